@@ -1,0 +1,327 @@
+"""Llama in numpy float64: what every layer and every reference is measured against.
+
+One function a checkpoint, written from the formulas of the papers and for a reader; nothing here
+is fast. Each has the name and the argument names of the layer that it judges, so that one call can
+be made of both. Inputs of any dtype are widened to float64 first; nothing is ever rounded back.
+
+    Llama     Touvron et al. 2023, https://arxiv.org/abs/2302.13971 and 2307.09288
+    RMSNorm   Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467
+    RoPE      Su et al. 2021, https://arxiv.org/abs/2104.09864
+    SwiGLU    Shazeer 2020, https://arxiv.org/abs/2002.05202
+    GQA       Ainslie et al. 2023, https://arxiv.org/abs/2305.13245
+    sampling  the order and the formulas of llama.cpp's sampler chain
+
+Axes: `n` tokens come first and are flat; a weight is `[out, in]`, as a GGUF file stores it.
+
+`weights` is any record with the attributes named in `block` and `logits`. Where a function takes
+`tap`, it calls `tap(point, array)` for what it computes on the way, not for what it returns. It
+imports numpy and nothing of ours: code shared with a layer would share the layer's mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "argmax",
+    "attention",
+    "block",
+    "embed",
+    "last_logits",
+    "logits",
+    "output_logits",
+    "qkv",
+    "rms_norm",
+    "rope",
+    "rope_frequencies",
+    "softmax",
+    "swiglu",
+]
+
+Array: TypeAlias = NDArray[np.float64]
+Tap: TypeAlias = Callable[[str, Array], object]
+
+
+def _float64(x: ArrayLike) -> Array:
+    return np.asarray(x, dtype=np.float64)
+
+
+def _ignore(point: str, array: Array) -> None:
+    """Stand in for a tap that nobody asked for."""
+
+
+def _linear(x: Array, w: ArrayLike) -> Array:
+    return x @ _float64(w).T  # [n, in] x [out, in]^T -> [n, out]
+
+
+def embed(token_ids: ArrayLike, weight: ArrayLike, tap: Tap | None = None) -> Array:
+    """Look up a row of `weight [vocab, width]` for each of `token_ids [n]` -> `[n, width]`."""
+    return _float64(np.asarray(weight)[np.asarray(token_ids, dtype=np.int64)])
+
+
+def rms_norm(x: ArrayLike, weight: ArrayLike, *, eps: float, tap: Tap | None = None) -> Array:
+    """Scale each row of `x [n, width]` to a root mean square of one, then by `weight [width]`.
+
+    y = x / sqrt(mean(x^2) + eps) * weight, with eps inside the root and no mean subtracted.
+    """
+    x = _float64(x)
+    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # [n, 1]
+    return x / np.sqrt(mean_square + eps) * _float64(weight)
+
+
+def rope_frequencies(config: Any) -> Array:
+    """Radians by which each pair of a head turns per position, `[head_dim / 2]`.
+
+    theta^(-2i/d) for pair i of d / 2; linear scaling by a factor s stretches positions, so / s.
+    """
+    pair = np.arange(config.head_dim // 2, dtype=np.float64)
+    return _float64(config.rope_theta ** (-2.0 * pair / config.head_dim) / config.rope_scale)
+
+
+def rope(
+    q: ArrayLike, k: ArrayLike, positions: ArrayLike, frequencies: ArrayLike, tap: Tap | None = None
+) -> tuple[Array, Array]:
+    """Turn each pair of `q [n, n_heads, head_dim]` and `k [n, n_kv_heads, head_dim]` by its angle.
+
+    Pair i is the neighbours (2i, 2i+1) of a head: in a GGUF file the rows of wq and wk are ordered
+    for that. Its angle is `positions[n] * frequencies[i]`; the value vectors are never turned.
+    """
+    angle = _float64(positions)[:, None] * _float64(frequencies)  # [n, head_dim / 2]
+    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]  # the same for every head
+
+    def turn(x: Array) -> Array:
+        even, odd = x[..., 0::2], x[..., 1::2]
+        turned = np.empty_like(x)
+        turned[..., 0::2] = even * cos - odd * sin
+        turned[..., 1::2] = even * sin + odd * cos
+        return turned
+
+    return turn(_float64(q)), turn(_float64(k))
+
+
+def qkv(
+    x: ArrayLike,
+    wq: ArrayLike,
+    wk: ArrayLike,
+    wv: ArrayLike,
+    *,
+    n_heads: int,
+    n_kv_heads: int,
+    tap: Tap | None = None,
+) -> tuple[Array, Array, Array]:
+    """Project `x [n, width]` to queries `[n, n_heads, head_dim]`, keys and values `[n, n_kv_heads, head_dim]`."""
+    x = _float64(x)
+    n = len(x)
+    q = _linear(x, wq).reshape(n, n_heads, -1)  # heads are contiguous runs of wq's rows
+    k = _linear(x, wk).reshape(n, n_kv_heads, -1)
+    v = _linear(x, wv).reshape(n, n_kv_heads, -1)
+    return q, k, v
+
+
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    wo: ArrayLike,
+    *,
+    positions: ArrayLike,
+    sequence_ids: ArrayLike | None = None,
+    tap: Tap | None = None,
+) -> Array:
+    """Causal attention with grouped heads: softmax(q k^T / sqrt(head_dim)) v, then wo -> `[n, width]`.
+
+    A token sees the tokens of its own sequence whose position is not later than its own. Query head
+    h reads key and value head h // (n_heads / n_kv_heads).
+    Taps: `attn_scores` `[n, n_heads, n]` (q k^T, neither scaled nor masked), `attn_probs` (same
+    shape, 0 where masked), `attn_context` `[n, n_heads * head_dim]`.
+    """
+    tap = tap or _ignore
+    q, k, v = _float64(q), _float64(k), _float64(v)
+    n, n_heads, head_dim = q.shape
+    group = n_heads // k.shape[1]
+    queries = q.transpose(1, 0, 2)  # [n_heads, n, head_dim]
+    keys = np.repeat(k, group, axis=1).transpose(1, 0, 2)  # [n_heads, n, head_dim]
+    values = np.repeat(v, group, axis=1).transpose(1, 0, 2)
+
+    scores = queries @ keys.transpose(0, 2, 1)  # [n_heads, query, key]
+    tap("attn_scores", scores.transpose(1, 0, 2))
+
+    scaled = np.where(_visible(positions, sequence_ids), scores / np.sqrt(head_dim), -np.inf)
+    probs = _normalized_exp(scaled)
+    tap("attn_probs", probs.transpose(1, 0, 2))
+
+    context = (probs @ values).transpose(1, 0, 2).reshape(n, n_heads * head_dim)
+    tap("attn_context", context)
+    return _linear(context, wo)
+
+
+def _visible(positions: ArrayLike, sequence_ids: ArrayLike | None) -> NDArray[np.bool_]:
+    """`[query, key]`: True where the query may look at the key."""
+    position = np.asarray(positions)
+    not_later: NDArray[np.bool_] = position[None, :] <= position[:, None]
+    if sequence_ids is None:
+        return not_later
+    sequence = np.asarray(sequence_ids)
+    return not_later & (sequence[None, :] == sequence[:, None])
+
+
+def _normalized_exp(x: Array) -> Array:
+    """exp(x) / sum(exp(x)) over the last axis; the maximum is taken out first, lest exp overflow."""
+    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
+    return _float64(e / np.sum(e, axis=-1, keepdims=True))
+
+
+def swiglu(
+    x: ArrayLike, w_gate: ArrayLike, w_up: ArrayLike, w_down: ArrayLike, tap: Tap | None = None
+) -> Array:
+    """w_down (silu(w_gate x) * (w_up x)) for `x [n, width]`, with silu(a) = a * sigmoid(a).
+
+    Taps: `ffn_gate` (before silu), `ffn_up`, `ffn_swiglu` (their product after silu), `[n, ffn]`.
+    """
+    tap = tap or _ignore
+    x = _float64(x)
+    gate = _linear(x, w_gate)
+    tap("ffn_gate", gate)
+    up = _linear(x, w_up)
+    tap("ffn_up", up)
+    product = gate * _sigmoid(gate) * up
+    tap("ffn_swiglu", product)
+    return _linear(product, w_down)
+
+
+def _sigmoid(a: Array) -> Array:
+    e = np.exp(-np.abs(a))  # never above 1: exp(-a) itself would overflow for a << 0
+    return np.where(a >= 0, 1.0, e) / (1.0 + e)
+
+
+def block(
+    x: ArrayLike,
+    weights: Any,
+    *,
+    config: Any,
+    positions: ArrayLike,
+    sequence_ids: ArrayLike | None = None,
+    tap: Tap | None = None,
+) -> Array:
+    """One transformer block, `[n, width]` to `[n, width]`: attention, then feed-forward, each around a residual.
+
+    `weights` has attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down.
+    Taps every point of a block but the last, `out`, which is returned.
+    """
+    tap = tap or _ignore
+    x = _float64(x)
+    normed = rms_norm(x, weights.attn_norm, eps=config.rms_norm_eps)
+    tap("attn_norm", normed)
+    q, k, v = qkv(
+        normed, weights.wq, weights.wk, weights.wv, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads
+    )
+    tap("q", q)
+    tap("k", k)
+    tap("v", v)
+    q, k = rope(q, k, positions, rope_frequencies(config))
+    tap("q_rope", q)
+    tap("k_rope", k)
+    attn_out = attention(q, k, v, weights.wo, positions=positions, sequence_ids=sequence_ids, tap=tap)
+    tap("attn_out", attn_out)
+
+    x = x + attn_out
+    tap("ffn_inp", x)
+    normed = rms_norm(x, weights.ffn_norm, eps=config.rms_norm_eps)
+    tap("ffn_norm", normed)
+    ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
+    tap("ffn_out", ffn_out)
+    return x + ffn_out
+
+
+def output_logits(x: ArrayLike, weights: Any, *, config: Any, tap: Tap | None = None) -> Array:
+    """The final norm and the output head: `[n, width]` (the last block's output) to `[n, vocab]`.
+
+    `weights` has output_norm and output. Taps `output_norm`.
+    """
+    normed = rms_norm(x, weights.output_norm, eps=config.rms_norm_eps)
+    (tap or _ignore)("output_norm", normed)
+    return _linear(normed, weights.output)
+
+
+def logits(
+    token_ids: ArrayLike,
+    weights: Any,
+    *,
+    config: Any,
+    positions: ArrayLike,
+    sequence_ids: ArrayLike | None = None,
+    tap: Tap | None = None,
+) -> Array:
+    """The whole model: `token_ids [n]` to `[n, vocab]`.
+
+    `weights` has token_embd, blocks (gone through once, in order: it may load them one by one),
+    output_norm and output. Taps `embd`, `blk.N.<point>`, `blk.N.out` and `output_norm`.
+    """
+    tap = tap or _ignore
+    x = embed(token_ids, weights.token_embd)
+    tap("embd", x)
+    for number, block_weights in enumerate(weights.blocks):
+
+        def tap_block(point: str, array: Array, prefix: str = f"blk.{number}.") -> None:
+            tap(prefix + point, array)
+
+        x = block(
+            x, block_weights, config=config, positions=positions, sequence_ids=sequence_ids, tap=tap_block
+        )
+        tap_block("out", x)
+    return output_logits(x, weights, config=config, tap=tap)
+
+
+def last_logits(logits: ArrayLike, tap: Tap | None = None) -> Array:
+    """The last token's row of `logits [n, vocab]`, the one that the next token is drawn from."""
+    return _float64(logits)[-1]
+
+
+def argmax(logits: ArrayLike, tap: Tap | None = None) -> NDArray[np.int64]:
+    """The id of the largest of `logits [..., vocab]`; of equal ones the lowest id.
+
+    As in llama.cpp, which starts at id 0 and moves on only to something greater: a NaN is never
+    moved to, and where id 0 itself is NaN, nothing is greater.
+    """
+    x = _float64(logits)
+    best = np.argmax(np.where(np.isnan(x), -np.inf, x), axis=-1)
+    return np.where(np.isnan(x[..., 0]), 0, best).astype(np.int64)
+
+
+def softmax(
+    logits: ArrayLike,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    tap: Tap | None = None,
+) -> Array:
+    """The probabilities that a token is drawn with, from `logits [..., vocab]`; 0 where cut off.
+
+    In llama.cpp's order: top-k, top-p among what is left, min-p, and only then the temperature.
+    top_k <= 0, top_p >= 1 and min_p <= 0 cut nothing; one token always stays. Of equal logits the
+    lower id counts as the larger. A temperature below 1e-6 gives all to the largest.
+    """
+    x = _float64(logits)
+    order = np.argsort(-x, axis=-1, kind="stable")  # best first
+    ranked = np.take_along_axis(x, order, axis=-1)
+    kept = np.ones(ranked.shape, dtype=bool)
+    if top_k > 0:
+        kept[..., top_k:] = False
+    if top_p < 1:
+        probs = _normalized_exp(np.where(kept, ranked, -np.inf))
+        reached = np.cumsum(probs, axis=-1) >= top_p
+        kept[..., 1:] &= ~reached[..., :-1]  # the token that reaches top_p stays, the next goes
+    if min_p > 0:
+        kept[..., 1:] &= ranked[..., 1:] >= ranked[..., :1] + np.log(min_p)  # p >= min_p * largest p
+    if temperature < 1e-6:
+        kept[..., 1:] = False
+        temperature = 1.0
+    result = np.empty_like(x)
+    np.put_along_axis(result, order, _normalized_exp(np.where(kept, ranked, -np.inf) / temperature), axis=-1)
+    return result
