@@ -68,9 +68,10 @@ def rms_norm(x: ArrayLike, weight: ArrayLike, *, eps: float, tap: Tap | None = N
 
     y = x / sqrt(mean(x^2) + eps) * weight, with eps inside the root and no mean subtracted.
     """
-    x = _float64(x)
-    mean_square = np.mean(x * x, axis=-1, keepdims=True)  # [n, 1]
-    return x / np.sqrt(mean_square + eps) * _float64(weight)
+    rows = _float64(x)
+    mean_square = np.mean(rows * rows, axis=-1, keepdims=True)  # [n, 1]
+    normed: Array = rows / np.sqrt(mean_square + eps)
+    return normed * _float64(weight)
 
 
 def rope_frequencies(config: Any) -> Array:
@@ -161,12 +162,13 @@ def attention(
 
 def _visible(positions: ArrayLike, sequence_ids: ArrayLike | None) -> NDArray[np.bool_]:
     """`[query, key]`: True where the query may look at the key."""
-    position = np.asarray(positions)
+    position = np.asarray(positions, dtype=np.int64)
     not_later: NDArray[np.bool_] = position[None, :] <= position[:, None]
     if sequence_ids is None:
         return not_later
-    sequence = np.asarray(sequence_ids)
-    return not_later & (sequence[None, :] == sequence[:, None])
+    sequence = np.asarray(sequence_ids, dtype=np.int64)
+    same: NDArray[np.bool_] = sequence[None, :] == sequence[:, None]
+    return not_later & same
 
 
 def _normalized_exp(x: Array) -> Array:
@@ -228,13 +230,13 @@ def block(
     attn_out = attention(q, k, v, weights.wo, positions=positions, sequence_ids=sequence_ids, tap=tap)
     tap("attn_out", attn_out)
 
-    x = x + attn_out
-    tap("ffn_inp", x)
-    normed = rms_norm(x, weights.ffn_norm, eps=config.rms_norm_eps)
+    ffn_inp: Array = x + attn_out
+    tap("ffn_inp", ffn_inp)
+    normed = rms_norm(ffn_inp, weights.ffn_norm, eps=config.rms_norm_eps)
     tap("ffn_norm", normed)
     ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
     tap("ffn_out", ffn_out)
-    return x + ffn_out
+    return ffn_inp + ffn_out
 
 
 def output_logits(x: ArrayLike, weights: Any, *, config: Any, tap: Tap | None = None) -> Array:
@@ -278,7 +280,8 @@ def logits(
 
 def last_logits(logits: ArrayLike, tap: Tap | None = None) -> Array:
     """The last token's row of `logits [n, vocab]`, the one that the next token is drawn from."""
-    return _float64(logits)[-1]
+    last: Array = _float64(logits)[-1]
+    return last
 
 
 def argmax(logits: ArrayLike, tap: Tap | None = None) -> NDArray[np.int64]:
