@@ -1,0 +1,97 @@
+"""Checkpoint 1B, RoPE: each pair of a head's features turned by an angle that grows with the position.
+
+    angle[t, i] = positions[t] * theta^(-2i / head_dim) / scale
+    (q[2i], q[2i+1]) -> (q[2i] cos - q[2i+1] sin,  q[2i] sin + q[2i+1] cos)
+    q [n, n_heads, head_dim], k [n, n_kv_heads, head_dim], frequencies [head_dim / 2]
+
+Pairs are neighbours, (2i, 2i+1): a GGUF file stores the rows of wq and wk in that order. Hugging Face
+stores them so that pairs are (i, i + head_dim/2); mixing the two is the commonest bug of all. Source:
+Su et al. 2021 (arXiv 2104.09864), equation 34; llama.cpp, `ggml_rope_ext` with mode 0.
+
+torch has no rotary function; this stands on float64 `cos` and `sin` of position times frequency. Angles
+built in float32, or by repeated multiplication as llama.cpp does, are off by 1e-4 at position 4,000.
+
+What goes wrong here: see `CHECKPOINT.mistakes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llama_ckpt.config import LlamaConfig
+from llama_ckpt.points import Case, Checkpoint, block_point
+
+__all__ = ["CHECKPOINT", "rope", "rope_frequencies"]
+
+
+def rope_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
+    """Radians a position for each pair of features: `[head_dim / 2]` float64."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
+    return config.rope_theta**-exponents / config.rope_scale
+
+
+def rope(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    tap: Callable[[str, Tensor], object] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Rotate the pairs (2i, 2i+1) of every head of `q` and `k` by `positions * frequencies[i]`.
+
+    Args:
+        q: `[n, n_heads, head_dim]`.
+        k: `[n, n_kv_heads, head_dim]`.
+        positions: `[n]` int64.
+        frequencies: `[head_dim / 2]` float64, radians a position.
+        tap: unused; there are no inner points.
+
+    Returns:
+        q and k, rotated, in their shapes and dtypes.
+    """
+    angles = (positions.to(torch.float64)[:, None] * frequencies)[:, None, :]  # [n, 1, head_dim/2]
+    cos, sin = angles.cos(), angles.sin()
+
+    def turn(x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)  # half precision is rounded once, at the end
+        c, s = cos.to(wide), sin.to(wide)
+        even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).to(x.dtype)
+
+    return turn(q), turn(k)
+
+
+def cases(given: Any) -> Iterator[Case]:
+    """Queries and keys of each block."""
+    for number in given.blocks:
+        arguments = {
+            "q": given[block_point(number, "q")],
+            "k": given[block_point(number, "k")],
+            "positions": given.positions,
+            "frequencies": given.rope_frequencies,
+        }
+        yield Case("rope", arguments, (block_point(number, "q_rope"), block_point(number, "k_rope")))
+
+
+CHECKPOINT = Checkpoint(
+    id="1B",
+    title="RoPE",
+    function=rope,
+    stands_on=("2",),
+    points=("q_rope", "k_rope"),
+    max_abs=1e-5,
+    cases=cases,
+    torch_function="none in torch: float64 cos and sin of position x frequency, then four products",
+    mistakes=(
+        "Pairs (i, i + head_dim/2) are rotated where the weights are stored for neighbours, or the reverse.",
+        "theta is not the file's, or its exponent is i / head_dim instead of 2i / head_dim.",
+        "The position is off by one, or restarts at 0 in every call with a cache.",
+        "The angle has the wrong sign, or sin and cos are swapped.",
+        "V is rotated too, or Q only.",
+        "Angles are computed in float16 or float32: right at the start, wrong at position 4,000.",
+    ),
+)

@@ -1,0 +1,103 @@
+"""Every error that a user of llama_ckpt can cause, in one tree.
+
+    LlamaCkptError                 base of all; the command line prints it and exits with 2
+    ├── ModelFileError             the GGUF file is damaged, truncated, or not a Llama
+    ├── UnsupportedModelError      a sound file that uses something we do not compute
+    ├── TokenizerError             a token id or a text that the vocabulary cannot hold
+    ├── ShapeError                 a tensor of the wrong shape or dtype
+    ├── ContextLengthError         more tokens than the context or the cache holds
+    ├── DeviceError                a device that is not there, or too small
+    ├── OptionError                an option out of its range, an unknown checkpoint
+    ├── DumpError                  a reference dump that is damaged, incomplete, or of other weights
+    └── ReferenceError             the reference program
+        ├── ReferenceMissingError      llama-cpp-python is not installed
+        └── ReferenceCrashedError      llama.cpp ended in its own process before it was done
+
+Every message is one sentence: what, got, wanted, what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ContextLengthError",
+    "DeviceError",
+    "DumpError",
+    "LlamaCkptError",
+    "ModelFileError",
+    "OptionError",
+    "ReferenceCrashedError",
+    "ReferenceError",
+    "ReferenceMissingError",
+    "ShapeError",
+    "TokenizerError",
+    "UnsupportedModelError",
+]
+
+
+class LlamaCkptError(Exception):
+    """Base of every error that a user can cause.
+
+    Args:
+        what: the thing that is wrong: a field, an argument, a file.
+        got: what was found there; left out of the message when None.
+        wanted: what would have been right; left out when None.
+        hint: what to do about it; left out when None.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        got: object = None,
+        wanted: object = None,
+        hint: str | None = None,
+    ) -> None:
+        self.what, self.got, self.wanted, self.hint = what, got, wanted, hint
+        facts = [f"got {got}"] if got is not None else []
+        facts += [f"wanted {wanted}"] if wanted is not None else []
+        sentence = what + (": " + ", ".join(facts) if facts else "")
+        super().__init__(sentence + (f"; {hint}" if hint else ""))
+
+
+class ModelFileError(LlamaCkptError):
+    """The GGUF file is damaged, truncated, of another format, or not a Llama."""
+
+
+class UnsupportedModelError(LlamaCkptError):
+    """The file is sound, but uses something that no checkpoint here computes."""
+
+
+class TokenizerError(LlamaCkptError):
+    """A token id outside the vocabulary, or a text that it cannot hold."""
+
+
+class ShapeError(LlamaCkptError):
+    """A tensor has the wrong shape or dtype for the function it was given to."""
+
+
+class ContextLengthError(LlamaCkptError):
+    """More tokens than the model's context or the KV cache holds."""
+
+
+class DeviceError(LlamaCkptError):
+    """The device that was asked for is not there, or too small."""
+
+
+class OptionError(LlamaCkptError):
+    """An option is out of its range, or names something that does not exist."""
+
+
+class DumpError(LlamaCkptError):
+    """A reference dump is damaged, incomplete, or belongs to other weights or tokens."""
+
+
+class ReferenceError(LlamaCkptError):  # noqa: A001 - the field's word; Python's own is about weakrefs
+    """The reference program could not be used."""
+
+
+class ReferenceMissingError(ReferenceError):
+    """llama-cpp-python, the optional extra `reference`, is not installed."""
+
+
+class ReferenceCrashedError(ReferenceError):
+    """llama.cpp ended, in its own process, before it had delivered its tensors."""

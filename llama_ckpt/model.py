@@ -1,0 +1,202 @@
+"""A loaded Llama for library users: `load`, `Model`, `generate`.
+
+    import llama_ckpt as lc
+
+    model = lc.load("model.gguf", device="auto", dtype="float32")
+    model.logits([1, 15043])                                   # [2, vocab]
+    for piece in lc.generate(model, "Hello", max_tokens=10):
+        print(piece, end="", flush=True)
+
+The mathematics is in `checkpoints`; this module only puts a file, a device and a dtype together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from checkpoints.c08_logits import logits as logits_layer
+from checkpoints.c12_end_to_end import generate as generate_tokens
+from llama_ckpt.config import LlamaConfig
+from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
+from llama_ckpt.gguf_file import GGUFFile, open_gguf
+from llama_ckpt.kv_cache import KVCache
+from llama_ckpt.quants import exact_matmul
+from llama_ckpt.sampling import SamplingOptions
+from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.weights import ModelWeights, load_weights
+
+__all__ = ["DTYPES", "Model", "generate", "load", "pick_device", "pick_dtype"]
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+"""The dtypes a model can compute in, by name."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A Llama on a device.
+
+    Attributes:
+        file: the open GGUF file.
+        config: its shape.
+        tokenizer: its vocabulary.
+        weights: on `device`, in the file's types.
+        device: where it computes.
+        dtype: what it computes in.
+    """
+
+    file: GGUFFile
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    weights: ModelWeights
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def path(self) -> Path:
+        """The GGUF file's path."""
+        return self.file.path
+
+    def tensor(self, token_ids: Sequence[int]) -> Tensor:
+        """Token ids or positions as an int64 tensor on the model's device."""
+        return torch.tensor(list(token_ids), dtype=torch.int64, device=self.device)
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """An empty KV cache for `capacity` tokens, in the model's dtype."""
+        return KVCache.allocate(self.config, capacity, device=self.device, dtype=self.dtype)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        cache: KVCache | None = None,
+        tap: Callable[[str, Tensor], object] | None = None,
+    ) -> Tensor:
+        """Checkpoint 8 on this model's weights: int64 tensors `[n]` to logits `[n, vocab]` of `dtype`."""
+        with exact_matmul():
+            return logits_layer(
+                token_ids,
+                self.weights,
+                config=self.config,
+                positions=positions,
+                cache=cache,
+                dtype=self.dtype,
+                tap=tap,
+            )
+
+    @torch.inference_mode()
+    def logits(
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int] | None = None,
+        tap: Callable[[str, Tensor], object] | None = None,
+    ) -> Tensor:
+        """The logits of every token of a sequence, without a cache.
+
+        Args:
+            token_ids: `n` ids, 1 to the model's context length.
+            positions: `n` positions; None counts from 0.
+            tap: gets every point of the network, as `logits` of checkpoint 8 calls it.
+
+        Returns:
+            `[n, vocab]`, on the model's device, in its dtype.
+
+        Raises:
+            ShapeError: no tokens, an id outside the vocabulary, as many positions as tokens not given.
+            ContextLengthError: more tokens than the context holds.
+        """
+        n, vocab = len(token_ids), self.config.vocab_size
+        if n == 0 or min(token_ids) < 0 or max(token_ids) >= vocab:
+            raise ShapeError(
+                "token ids", got=list(token_ids)[:8], wanted=f"at least one, each 0 to {vocab - 1}"
+            )
+        if n > self.config.context_length:
+            raise ContextLengthError("tokens", got=n, wanted=f"at most {self.config.context_length}")
+        if positions is not None and len(positions) != n:
+            raise ShapeError("positions", got=len(positions), wanted=f"{n}, one for each token")
+        at = range(n) if positions is None else positions
+        return self.forward(self.tensor(token_ids), self.tensor(at), tap=tap)
+
+
+def load(
+    path: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32"
+) -> Model:
+    """Open a GGUF file and put its weights on a device.
+
+    Args:
+        path: a Llama in GGUF, version 2 or 3.
+        device: "auto" takes CUDA where there is one, else the CPU.
+        dtype: "float32", "float16" or "bfloat16": what is computed in. Weights stay in the file's types.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: the file is not a Llama that can be computed here.
+        DeviceError: the device is not there. OptionError: an unknown dtype.
+    """
+    picked, kind = pick_device(device), pick_dtype(dtype)
+    file = open_gguf(path)
+    config = LlamaConfig.from_gguf(file)
+    tokenizer = Tokenizer.from_gguf(file)
+    return Model(file, config, tokenizer, load_weights(file, config, picked), picked, kind)
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """A usable torch device: "auto" takes CUDA where there is one. Raises DeviceError otherwise."""
+    if str(device) == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+    except RuntimeError:
+        picked = None
+    if picked is None or picked.type not in ("cpu", "cuda"):
+        raise DeviceError("device", got=device, wanted="auto, cpu or cuda")
+    if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            "device",
+            got=device,
+            wanted=f"one of {torch.cuda.device_count()} CUDA devices",
+            hint="use --device cpu",
+        )
+    return picked
+
+
+def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype by name. Raises OptionError for one that models don't compute in."""
+    picked = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if picked not in DTYPES.values():
+        raise OptionError("dtype", got=dtype, wanted="one of " + ", ".join(DTYPES))
+    return picked
+
+
+def generate(
+    model: Model,
+    prompt: str | bytes | Sequence[int],
+    max_tokens: int = 128,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int | None = None,
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """Continue a prompt and yield the text as it comes, whole characters only.
+
+    Args:
+        model: from `load`.
+        prompt: text, or token ids.
+        max_tokens: at most so many.
+        temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.SamplingOptions`.
+        stop: strings that end the text and are not part of it.
+
+    Raises:
+        OptionError, ContextLengthError: as `checkpoints.generate`.
+    """
+    options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+    for token in generate_tokens(model, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
+        if token.text:
+            yield token.text
