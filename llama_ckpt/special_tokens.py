@@ -1,0 +1,210 @@
+"""Which tokens of a vocabulary are special, and the cutting of a text at them, as llama.cpp does both.
+
+llama.cpp does not take the file's token types as they are: by their text it makes some tokens control
+tokens, ends generation at some, and un-controls a few. Without that, a `[PAD]` that a fine-tune added as a
+user-defined token would be tokenized differently here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import IntFlag
+
+from llama_ckpt.errors import ModelFileError
+
+__all__ = ["Kind", "byte_value", "partition", "token_kinds"]
+
+
+class Kind(IntFlag):
+    """What a token is; a token made a control token by its text keeps its other bit."""
+
+    NONE = 0
+    UNKNOWN = 1
+    UNUSED = 2
+    NORMAL = 4
+    CONTROL = 8
+    USER_DEFINED = 16
+    BYTE = 32
+
+
+# tokenizer.ggml.token_type, 0 to 6, to the kind, as a plain int: 32,000 IntFlag operations are slow.
+_KIND_OF_TYPE = [
+    int(kind)
+    for kind in (
+        Kind.NONE,
+        Kind.NORMAL,
+        Kind.UNKNOWN,
+        Kind.CONTROL,
+        Kind.USER_DEFINED,
+        Kind.UNUSED,
+        Kind.BYTE,
+    )
+]
+
+# Roles that llama.cpp gives to a token by its text when the file names no token for them.
+_NAMES_OF_ROLE: Mapping[str, tuple[str, ...]] = {
+    "fim_pre": (
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<｜fim▁begin｜>",
+        "<PRE>",
+        "▁<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    "fim_suf": (
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<｜fim▁hole｜>",
+        "<SUF>",
+        "▁<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    "fim_mid": (
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<｜fim▁end｜>",
+        "<MID>",
+        "▁<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+    "fim_pad": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
+    "fim_sep": ("<|file_sep|>",),
+}
+
+# Texts that end generation in whatever vocabulary they stand.
+_END_NAMES = (
+    "</s>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|flush|>",
+    "<|calls|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<eos>",
+    "<end_of_utterance>",
+    "<turn|>",
+    "<|tool_response>",
+    "<｜end▁of▁sentence｜>",
+    "[e~[",
+)
+
+_ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
+
+_C_SPACE = re.compile(rb"[ \t\n\v\f\r]*")
+
+
+def token_kinds(
+    ids: Mapping[bytes, int], types: Iterable[int], roles: Mapping[str, int]
+) -> tuple[list[int], frozenset[int]]:
+    """Each token's `Kind` bits, by id, and the ids at which llama.cpp ends generation.
+
+    Args:
+        ids: token texts to token ids.
+        types: the file's token types, by id; a number outside 0 to 6 means no kind.
+        roles: the ids that the file names: "eos", "eot", "eom", "fim_pre", ….
+    """
+    kinds = [_KIND_OF_TYPE[type_] if 0 <= type_ < len(_KIND_OF_TYPE) else 0 for type_ in types]
+    roles = dict(roles)
+    for role, names in _NAMES_OF_ROLE.items():
+        # Of several such tokens llama.cpp takes the one its hash table yields first; here, the lowest id.
+        found = _present(ids, names)
+        if role not in roles and found:
+            roles[role] = min(found)
+            kinds[roles[role]] |= Kind.CONTROL
+    ends = {roles[role] for role in ("fim_pad", "fim_rep", "fim_sep") if role in roles}
+    for token in _present(ids, _END_NAMES):
+        ends.add(token)
+        kinds[token] |= Kind.CONTROL
+    for token in _present(ids, _ALWAYS_SHOWN):
+        kinds[token] = int(Kind.USER_DEFINED)
+    ends |= {roles[role] for role in ("eos", "eot", "eom") if role in roles}
+    _undo_ends(ids, kinds, ends)
+    return kinds, frozenset(ends)
+
+
+def _undo_ends(ids: Mapping[bytes, int], kinds: list[int], ends: set[int]) -> None:
+    """Two texts that are no end of generation where certain others are."""
+
+    def ending(*names: str) -> bool:
+        return any(token in ends for token in _present(ids, names))
+
+    if ending("<|end|>") and (
+        (ending("<|return|>") and ending("<|call|>", "<|calls|>"))
+        or (ending("<|call|>", "<|calls|>") and ending("<|flush|>"))
+    ):
+        ends.discard(ids[b"<|end|>"])
+        kinds[ids[b"<|end|>"]] = int(Kind.USER_DEFINED)
+    if ending("</s>") and ending("<|tool_response>", "<|plamo:eos|>"):
+        ends.discard(ids[b"</s>"])
+        kinds[ids[b"</s>"]] = int(Kind.NORMAL)
+
+
+def _present(ids: Mapping[bytes, int], names: Iterable[str]) -> list[int]:
+    return [ids[text] for text in (name.encode() for name in names) if text in ids]
+
+
+def partition(
+    text: bytes, specials: Sequence[tuple[int, bytes]], strip_after: frozenset[int]
+) -> list[bytes | int]:
+    """The text cut at special tokens: text fragments, none empty, and token ids between them.
+
+    Args:
+        text: UTF-8, or any bytes.
+        specials: ids and texts of the tokens to cut at; the first has the first choice, everywhere.
+        strip_after: the ids that swallow the white space behind them.
+    """
+    fragments: list[bytes | int] = [text] if text else []
+    for token, name in specials:
+        if name in text:
+            strip = token in strip_after
+            fragments = [part for fragment in fragments for part in _split(fragment, token, name, strip)]
+    return fragments
+
+
+def _split(fragment: bytes | int, token: int, name: bytes, strip: bool) -> Iterator[bytes | int]:
+    if isinstance(fragment, int):
+        yield fragment
+        return
+    start = 0
+    while (at := fragment.find(name, start)) >= 0:
+        if at > start:
+            yield fragment[start:at]
+        yield token
+        start = at + len(name)
+        if strip and (space := _C_SPACE.match(fragment, start)):
+            start = space.end()
+    if start < len(fragment):
+        yield fragment[start:]
+
+
+def byte_value(text: bytes) -> int:
+    """The byte of a byte token's text: `<0x0A>` is 10.
+
+    Raises:
+        ModelFileError: the text has another form.
+    """
+    try:
+        return int(text[3:5], 16)
+    except ValueError:
+        raise ModelFileError(
+            "a byte token of tokenizer.ggml.tokens is not written as one",
+            got=repr(text),
+            wanted="<0x00> to <0xFF>",
+        ) from None

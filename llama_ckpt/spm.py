@@ -1,0 +1,141 @@
+"""The merging of one text fragment into tokens, as llama.cpp's SPM tokenizer does it.
+
+A text is cut into symbols, one UTF-8 character each. While any two neighbours together are a token,
+the pair whose token has the highest score is merged; of equal scores, the left-most. Symbols that are
+no token when all is merged become one byte token for each of their bytes.
+
+Two things make it fast and change no token. A merge never reaches across two neighbouring symbols that
+are neighbours in no token of the vocabulary: the text falls into chunks there, in practice into words.
+And a short chunk's tokens, which depend on nothing but the chunk, are remembered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from heapq import heapify, heappop, heappush
+from itertools import pairwise
+
+import numpy as np
+
+from llama_ckpt.errors import ModelFileError, TokenizerError
+
+__all__ = ["SpmMerger"]
+
+# A symbol's length comes from the high half of its first byte alone, whatever follows, and ends with the
+# text: that is llama.cpp's reading of broken UTF-8, and for sound UTF-8 it is one character.
+_SYMBOL = re.compile(rb"(?s:[\x00-\xbf]|[\xc0-\xdf].?|[\xe0-\xef].{0,2}|[\xf0-\xff].{0,3})")
+
+_REMEMBERED_CHUNKS = 1 << 15
+_LONGEST_REMEMBERED = 48  # bytes; with the number of chunks this bounds the memory to a few megabytes
+
+
+class SpmMerger:
+    """Merges text fragments with one vocabulary; safe to share between threads.
+
+    Args:
+        ids: token texts (UTF-8, spaces as U+2581) to token ids.
+        scores: one float32 score for each token, in the order of `ids`; higher merges first.
+
+    Raises:
+        ModelFileError: a score is NaN, which puts the pairs into no order.
+    """
+
+    def __init__(self, ids: Mapping[bytes, int], scores: Sequence[float] | np.ndarray) -> None:
+        negated = -np.asarray(scores, dtype=np.float32)
+        if np.isnan(negated).any():
+            raise ModelFileError("a score in tokenizer.ggml.scores is not a number", got="NaN")
+        # Equal scores share a rank: only then does the position decide.
+        ranks = np.unique(negated, return_inverse=True)[1].tolist()
+        self._ids = ids
+        self._ranks: dict[bytes, int] = dict(zip(ids, ranks, strict=True))
+        self._byte_ids = [_byte_token(ids, byte) for byte in range(256)]
+        self._neighbours = {pair for text in ids for pair in pairwise(_SYMBOL.findall(text))}
+        self._remembered = lru_cache(_REMEMBERED_CHUNKS)(self._chunk_ids)
+
+    def ids(self, text: bytes) -> list[int]:
+        """The token ids of a fragment whose spaces are already U+2581.
+
+        Raises:
+            TokenizerError: the text needs a byte token that the vocabulary does not have.
+        """
+        ids: list[int] = []
+        for chunk in self._chunks(text):
+            ids += self._remembered(chunk) if len(chunk) <= _LONGEST_REMEMBERED else self._chunk_ids(chunk)
+        return ids
+
+    def _chunks(self, text: bytes) -> Iterator[bytes]:
+        """The text, cut wherever no token has these two symbols side by side."""
+        symbols = _SYMBOL.findall(text)
+        start, neighbours = 0, self._neighbours
+        for cut in [i for i, pair in enumerate(pairwise(symbols), 1) if pair not in neighbours]:
+            yield b"".join(symbols[start:cut])
+            start = cut
+        if symbols:
+            yield b"".join(symbols[start:])
+
+    def _chunk_ids(self, chunk: bytes) -> tuple[int, ...]:
+        ids: list[int] = []
+        for text in self._merge(_SYMBOL.findall(chunk)):
+            token = self._ids.get(text)
+            if token is None:
+                ids += self._fallback(text)
+            else:
+                ids.append(token)
+        return tuple(ids)
+
+    def _fallback(self, text: bytes) -> Iterator[int]:
+        for byte in text:
+            token = self._byte_ids[byte]
+            if token is None:
+                raise TokenizerError(
+                    "the vocabulary cannot hold this text: it has neither the character nor its bytes",
+                    got=f"byte 0x{byte:02X} of {text!r}",
+                    wanted=f"a token <0x{byte:02X}>",
+                )
+            yield token
+
+    def _merge(self, texts: list[bytes]) -> list[bytes]:
+        """Merges symbols in place, best pair first, and returns those that are left, in order.
+
+        A pair waits in the heap as rank × n + left index, which orders by score, then by position.
+        `waiting[left]` is the entry that holds for the pair now; older ones are skipped when they surface.
+        """
+        n, ranks = len(texts), self._ranks
+        following = list(range(1, n + 1))
+        before = list(range(-1, n - 1))
+        waiting = [-1] * n
+        for left in range(n - 1):
+            rank = ranks.get(texts[left] + texts[left + 1])
+            if rank is not None:
+                waiting[left] = rank * n + left
+        heap = [entry for entry in waiting if entry >= 0]
+        heapify(heap)
+        while heap:
+            entry = heappop(heap)
+            left = entry % n
+            if waiting[left] != entry:
+                continue
+            right = following[left]
+            merged = texts[left] = texts[left] + texts[right]
+            texts[right], waiting[left], waiting[right] = b"", -1, -1
+            following[left] = after = following[right]
+            if after < n:
+                before[after] = left
+                rank = ranks.get(merged + texts[after])
+                if rank is not None:
+                    waiting[left] = entry = rank * n + left
+                    heappush(heap, entry)
+            previous = before[left]
+            if previous >= 0:
+                rank = ranks.get(texts[previous] + merged)
+                waiting[previous] = entry = -1 if rank is None else rank * n + previous
+                if rank is not None:
+                    heappush(heap, entry)
+        return [text for text in texts if text]
+
+
+def _byte_token(ids: Mapping[bytes, int], byte: int) -> int | None:
+    token = ids.get(b"<0x%02X>" % byte)
+    return ids.get(bytes([byte])) if token is None else token

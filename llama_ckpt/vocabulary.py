@@ -1,0 +1,88 @@
+"""Reading the vocabulary out of GGUF metadata, with llama.cpp's defaults for what a file leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+
+__all__ = ["read_vocabulary"]
+
+_FURTHER_ROLES = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
+_OLDER_NAMES = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
+_DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
+
+
+def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `Tokenizer` that a file's metadata says.
+
+    Raises:
+        UnsupportedModelError: the file's tokenizer is not SentencePiece's.
+        ModelFileError: there is no vocabulary, or a damaged one.
+    """
+    model = metadata.get("tokenizer.ggml.model")
+    if model != "llama":
+        raise UnsupportedModelError(
+            "the file's tokenizer (tokenizer.ggml.model) is not SentencePiece's",
+            got="none" if model is None else repr(model),
+            wanted="'llama'",
+            hint="only vocabularies of Llama-2's kind are supported",
+        )
+    # llama.cpp reads a token's text as a C string, which ends at the first NUL.
+    tokens = [bytes(token).split(b"\0", 1)[0] for token in _array(metadata, "tokens", 1)]
+    n = len(tokens)
+    roles = {role: _special_id(metadata, role, n) for role in _FURTHER_ROLES}
+    name = str(metadata.get("general.name", "")).lower()
+    return {
+        "tokens": tokens,
+        "scores": _array(metadata, "scores", n, optional=True),
+        "types": _array(metadata, "token_type", n, optional=True),
+        "bos_id": _special_id(metadata, "bos", n),
+        "eos_id": _special_id(metadata, "eos", n),
+        "unk_id": _special_id(metadata, "unknown", n),
+        "add_bos": _flag(metadata, "add_bos_token", True),
+        "add_eos": _flag(metadata, "add_eos_token", False),
+        "add_space_prefix": _flag(metadata, "add_space_prefix", True),
+        "roles": {role: token for role, token in roles.items() if token is not None},
+        "strip_after_special": "phi-3" in name or "phi3" in name,
+    }
+
+
+def _array(metadata: Mapping[str, Any], name: str, at_least: int, *, optional: bool = False) -> Any:
+    key = f"tokenizer.ggml.{name}"
+    value = metadata.get(key)
+    if value is None and optional:
+        return None
+    if not isinstance(value, list | np.ndarray) or len(value) < at_least:
+        raise ModelFileError(
+            f"the vocabulary's {key} is missing or too short",
+            got=f"{len(value)} entries" if isinstance(value, list | np.ndarray) else repr(value),
+            wanted=f"an array of at least {at_least}",
+        )
+    return value[:at_least] if optional else value
+
+
+def _special_id(metadata: Mapping[str, Any], role: str, n: int) -> int | None:
+    """A special token's id; one outside the vocabulary counts as not given, as in llama.cpp."""
+    token = _DEFAULT_IDS.get(role)
+    token = token if token is not None and token < n else None
+    for name in (role, _OLDER_NAMES.get(role)):
+        key = f"tokenizer.ggml.{name}_token_id"
+        if name is None or key not in metadata:
+            continue
+        value = metadata[key]
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 0:
+            raise ModelFileError(f"{key} is not a token id", got=repr(value), wanted="a number from 0 up")
+        token = int(value) if value < n else token
+    return token
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    key = f"tokenizer.ggml.{name}"
+    value = metadata.get(key, default)
+    if not isinstance(value, bool | np.bool_):
+        raise ModelFileError(f"{key} is not a truth value", got=repr(value), wanted="true or false")
+    return bool(value)
