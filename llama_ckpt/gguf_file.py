@@ -1,0 +1,212 @@
+"""A GGUF file: its bytes checked, mapped into memory, and given out as named tensors.
+
+Opening walks and checks the header (`gguf_header`) and nothing else: no tensor is read, so it costs
+the same for 1 MB and for 13 GB. What the tensors must be for a Llama is `check_llama`'s question, so
+that a file of metadata alone can be opened for its configuration and its vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf_header import MetadataValue, TensorInfo, read_header, shown
+from llama_ckpt.tensor_names import expected_shapes, unsupported_reason
+
+if TYPE_CHECKING:
+    from llama_ckpt.config import LlamaConfig
+
+__all__ = [
+    "SUPPORTED_TYPES",
+    "GGUFFile",
+    "MetadataValue",
+    "TensorInfo",
+    "check_llama",
+    "open_gguf",
+    "weights_sha256",
+]
+
+_T = GGMLQuantizationType
+SUPPORTED_TYPES: Final = frozenset(
+    {_T.F32, _T.F16, _T.BF16, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q8_0}
+    | {_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K, _T.IQ4_NL, _T.IQ4_XS}
+)
+"""The tensor types that a Llama's weights may have here."""
+
+_PIECE: Final = 1 << 24  # bytes dequantized at a time for a checksum
+
+
+class GGUFFile:
+    """An open GGUF file.
+
+    Args:
+        path: a regular file.
+
+    Attributes:
+        path: where it was opened.
+        version: 2 or 3.
+        metadata: every key, see `MetadataValue`: plain scalars, `str`, `list[bytes]` for an array of
+            strings, a read-only numpy array for any other array.
+        tensors: `TensorInfo` by name, in the file's order.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, truncated, or no GGUF file.
+        UnsupportedModelError: big-endian, a version other than 2 and 3, or split over several files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Final = Path(path)
+        self._map = _map(self.path)
+        try:
+            header = read_header(self._map)
+            _refuse_split(header.metadata)
+        except (ModelFileError, UnsupportedModelError) as error:
+            raise type(error)(
+                f"{self.path}: {error.what}", got=error.got, wanted=error.wanted, hint=error.hint
+            ) from None
+        self.version: Final = header.version
+        self.metadata: Final[Mapping[str, MetadataValue]] = MappingProxyType(dict(header.metadata))
+        self.tensors: Final[Mapping[str, TensorInfo]] = MappingProxyType(dict(header.tensors))
+        self._sha256: str | None = None
+
+    def info(self, name: str) -> TensorInfo:
+        """The tensor of that name.
+
+        Raises:
+            ModelFileError: the file has no such tensor.
+        """
+        if name not in self.tensors:
+            raise ModelFileError(f"{self.path}: tensor {name} is missing")
+        return self.tensors[name]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes as in the file: uint8 [rows, row_bytes], a read-only view, not a copy."""
+        info = self.info(name)
+        view = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        view.flags.writeable = False
+        return view.reshape(info.n_rows, info.row_bytes)
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        """The whole file, mapped copy-on-write: writing to it never reaches the file."""
+        return self._map
+
+    def float32(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """A tensor's values, dequantized by `gguf`: float32 in its shape, or some rows of a matrix.
+
+        Raises:
+            UnsupportedModelError: a type that `gguf` does not dequantize.
+        """
+        info = self.info(name)
+        values = _dequantize(self.raw(name)[rows], info)
+        return values if rows != slice(None) else values.reshape(info.shape)
+
+    def float64(self, name: str) -> NDArray[np.float64]:
+        """A tensor's float32 values, exactly, in float64."""
+        return self.float32(name).astype(np.float64)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, in hex; computed once."""
+        if self._sha256 is None:
+            self._sha256 = hashlib.sha256(self._map).hexdigest()
+        return self._sha256
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open a GGUF file; the same as `GGUFFile(path)`."""
+    return GGUFFile(path)
+
+
+def weights_sha256(file: GGUFFile) -> str:
+    """SHA-256, in hex, over the values of all tensors, whatever type the file keeps them in.
+
+    For each tensor in the order of their names: the name in UTF-8, a NUL, then its dequantized
+    values as little-endian float32, row-major. A file and its exact float32 upcast agree. Memory:
+    some rows of one tensor.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(file.tensors):
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+        info = file.tensors[name]
+        step = max(1, _PIECE // info.row_bytes)
+        raw = file.raw(name)
+        for first in range(0, info.n_rows, step):
+            values = _dequantize(raw[first : first + step], info)
+            digest.update(np.ascontiguousarray(values, "<f4").view(np.uint8))
+    return digest.hexdigest()
+
+
+def check_llama(file: GGUFFile, config: LlamaConfig) -> None:
+    """Hold the file's tensors against the configuration: none missing, none left over, every shape.
+
+    Raises:
+        ModelFileError: a tensor is missing or has another shape than the metadata ask for.
+        UnsupportedModelError: a tensor that this Llama has no place for, or of an unsupported type.
+    """
+    wanted = expected_shapes(config)
+    for name in file.tensors:
+        if name not in wanted:
+            raise UnsupportedModelError(
+                f"{file.path}: tensor {shown(name)} is not used by a Llama here",
+                hint=unsupported_reason(name),
+            )
+    for name, shape in wanted.items():
+        info = file.info(name)
+        if info.shape != shape:
+            raise ModelFileError(
+                f"{file.path}: the shape of tensor {name}",
+                got=list(info.shape),
+                wanted=f"{list(shape)}, as the file's metadata ask for",
+            )
+        if info.type not in SUPPORTED_TYPES:
+            raise UnsupportedModelError(
+                f"{file.path}: the type of tensor {name}",
+                got=info.type.name,
+                wanted="one of " + ", ".join(sorted(kind.name for kind in SUPPORTED_TYPES)),
+            )
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ModelFileError(f"{path} is not a regular file", wanted="a GGUF file")
+        if status.st_size == 0:
+            raise ModelFileError(f"{path} is empty", wanted="a GGUF file")
+        with path.open("rb") as opened:
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelFileError(f"{path} cannot be opened", got=reason, wanted="a GGUF file") from None
+
+
+def _refuse_split(metadata: Mapping[str, MetadataValue]) -> None:
+    parts = metadata.get("split.count", 0)
+    if isinstance(parts, (int, float)) and parts > 1:
+        raise UnsupportedModelError(
+            "split.count",
+            got=parts,
+            wanted="a model in one file",
+            hint="join the parts with llama-gguf-split --merge",
+        )
+
+
+def _dequantize(raw: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # random or damaged scales overflow; their values are judged later
+            values: NDArray[Any] = dequantize(raw, info.type)
+    except NotImplementedError:
+        raise UnsupportedModelError(f"the type of tensor {shown(info.name)}", got=info.type.name) from None
+    return values.astype(np.float32, copy=False)

@@ -1,0 +1,181 @@
+"""Weights in the file's own type: dequantized where they lie, when they are used.
+
+A weight is a plain torch tensor (float32, float16, bfloat16) or a `PackedWeight`: the file's blocks
+and their type. Every product with a weight goes through `linear`, every look-up through
+`embedding_rows`, and neither cares which of the two it is given.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Union
+
+import torch
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from torch import Tensor
+from torch.nn import functional
+
+from llama_ckpt.block_formats import BLOCK_DECODERS, PLAIN_DTYPES
+from llama_ckpt.errors import ShapeError, UnsupportedModelError
+
+__all__ = ["PackedWeight", "Weight", "dequantize", "embedding_rows", "exact_matmul", "linear"]
+
+
+def dequantize(
+    raw: Tensor, type: GGMLQuantizationType, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """The values of a tensor's bytes, on the device where the bytes lie.
+
+    Args:
+        raw: uint8 [..., row_bytes], the rows as in the file.
+        type: their block format.
+        shape: of the result, row-major.
+        dtype: of the result. Values are computed in float32, bit-identical to
+            `gguf.quants.dequantize`, and then rounded once.
+
+    Raises:
+        ShapeError: `raw` is not uint8, or does not hold as many elements as `shape`.
+        UnsupportedModelError: a type that is not supported.
+    """
+    if raw.dtype != torch.uint8:
+        raise ShapeError("the bytes of a weight", got=raw.dtype, wanted=torch.uint8)
+    _check_type(type)
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    n_elements = raw.numel() // block_bytes * block
+    if raw.numel() % block_bytes or n_elements != torch.Size(shape).numel():
+        raise ShapeError(
+            f"bytes of a {type.name} weight", got=raw.numel(), wanted=f"those of {list(shape)} elements"
+        )
+    if type in PLAIN_DTYPES:
+        return raw.contiguous().view(PLAIN_DTYPES[type]).reshape(shape).to(dtype)
+    return BLOCK_DECODERS[type](raw.reshape(-1, block_bytes)).reshape(shape).to(dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight matrix as the file holds it.
+
+    Attributes:
+        raw: uint8 [out, row_bytes], on any device.
+        type: the block format of a row.
+        shape: (out, in).
+
+    Raises:
+        ShapeError: the bytes do not hold such a matrix.
+        UnsupportedModelError: a type that is not supported.
+    """
+
+    raw: Tensor
+    type: GGMLQuantizationType
+    shape: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        _check_type(self.type)
+        block, block_bytes = GGML_QUANT_SIZES[self.type]
+        out, width = self.shape
+        wanted = (out, width // block * block_bytes)
+        if self.raw.dtype != torch.uint8 or tuple(self.raw.shape) != wanted or width % block:
+            raise ShapeError(
+                f"the bytes of a {self.type.name} weight {list(self.shape)}",
+                got=f"{self.raw.dtype} {list(self.raw.shape)}",
+                wanted=f"torch.uint8 {list(wanted)}",
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes lie."""
+        return self.raw.device
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the weight takes on its device."""
+        return self.raw.numel()
+
+    def to(self, device: torch.device | str) -> PackedWeight:
+        """The same weight on another device."""
+        return PackedWeight(self.raw.to(device), self.type, self.shape)
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The values, [out, in] in `dtype`, on the weight's device."""
+        return dequantize(self.raw, self.type, self.shape, dtype)
+
+    def rows(self, token_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Some rows, [..., in] for ids [...]; only those are dequantized."""
+        rows = self.raw.index_select(0, token_ids.reshape(-1))
+        return dequantize(rows, self.type, (*token_ids.shape, self.shape[1]), dtype)
+
+
+Weight = Union[Tensor, PackedWeight]
+"""A weight matrix [out, in]: a tensor, or the file's blocks."""
+
+
+def linear(x: Tensor, w: Weight) -> Tensor:
+    """x · wᵀ: [..., in] and a weight [out, in] → [..., out], in the dtype and on the device of x.
+
+    The weight is brought to the dtype of x first. Stands on `torch.nn.functional.linear`.
+    """
+    values = w.dequantize(x.dtype) if isinstance(w, PackedWeight) else w.to(x.dtype)
+    return functional.linear(x, values)
+
+
+def embedding_rows(token_ids: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:
+    """The rows of a weight [vocab, width] that belong to the ids [...]: [..., width] in `dtype`."""
+    if isinstance(w, PackedWeight):
+        return w.rows(token_ids, dtype)
+    return functional.embedding(token_ids, w).to(dtype)
+
+
+def _check_type(type: GGMLQuantizationType) -> None:
+    if type not in BLOCK_DECODERS and type not in PLAIN_DTYPES:
+        raise UnsupportedModelError(
+            "the type of a weight",
+            got=type.name,
+            wanted="one of " + ", ".join(sorted(kind.name for kind in (*PLAIN_DTYPES, *BLOCK_DECODERS))),
+        )
+
+
+_EXACT: Final[tuple[tuple[str, Any], ...]] = (
+    ("allow_tf32", False),
+    ("allow_fp16_reduced_precision_reduction", (False, False)),
+    ("allow_bf16_reduced_precision_reduction", (False, False)),
+    ("allow_fp16_accumulation", False),
+)
+_lock = threading.Lock()
+_depth = 0
+_before: list[tuple[str, Any]] = []
+
+
+@contextmanager
+def exact_matmul() -> Iterator[None]:
+    """Within it, products of matrices on CUDA are exact to their dtype: nothing left to defaults.
+
+    TF32 off, so that float32 means float32; no reduced-precision reduction (nor split-K with one) and
+    no half-precision accumulation for float16 and bfloat16. The settings are torch's own, of the
+    whole process; they come back when the last of nested or concurrent uses ends. On a build of torch
+    without CUDA they are set all the same, and change nothing.
+    """
+    global _depth, _before
+    matmul = torch.backends.cuda.matmul
+    with _lock:
+        if _depth == 0:
+            _before = [(name, _setting(name)) for name, _ in _EXACT]
+            for name, value in _EXACT:
+                setattr(matmul, name, value)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            if _depth == 0:
+                for name, value in _before:
+                    setattr(matmul, name, value)
+
+
+def _setting(name: str) -> Any:
+    matmul = torch.backends.cuda.matmul
+    value = getattr(matmul, name)
+    return (value, getattr(matmul, name + "_split_k")) if name.endswith("_reduction") else value
