@@ -46,12 +46,14 @@ class ModelRecord:
         sha256: of the GGUF file.
         weights_sha256: over the dequantized float32 values (see `gguf_file.weights_sha256`);
             the same for an F16 file and its exact float32 upcast.
+        tensor_types: the element types of the file's tensors, sorted: `("F16", "F32")`.
         derived_from: None, or `{"sha256": of the file it was made from, "how": …}`.
     """
 
     name: str
     sha256: str
     weights_sha256: str
+    tensor_types: tuple[str, ...]
     derived_from: Mapping[str, str] | None = None
 
 
@@ -164,11 +166,20 @@ class Manifest:
     producer: Producer
     dumps: tuple[DumpEntry, ...]
 
+    @property
+    def float32(self) -> bool:
+        """True where llama.cpp computed in float32 throughout: absolute limits hold for such dumps.
+
+        With F16 or quantized weights it rounds activations; on a GPU even float32 weights may go
+        through TF32.
+        """
+        return self.model.tensor_types == ("F32",) and self.producer.backend == "cpu"
+
 
 def manifest_text(manifest: Manifest) -> str:
     """The manifest as JSON text: fields in a fixed order, a list of numbers on one line."""
     document = {"schema": SCHEMA, **asdict(manifest)}
-    text = json.dumps(document, indent=1, ensure_ascii=False)
+    text = json.dumps(document, indent=1, ensure_ascii=True)
     # A string never holds a raw newline in JSON, so this touches lists of plain values only.
     return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", _one_line, text) + "\n"
 
@@ -247,7 +258,11 @@ def _model(fields: _Fields) -> ModelRecord:
         origin = fields.record("derived_from")
         derived = {"sha256": origin.take("sha256", str), "how": origin.take("how", str)}
     return ModelRecord(
-        fields.take("name", str), fields.take("sha256", str), fields.take("weights_sha256", str), derived
+        name=fields.take("name", str),
+        sha256=fields.take("sha256", str),
+        weights_sha256=fields.take("weights_sha256", str),
+        tensor_types=fields.several("tensor_types", str),
+        derived_from=derived,
     )
 
 

@@ -1,0 +1,109 @@
+"""Starting the recorder's process, and saying what happened if it does not come back.
+
+The reference crashes sometimes: an assertion aborts it, a build for other instructions is
+killed by a signal. That must be a sentence for the user, and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from llama_ckpt import errors
+from llama_ckpt.capture.request import Request
+from llama_ckpt.errors import LlamaCkptError, ReferenceCrashedError, ReferenceMissingError
+
+__all__ = ["INSTALL_LINE", "require_reference", "run_recorder"]
+
+INSTALL_LINE = (
+    'CMAKE_ARGS="-DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON" '
+    "pip install llama-cpp-python==0.3.36"
+)
+"""Installs the reference; without the settings its build crashes on some virtual CPUs."""
+
+LAST_LINES = 5
+
+
+def require_reference() -> None:
+    """Check that llama-cpp-python is installed, without loading it.
+
+    Raises:
+        ReferenceMissingError: with the line that installs it.
+    """
+    if find_spec("llama_cpp") is None:
+        raise ReferenceMissingError(
+            "llama-cpp-python, the reference, is not installed", hint=f"install it: {INSTALL_LINE}"
+        )
+
+
+def run_recorder(request: Request, folder: Path) -> dict[str, Any]:
+    """Record a request in a process of its own.
+
+    Args:
+        request: what to record; its model's path must be absolute.
+        folder: an empty folder; `tensors.safetensors` is left there.
+
+    Returns:
+        The fields of the manifest that llama.cpp knows.
+
+    Raises:
+        ReferenceMissingError: llama-cpp-python is not installed.
+        ReferenceCrashedError: the process ended by a signal or an error of its own.
+        LlamaCkptError: what the recorder itself found wrong, in its class.
+    """
+    require_reference()
+    request.write(folder / "request.json")
+    # -P: a folder of the user's that is called like a package of ours must not be imported.
+    command = [sys.executable, "-P", "-m", "llama_ckpt.capture.recorder", str(folder)]
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    if ended.returncode != 0:
+        raise _crash(ended.returncode, ended.stdout.decode(errors="replace"), request.model)
+    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    if "error" in result:
+        raise _error(*result["error"])
+    return result
+
+
+def _environment() -> Mapping[str, str]:
+    """The environment, with this very package first and without ggml's call of a debugger."""
+    package = str(Path(errors.__file__).parents[1])
+    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}
+
+
+def _crash(code: int, output: str, model: str) -> ReferenceCrashedError:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = " | ".join(lines[-LAST_LINES:]) or "nothing on stderr"
+    how = f"exit code {code}" if code > 0 else _signal_name(-code)
+    hint = None if code > 0 else f"if it was built with the default settings, build it anew: {INSTALL_LINE}"
+    return ReferenceCrashedError(
+        f"llama.cpp crashed in its own process, recording {model}", got=f"{how} after: {last}", hint=hint
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _error(name: str, what: str, got: object, wanted: object, hint: str | None) -> LlamaCkptError:
+    """The error that the recorder reported, in its class."""
+    found: type[LlamaCkptError] = getattr(errors, name)
+    return found(what, got=got, wanted=wanted, hint=hint)

@@ -1,0 +1,191 @@
+"""From a model file to a dump: checks what is asked, runs the recorder, writes what it found."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import load_file
+
+from llama_ckpt.capture.launch import run_recorder
+from llama_ckpt.capture.request import Request
+from llama_ckpt.dumps import open_dumps, write_dump
+from llama_ckpt.errors import DumpError, OptionError
+from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
+from llama_ckpt.points import BLOCK_POINTS
+
+__all__ = ["capture", "dump_name"]
+
+LAST_POSITION = 2**31 - 1  # llama.cpp counts positions in int32
+
+
+def capture(
+    model: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str],
+    prompt: str | None = None,
+    tokens: Sequence[int] | None = None,
+    positions_from: int = 0,
+    max_tokens: int = 16,
+    name: str | None = None,
+    blocks: Sequence[int] | None = None,
+    n_threads: int = 1,
+    n_gpu_layers: int = 0,
+    derived_from: Mapping[str, str] | None = None,
+) -> DumpEntry:
+    """Record llama.cpp on one prompt and add the dump to a folder.
+
+    Two recordings of the same request by the same build of llama.cpp are the same bytes.
+
+    Args:
+        model: the GGUF file.
+        out: folder of the dumps; made if needed. A dump of the same name there is replaced.
+        prompt: text, tokenized by llama.cpp; or
+        tokens: token ids. One of the two.
+        positions_from: position of the first token, in an empty cache.
+        max_tokens: length of the greedy continuation, 0 for none.
+        name: name of the dump; by default made from the prompt or the tokens.
+        blocks: blocks to record in full; None for all. `blk.N.out` is recorded for every block.
+        n_threads: threads of llama.cpp; its bits do not depend on it.
+        n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
+        derived_from: `{"sha256": …, "how": …}` of the file that this one was made from.
+
+    Returns:
+        The dump's entry in the manifest.
+
+    Raises:
+        OptionError: an option out of its range.
+        ModelFileError: the file is no sound GGUF.
+        TokenizerError: a token outside the vocabulary.
+        DumpError: the folder holds dumps of another model.
+        ReferenceMissingError, ReferenceCrashedError, ReferenceError: llama.cpp is not installed,
+            crashed, or refuses the model.
+    """
+    file = open_gguf(model)
+    request = Request(
+        model=str(Path(model).resolve()),
+        prompt=prompt,
+        token_ids=tuple(int(token) for token in tokens or ()),
+        positions_from=positions_from,
+        max_tokens=max_tokens,
+        blocks=None if blocks is None else tuple(sorted(set(blocks))),
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+    )
+    _check(request, tokens, _n_layers(file))
+    name = _checked_name(name or dump_name(request))
+    record = _model_record(file, derived_from)
+    _check_folder(Path(out), record)
+    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as folder:
+        found = run_recorder(request, Path(folder))
+        arrays = load_file(Path(folder) / "tensors.safetensors")
+    entry, producer = _entry(name, request, found), _producer(request, found)
+    return write_dump(out, model=record, producer=producer, entry=entry, tensors=arrays)
+
+
+def dump_name(request: Request) -> str:
+    """A name for a dump: the prompt's letters and digits, or the first token ids, and the position."""
+    if request.prompt is not None:
+        name = "-".join(re.findall(r"[a-z0-9]+", request.prompt.lower()))[:40].strip("-") or "prompt"
+    else:
+        name = "tokens-" + "-".join(map(str, request.token_ids[:6]))
+    return f"{name}-at-{request.positions_from}" if request.positions_from else name
+
+
+def _check(request: Request, tokens: Sequence[int] | None, n_layers: int) -> None:
+    """Refuse what makes no sense, before llama.cpp is started."""
+    if (request.prompt is None) == (tokens is None):
+        got = "neither" if tokens is None else "both"
+        raise OptionError("what to record", got=got, wanted="a prompt or tokens")
+    last = LAST_POSITION - len(request.token_ids) - request.max_tokens
+    ranges = (
+        ("positions_from", request.positions_from, 0, last),
+        ("max_tokens", request.max_tokens, 0, LAST_POSITION),
+        ("n_threads", request.n_threads, 1, 1024),
+        ("n_gpu_layers", request.n_gpu_layers, 0, LAST_POSITION),
+        *(("blocks", block, 0, n_layers - 1) for block in request.blocks or ()),
+    )
+    for option, value, least, most in ranges:
+        if not least <= value <= most:
+            raise OptionError(option, got=value, wanted=f"{least} to {most}")
+
+
+def _checked_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name == "manifest":
+        raise OptionError("name of the dump", got=repr(name), wanted="letters, digits, '.', '_' and '-'")
+    return name
+
+
+def _check_folder(out: Path, model: ModelRecord) -> None:
+    """Fail before the recording, not after it, where the folder belongs to another model."""
+    if (out / "manifest.json").exists() and (found := open_dumps(out).manifest.model) != model:
+        raise DumpError(
+            f"{out} holds dumps of another model",
+            got=f"{found.name} {found.sha256}",
+            wanted=f"{model.name} {model.sha256}",
+            hint="use another folder",
+        )
+
+
+def _n_layers(file: GGUFFile) -> int:
+    count = file.metadata.get("llama.block_count")
+    return count if isinstance(count, int) else 0
+
+
+def _model_record(file: GGUFFile, derived_from: Mapping[str, str] | None) -> ModelRecord:
+    return ModelRecord(
+        name=str(file.metadata.get("general.name") or Path(file.path).stem),
+        sha256=file.sha256(),
+        weights_sha256=weights_sha256(file),
+        tensor_types=tuple(sorted({info.type.name for info in file.tensors.values()})),
+        derived_from=dict(derived_from) if derived_from else None,
+    )
+
+
+def _producer(request: Request, found: Mapping[str, Any]) -> Producer:
+    return Producer(
+        name="llama.cpp",
+        version=found["version"],
+        llama_cpp_python=found["llama_cpp_python"],
+        system_info=found["system_info"],
+        backend=found["backend"],
+        flash_attention=False,
+        type_k="f32",
+        type_v="f32",
+        threads=request.n_threads,
+        extra_buffers=False,
+    )
+
+
+def _entry(name: str, request: Request, found: Mapping[str, Any]) -> DumpEntry:
+    n_layers, token_ids = int(found["n_layers"]), tuple(found["token_ids"])
+    first = request.positions_from
+    return DumpEntry(
+        name=name,
+        file=f"{name}.safetensors",
+        sha256="",
+        prompt=request.prompt,
+        token_ids=token_ids,
+        positions=tuple(range(first, first + len(token_ids))),
+        n_layers=n_layers,
+        blocks=tuple(range(n_layers)) if request.blocks is None else request.blocks,
+        points=tuple(point.name for point in BLOCK_POINTS),
+        greedy_tokens=tuple(found["greedy_tokens"]),
+        continuation=_continuation(found["continuation"]),
+        sampling=tuple(_sampling(setting) for setting in found["sampling"]),
+        penalized=tuple(_sampling(setting) for setting in found["penalized"]),
+    )
+
+
+def _continuation(fields: Mapping[str, Any]) -> Continuation:
+    ids, margins = tuple(fields["token_ids"]), tuple(fields["margins"])
+    return Continuation(ids, margins, fields["ended_by"], fields["text"], fields["text_base64"])
+
+
+def _sampling(fields: Mapping[str, Any]) -> Sampling:
+    return Sampling(**{**fields, "penalty_tokens": tuple(fields["penalty_tokens"])})

@@ -1,0 +1,139 @@
+"""A model and a context of llama.cpp: tokens in, logits out.
+
+One sequence, an empty KV cache in float32, flash attention off, every row's logits kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.capture.library import Library
+from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.tap import PointTap
+from llama_ckpt.errors import DeviceError, OptionError, ReferenceError, TokenizerError
+
+__all__ = ["Context", "LoadedModel"]
+
+F32 = 0  # GGML_TYPE_F32
+PIECE_BYTES = 4096  # no piece of a vocabulary is longer
+
+
+class LoadedModel:
+    """A model that llama.cpp has loaded; use it in a `with` block.
+
+    Raises:
+        ReferenceError: llama.cpp refuses the file.
+        DeviceError: blocks are wanted on a GPU and this build of llama.cpp has none.
+    """
+
+    def __init__(self, library: Library, request: Request) -> None:
+        self.library, self.request = library, request
+        api = library.api
+        self.backend = self._backend()
+        params = api.llama_model_default_params()
+        params.n_gpu_layers = request.n_gpu_layers
+        # Repacked weights would make some quantized types' bits depend on the machine.
+        params.use_extra_bufts = False
+        self.model: Any = api.llama_model_load_from_file(request.model.encode(), params)
+        if not self.model:
+            raise ReferenceError(f"llama.cpp refuses {request.model}", got=" ".join(library.complaints[-3:]))
+        self.vocab: Any = api.llama_model_get_vocab(self.model)
+        self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
+        self.n_layers: int = api.llama_model_n_layer(self.model)
+        self.eos: int = api.llama_vocab_eos(self.vocab)
+
+    def __enter__(self) -> LoadedModel:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.library.api.llama_model_free(self.model)
+
+    def token_ids(self) -> tuple[int, ...]:
+        """The request's tokens, from its prompt or as given, checked against the vocabulary."""
+        request = self.request
+        tokens = request.token_ids if request.prompt is None else self._tokenize(request.prompt)
+        for index, token in enumerate(tokens):
+            if not 0 <= token < self.vocab_size:
+                raise TokenizerError(f"token {index}", got=token, wanted=f"0 to {self.vocab_size - 1}")
+        if not tokens:
+            raise OptionError("tokens to record", got="none", wanted="at least one")
+        return tokens
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, as `llama_token_to_piece` gives them; control tokens have none."""
+        buffer = ctypes.create_string_buffer(PIECE_BYTES)
+        length = self.library.api.llama_token_to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, False)
+        return buffer.raw[:length]
+
+    def _tokenize(self, prompt: str) -> tuple[int, ...]:
+        text = prompt.encode("utf-8", "surrogateescape")
+        room = len(text) + 3  # a token for each byte, BOS, EOS, the leading space
+        buffer = (self.library.api.llama_token * room)()
+        count = self.library.api.llama_tokenize(self.vocab, text, len(text), buffer, room, True, False)
+        return tuple(buffer[:count])
+
+    def _backend(self) -> str:
+        if self.request.n_gpu_layers == 0:
+            return "cpu"
+        if (name := self.library.gpu_name()) is None:
+            raise DeviceError("blocks on a GPU", got="a llama.cpp built for none", wanted="n_gpu_layers 0")
+        return name
+
+
+class Context:
+    """llama.cpp's context for one sequence; use it in a `with` block."""
+
+    def __init__(self, loaded: LoadedModel, n_tokens: int, tap: PointTap) -> None:
+        self.loaded, self.api = loaded, loaded.library.api
+        self._keep = tap
+        self.context: Any = self.api.llama_init_from_model(loaded.model, self._params(n_tokens, tap))
+        if not self.context:
+            raise ReferenceError("llama.cpp makes no context", got=" ".join(loaded.library.complaints[-3:]))
+        self._greedy: Any = self.api.llama_sampler_init_greedy()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.api.llama_sampler_free(self._greedy)
+        self.api.llama_free(self.context)
+
+    def decode(self, token_ids: tuple[int, ...], first_position: int) -> None:
+        """Run tokens through the model in one pass, after those that the cache holds."""
+        batch = self.api.llama_batch_init(len(token_ids), 0, 1)
+        batch.n_tokens = len(token_ids)
+        for row, token in enumerate(token_ids):
+            batch.token[row], batch.pos[row] = token, first_position + row
+            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
+        status = self.api.llama_decode(self.context, batch)
+        self.api.llama_batch_free(batch)
+        if status != 0:
+            complaints = " ".join(self.loaded.library.complaints[-3:])
+            raise ReferenceError("llama_decode", got=f"status {status} {complaints}", wanted="status 0")
+
+    def logits(self, row: int) -> NDArray[np.float32]:
+        """`[vocab]`: a copy of the logits that llama.cpp returns for a row of the last pass."""
+        pointer = self.api.llama_get_logits_ith(self.context, row)
+        return np.ctypeslib.as_array(pointer, (self.loaded.vocab_size,)).copy()
+
+    def greedy(self, row: int) -> int:
+        """llama.cpp's own greedy choice after a row of the last pass."""
+        return int(self.api.llama_sampler_sample(self._greedy, self.context, row))
+
+    def _params(self, n_tokens: int, tap: PointTap) -> Any:
+        request = self.loaded.request
+        params = self.api.llama_context_default_params()
+        params.n_ctx = n_tokens + request.max_tokens
+        # One batch and one micro-batch, so that a pass shows every point once, with all rows.
+        params.n_batch = params.n_ubatch = n_tokens
+        params.n_threads = params.n_threads_batch = request.n_threads
+        params.type_k = params.type_v = F32
+        params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.offload_kqv = params.op_offload = request.n_gpu_layers > 0
+        params.cb_eval = tap.callback
+        return params

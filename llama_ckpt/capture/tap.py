@@ -1,0 +1,106 @@
+"""The evaluation callback: takes llama.cpp's tensors as they are computed, under neutral names.
+
+llama.cpp reuses names (`Qcur-0` is a product with a weight, its reshape and its rotation), so a
+point is known by name and op together. It reuses memory too: values are copied at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.capture.library import Library
+from llama_ckpt.capture.tensors import TensorReader
+from llama_ckpt.errors import ReferenceError
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
+
+__all__ = ["PointTap"]
+
+Float32 = NDArray[np.float32]
+
+
+class PointTap:
+    """Collects the points of one pass through the model.
+
+    Attributes:
+        callback: to be put in `llama_context_params.cb_eval`.
+        recording: while False, llama.cpp computes without being asked for anything.
+    """
+
+    def __init__(self, library: Library, n_layers: int, blocks: Iterable[int]) -> None:
+        self._reader = TensorReader(library)
+        self._wanted = _names_of_points(n_layers, frozenset(blocks))
+        self._seen: dict[str, Float32] = {}
+        self._error: Exception | None = None
+        self.recording = False
+        # Kept here, because ctypes frees a callback that nobody holds.
+        self.callback = library.api.ggml_backend_sched_eval_callback(self._evaluate)
+
+    def points(self, n_tokens: int) -> dict[str, Float32]:
+        """The recorded points: first axis = token, keys without llama.cpp's padding.
+
+        Raises:
+            ReferenceError: a point did not occur, occurred twice, or could not be read.
+        """
+        if self._error is not None:
+            raise self._error
+        if missing := [key for key, name in self._wanted.items() if name not in self._seen]:
+            raise ReferenceError(
+                "llama.cpp did not compute some tensors of a Llama",
+                got=f"{len(self._seen)} of {len(self._wanted)}",
+                wanted=", ".join(f"{name} from {op}" for name, op in missing[:4]),
+            )
+        shaped = {name: _shaped(name, array, n_tokens) for name, array in self._seen.items()}
+        _split_heads(shaped)
+        return shaped
+
+    def _evaluate(self, pointer: int, ask: bool, _: object) -> bool:
+        # An exception would be lost in C, and False would silently end the pass: note it, go on.
+        try:
+            return self._take(pointer, ask)
+        except Exception as error:
+            self._error = self._error or error
+            return not ask
+
+    def _take(self, pointer: int, ask: bool) -> bool:
+        if not self.recording:
+            return False
+        name = self._wanted.get(self._reader.key(pointer))
+        if name is None or ask:
+            return name is not None
+        if name in self._seen:
+            raise ReferenceError(f"llama.cpp computed {name} more than once in one pass")
+        self._seen[name] = self._reader.values(pointer)
+        return True
+
+
+def _names_of_points(n_layers: int, blocks: frozenset[int]) -> dict[tuple[str, str], str]:
+    """llama.cpp's name and op of every tensor to record, and its full neutral name."""
+    wanted = {(point.llama_cpp, point.op): point.name for point in MODEL_POINTS}
+    for block in range(n_layers):
+        for point in BLOCK_POINTS:
+            if block in blocks or point.name == "out":
+                wanted[f"{point.llama_cpp}-{block}", point.op] = block_point(block, point.name)
+    return wanted
+
+
+def _shaped(name: str, array: Float32, n_tokens: int) -> Float32:
+    """From ggml's four axes to the point's own; a product with a weight still has its heads joined."""
+    point = POINTS[split_name(name)[1]]
+    if "key" in point.axes:
+        # [1, head, token, cell]: heads come before tokens, and unused cells pad the keys. The
+        # cache was empty, so cell i holds token i.
+        return np.ascontiguousarray(array[0].transpose(1, 0, 2)[:, :, :n_tokens])
+    n_axes = 2 if point.op == "MUL_MAT" else len(point.axes)
+    return array.reshape(array.shape[4 - n_axes :])
+
+
+def _split_heads(points: dict[str, Float32]) -> None:
+    """Give q, k and v before RoPE the head axis that q and k have after it."""
+    for name in points:
+        block, point = split_name(name)
+        if block is not None and point in ("q", "k", "v"):
+            rotated = block_point(block, "q_rope" if point == "q" else "k_rope")
+            points[name] = points[name].reshape(points[rotated].shape)
