@@ -146,7 +146,7 @@ def chapters(text: str) -> Iterator[str]:
 
 def token_streams(text: str, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     """Token ids of the training and of the held-out chapters, each chapter led by BOS."""
-    streams: tuple[list[int], list[int]] = ([], [])
+    streams: list[list[int]] = [[], []]
     for number, chapter in enumerate(chapters(text)):
         streams[number % HELD_OUT_EVERY == HELD_OUT_EVERY // 2] += tokenizer.encode(chapter, add_bos=True)
     return torch.tensor(streams[0]), torch.tensor(streams[1])
@@ -203,7 +203,7 @@ def train(model: Llama, stream: Tensor, held_out: Tensor, bos_id: int, options: 
         if (step + 1) % options.evaluate_every == 0:
             value, _ = held_out_loss(model, held_out, bos_id)
             print(
-                f"step {step + 1}: train {float(loss):.3f}, held out {value:.3f}, {time.monotonic() - began:.0f} s"
+                f"step {step + 1}: train {loss.item():.3f}, held out {value:.3f}, {time.monotonic() - began:.0f} s"
             )
             if value < best:
                 best, best_step = value, step + 1
@@ -285,7 +285,7 @@ def parse_options() -> argparse.Namespace:
         "--vocabulary", type=Path, required=True, help="a GGUF file with Llama-2's vocabulary"
     )
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak-rate", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
