@@ -22,6 +22,7 @@ from torch import Tensor
 
 from llama_ckpt.points import Case, Checkpoint
 from llama_ckpt.quants import Weight, embedding_rows
+from llama_ckpt.tokenizer import Tokenizer
 
 __all__ = ["CHECKPOINT", "embed"]
 
@@ -49,8 +50,15 @@ def embed(
     return embedding_rows(token_ids, weight, dtype)
 
 
+def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The token ids of a prompt, BOS as the file says."""
+    return tokenizer.encode(text)
+
+
 def cases(given: Any) -> Iterator[Case]:
-    """One lookup of the prompt's tokens."""
+    """The prompt's tokens, and one lookup of them."""
+    if given.prompt is not None:
+        yield Case("tokenize", {"tokenizer": given.tokenizer, "text": given.prompt}, ("token_ids",))
     yield Case("embed", {"token_ids": given.token_ids, "weight": given.weights.token_embd}, ("embd",))
 
 
@@ -59,7 +67,7 @@ CHECKPOINT = Checkpoint(
     title="foundation: tokens and embedding",
     function=embed,
     stands_on=(),
-    points=("embd",),
+    points=("token_ids", "embd"),
     max_abs=0.0,
     cases=cases,
     torch_function="torch.nn.functional.embedding: a row lookup is exact in every dtype",

@@ -74,6 +74,7 @@ def generate(
     sampling: SamplingOptions | None = None,
     stop: Sequence[str] = (),
     ignore_eos: bool = False,
+    first_position: int = 0,
     tap: Callable[[str, Tensor], object] | None = None,
 ) -> Iterator[GeneratedToken]:
     """Continue a prompt token by token.
@@ -85,6 +86,7 @@ def generate(
         sampling: how a token is chosen; None is greedy.
         stop: strings that end the text; they are not part of it.
         ignore_eos: go on after EOS.
+        first_position: where the prompt's first token stands; 0 but for experiments.
         tap: gets "step_logits" `[vocab]` before each choice.
 
     Yields:
@@ -96,11 +98,12 @@ def generate(
     """
     options = sampling or SamplingOptions()
     history = prompt_tokens(model, prompt_or_token_ids, max_tokens)
-    n_prompt = len(history)
-    cache = model.new_cache(n_prompt + max_tokens)
+    cache = model.new_cache(len(history) + max_tokens)
     uniforms, stream = Uniforms(options.seed), TextStream(stop)
+    pending = history
     for count in range(1, max_tokens + 1):
-        positions = model.tensor(range(len(history) - len(pending), len(history)))
+        end = first_position + len(history)
+        positions = model.tensor(range(end - len(pending), end))
         row = last_logits(model.forward(model.tensor(pending), positions, cache))
         if tap:
             tap("step_logits", row)
@@ -161,16 +164,14 @@ def choose(row: Tensor, recent: Tensor, options: SamplingOptions, uniforms: Unif
 
 
 def cases(given: Any) -> Iterator[Case]:
-    """The greedy continuation of the recorded prompt, as many tokens as llama.cpp went on."""
-    continuation = given.continuation
-    if continuation is not None:
-        arguments = {
-            "model": given.model,
-            "prompt_or_token_ids": given.token_id_list,
-            "max_tokens": len(continuation.token_ids),
-            "ignore_eos": True,
-        }
-        yield Case("generate", arguments, ("continuation",))
+    """The greedy continuation of the recorded prompt, as many choices as llama.cpp made."""
+    arguments = {
+        "model": given.model,
+        "prompt_or_token_ids": given.token_id_list,
+        "max_tokens": given.n_choices,
+        "first_position": given.first_position,
+    }
+    yield Case("generate", arguments, ("continuation",))
 
 
 CHECKPOINT = Checkpoint(

@@ -1,0 +1,168 @@
+"""Judging chosen tokens: equal, a coin flip, or wrong, and then whose.
+
+Two correct programs may choose different tokens where the two best logits are closer than rounding
+puts them. So a token that differs is looked at with the oracle: if its own margin between the two is
+within the noise it is a tie; otherwise whoever has the oracle's token is right. After a difference the
+text is taken up again behind the reference's token, so that one flip does not condemn the rest.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt import oracle
+from llama_ckpt.compare import PointVerdict
+from llama_ckpt.model import Model
+from llama_ckpt.oracle_weights import OracleWeights
+from llama_ckpt.points import Case
+from llama_ckpt.recording import Recording
+
+__all__ = ["judge_continuation", "judge_greedy"]
+
+Blame = Literal["", "target", "reference", "noise", "tie"]
+SEVERITY: tuple[Blame, ...] = ("", "tie", "reference", "target")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One token that differs from the reference's, and who the oracle sides with."""
+
+    step: int
+    got: int
+    wanted: int
+    blame: Blame
+    margin: float
+
+    def sentence(self) -> str:
+        """What happened at this step."""
+        verdict = {
+            "tie": "a tie: the oracle's margin is within the noise",
+            "reference": "the oracle chooses as we do",
+            "target": "the oracle chooses as the reference does, or neither",
+        }[self.blame]
+        return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"
+
+
+def adjudicate(step: int, got: int, wanted: int, exact: NDArray[np.float64], noise: float) -> Choice:
+    """Who is right about one token, by the oracle's logits `[vocab]` at that step."""
+    best = int(oracle.argmax(exact))
+    margin = float(exact[best] - min(exact[got], exact[wanted]))
+    if margin <= noise:
+        blame: Blame = "tie"
+    else:
+        blame = "reference" if got == best else "target"
+    return Choice(step, got, wanted, blame, margin)
+
+
+def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) -> PointVerdict:
+    """The verdict on `n` tokens of which `choices` differ."""
+    if not choices:
+        return PointVerdict(
+            name, "free", "pass", "", f"{n} of {n} tokens equal to {wanted}", err=0.0, limit=0.0, n_judged=n
+        )
+    worst = max(choices, key=lambda choice: SEVERITY.index(choice.blame))
+    return PointVerdict(
+        name,
+        "free",
+        "fail" if worst.blame == "target" else "pass",
+        worst.blame,
+        f"{n - len(choices)} of {n} tokens equal to {wanted}; "
+        + "; ".join(c.sentence() for c in choices[:3]),
+        index=(worst.step,),
+        got=float(worst.got),
+        wanted=float(worst.wanted),
+        limit=0.0,
+        n_differ=len(choices),
+        n_judged=n,
+    )
+
+
+def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording) -> PointVerdict:
+    """The greedy token after every row of the free-running `logits [n, vocab]`."""
+    ours = logits.float().cpu().numpy().astype(np.float64)
+    chosen = oracle.argmax(ours)
+    recorded = recording.greedy_tokens
+    theirs: ArrayLike = oracle.argmax(exact) if recorded is None else recorded
+    error = np.abs(ours - exact).max(axis=1)
+    if recorded is not None:
+        error = error + np.abs(recording.tensors["logits"] - exact).max(axis=1)
+    choices = [
+        adjudicate(row, int(got), int(wanted), exact[row], float(error[row]))
+        for row, (got, wanted) in enumerate(zip(chosen, np.asarray(theirs), strict=True))
+        if got != wanted
+    ]
+    return tokens_verdict(
+        "greedy_tokens", choices, len(chosen), "llama.cpp's" if recorded else "the oracle's"
+    )
+
+
+def judge_continuation(
+    model: Model, weights: OracleWeights, recording: Recording, case: Case, *, noise: float
+) -> Iterator[PointVerdict]:
+    """The greedy continuation, token by token, and its text.
+
+    Args:
+        case: a call of `generate`; `max_tokens` is as many as there are to compare.
+        noise: how far apart rounding may put two logits.
+    """
+    from checkpoints import generate
+
+    tokens = list(generate(**case.arguments))
+    ours = [token.id for token in tokens]
+    prompt = list(recording.token_ids)
+    continuation = recording.continuation
+    if continuation is None:
+        exact = step_logits(model, weights, recording, prompt + ours[:-1])
+        choices = [
+            adjudicate(step, got, wanted, exact[step], noise)
+            for step, (got, wanted) in enumerate(zip(ours, oracle.argmax(exact).tolist(), strict=True))
+            if got != wanted
+        ]
+        yield tokens_verdict("continuation", choices, len(ours), "the oracle's")
+        return
+    eos = [model.tokenizer.eos_id] if continuation.ended_by == "eos" else []
+    theirs = [*continuation.token_ids, *eos]
+    choices = []
+    while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
+        step = differ[0]
+        exact = step_logits(model, weights, recording, prompt + theirs[:step])[-1:]
+        choices.append(adjudicate(step, ours[step], theirs[step], exact[0], noise))
+        kept = theirs[: step + 1]
+        rest = {**case.arguments, "prompt_or_token_ids": prompt + kept, "max_tokens": len(theirs) - step - 1}
+        ours = kept + ([token.id for token in generate(**rest)] if rest["max_tokens"] else [])
+    verdict = tokens_verdict("continuation", choices, len(theirs), "llama.cpp's")
+    if len(ours) != len(theirs):
+        reason = f"{len(ours)} tokens where llama.cpp has {len(theirs)}"
+        verdict = dataclasses.replace(verdict, verdict="fail", blame="target", reason=reason)
+    yield verdict
+    yield text_verdict("".join(token.text for token in tokens), continuation.text_base64, choices)
+
+
+def step_logits(
+    model: Model, weights: OracleWeights, recording: Recording, token_ids: Sequence[int]
+) -> NDArray[np.float64]:
+    """The oracle's logits for every step after the prompt, in one forced pass: `[steps, vocab]`."""
+    first, n_prompt = recording.positions[0], len(recording.token_ids)
+    positions = np.arange(first, first + len(token_ids))
+    return oracle.logits(token_ids, weights, config=model.config, positions=positions)[n_prompt - 1 :]
+
+
+def text_verdict(text: str, text_base64: str, choices: Sequence[Choice]) -> PointVerdict:
+    """The continuation's text, exact; where a token differs the texts must too, and nothing is judged."""
+    wanted = base64.b64decode(text_base64).decode("utf-8", errors="replace")
+    if text == wanted or choices:
+        reason = (
+            f"{len(text)} characters equal" if text == wanted else "differs with the tokens, judged there"
+        )
+        return PointVerdict("text", "free", "pass", "", reason, err=0.0, limit=0.0, n_judged=len(wanted))
+    step = next(
+        (i for i, pair in enumerate(zip(text, wanted, strict=False)) if pair[0] != pair[1]), len(wanted)
+    )
+    reason = f"got {text[step:][:20]!r}, wanted {wanted[step:][:20]!r} at character {step}"
+    return PointVerdict("text", "free", "fail", "target", reason, index=(step,), limit=0.0, n_differ=1)

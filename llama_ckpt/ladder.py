@@ -1,0 +1,245 @@
+"""The ladder: finds the checkpoints, runs them in order, and totals what they say.
+
+    report = validate()                       # the embedded model, every checkpoint
+    report = validate(["1", "1B"], model="mine.gguf", dtype="float16")
+    report.exit_code                          # 0 all pass, 1 one fails
+
+Checkpoints are found by their modules' names, `checkpoints/cNN_*.py`; nothing lists them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from llama_ckpt.compare import PointVerdict
+from llama_ckpt.errors import OptionError
+from llama_ckpt.model import pick_device, pick_dtype
+from llama_ckpt.points import Checkpoint
+from llama_ckpt.shadowing import check_checkpoints
+from llama_ckpt.subjects import Selection, select
+from llama_ckpt.trial import Trial
+
+__all__ = [
+    "SCHEMA",
+    "CheckpointResult",
+    "JudgedPoint",
+    "LadderReport",
+    "discover",
+    "normalize_ids",
+    "validate",
+]
+
+SCHEMA = 1
+"""The version of the report's JSON."""
+
+Verdict = Literal["pass", "fail", "skipped"]
+
+
+@dataclass(frozen=True)
+class JudgedPoint:
+    """One point's verdict and the recording that it was judged on, such as "f32/hello"."""
+
+    dump: str
+    verdict: PointVerdict
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as one flat record."""
+        return {**self.verdict.to_json(), "dump": self.dump}
+
+
+@dataclass
+class CheckpointResult:
+    """What one checkpoint says.
+
+    Attributes:
+        id, title: the checkpoint's.
+        verdict: "pass", "fail" or "skipped".
+        reason: one sentence; on a failure the first failing point's.
+        compared, of: how many points were compared, of how many there are.
+        seconds: spent on it.
+        points: every point judged, in order.
+    """
+
+    id: str
+    title: str
+    verdict: Verdict = "skipped"
+    reason: str = "not reached"
+    compared: int = 0
+    of: int = 0
+    seconds: float = 0.0
+    points: list[JudgedPoint] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that stands under `checkpoints` in the report."""
+        plain = {name: getattr(self, name) for name in ("id", "title", "verdict", "reason", "compared", "of")}
+        return {
+            **plain,
+            "seconds": round(self.seconds, 3),
+            "points": [point.to_json() for point in self.points],
+        }
+
+
+@dataclass
+class LadderReport:
+    """What the whole ladder says.
+
+    Attributes:
+        model, device, dtype: what was validated, where, in which precision.
+        notes: sentences about how the recordings came about.
+        compared: False where llama.cpp should have been compared and was not.
+        checkpoints: one result each, in the ladder's order.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    notes: list[str]
+    compared: bool
+    checkpoints: list[CheckpointResult]
+    schema: int = SCHEMA
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every checkpoint asked for passes and all was compared, else 1."""
+        return 0 if self.compared and all(c.verdict == "pass" for c in self.checkpoints) else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as `--json` writes it."""
+        head = {name: getattr(self, name) for name in ("schema", "model", "device", "dtype", "notes")}
+        return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints]}
+
+
+@cache
+def discover() -> tuple[Checkpoint, ...]:
+    """Every checkpoint, in the ladder's order, found by its module's name.
+
+    Raises:
+        OptionError: another package called `checkpoints` stands before ours on the path.
+    """
+    check_checkpoints()
+    import checkpoints
+
+    names = sorted(m.name for m in pkgutil.iter_modules(checkpoints.__path__) if re.match(r"c\d\d", m.name))
+    # "c01_rms_norm" before "c01b_rope": "_" sorts after capitals but before small letters.
+    return tuple(importlib.import_module(f"checkpoints.{name}").CHECKPOINT for name in names)
+
+
+def normalize_ids(ids: Iterable[str] | None) -> tuple[str, ...]:
+    """Ids as the ladder writes them, in its order; None or nothing means all.
+
+    Raises:
+        OptionError: an id that is not on the ladder.
+    """
+    known = {checkpoint.id.upper(): checkpoint.id for checkpoint in discover()}
+    asked = [str(one).upper() for one in ids or ()]
+    for one in asked:
+        if one not in known:
+            raise OptionError("checkpoint", got=one, wanted="one of " + ", ".join(known.values()))
+    return tuple(known[one] for one in known if one in asked or not asked)
+
+
+def validate(
+    ids: Iterable[str] | None = None,
+    *,
+    model: str | Path | None = None,
+    dumps: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    stop_on_failure: bool = False,
+    oracle_only: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_checkpoint: Callable[[CheckpointResult], None] | None = None,
+) -> LadderReport:
+    """Climb the ladder.
+
+    Args:
+        ids: the checkpoints; None climbs all of them.
+        model: a GGUF file; None takes the embedded model and its dumps.
+        dumps: a folder of reference dumps; None captures a given model's first.
+        device: "auto", "cpu" or "cuda". dtype: "float32", "float16" or "bfloat16".
+        stop_on_failure: skip what comes after the first failing checkpoint.
+        oracle_only: judge without llama.cpp.
+        progress: called with what is being done, how far it is, and of how many steps.
+        on_checkpoint: called with each result as soon as it stands.
+
+    Raises:
+        LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
+    """
+    wanted = normalize_ids(ids)
+    ladder = [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
+    picked = str(pick_device(device))
+    pick_dtype(dtype)
+    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
+        selection = select(
+            model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
+        )
+        trials = open_trials(selection, progress)
+        report = LadderReport(selection.name, picked, dtype, list(selection.notes), selection.compared, [])
+        for checkpoint in ladder:
+            result = CheckpointResult(checkpoint.id, checkpoint.title)
+            report.checkpoints.append(result)
+            failed = [one.id for one in report.checkpoints if one.verdict == "fail"]
+            if stop_on_failure and failed:
+                result.reason = f"skipped: {failed[0]} failed"
+            else:
+                climb(checkpoint, trials, result, progress)
+                conclude(result, checkpoint, failed)
+            if on_checkpoint:
+                on_checkpoint(result)
+    return report
+
+
+def open_trials(selection: Selection, progress: Callable[[str, int, int], None] | None) -> list[Trial]:
+    """A trial for each recording of each subject."""
+    trials = []
+    for subject in selection.subjects:
+        if progress:
+            progress(f"loading {subject.label}", 0, 0)
+        trials += [Trial(subject, recording) for recording in subject.recordings]
+    return trials
+
+
+def climb(
+    checkpoint: Checkpoint,
+    trials: Sequence[Trial],
+    result: CheckpointResult,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Run one checkpoint on every recording and keep what it says."""
+    began = time.perf_counter()
+    for number, trial in enumerate(trials):
+        if progress:
+            progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
+        result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
+    result.seconds = time.perf_counter() - began
+
+
+def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[str]) -> None:
+    """Total a checkpoint's points: a verdict, and one sentence for it."""
+    result.of = len(result.points)
+    result.compared = sum(point.verdict.n_judged > 0 for point in result.points)
+    bad = [point for point in result.points if point.verdict.verdict == "fail"]
+    if not result.points:
+        result.verdict, result.reason = "fail", "nothing was compared"
+    elif bad:
+        first = bad[0]
+        result.verdict = "fail"
+        result.reason = (
+            f"{first.verdict.name} of {first.dump} ({first.verdict.forcing}): {first.verdict.reason}"
+        )
+        below = [one for one in checkpoint.stands_on if one in failed]
+        if below:
+            result.reason += f"; it stands on {', '.join(below)}, which failed"
+    else:
+        result.verdict = "pass"
+        off = sum(point.verdict.blame == "reference" for point in result.points)
+        result.reason = f"llama.cpp is off at {off} points" if off else "every point within its limits"

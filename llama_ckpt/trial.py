@@ -1,0 +1,194 @@
+"""One checkpoint on trial: its layer function on recorded inputs, and in the free-running model.
+
+Teacher-forced, each call gets its inputs from the recording, so an error shows where it is made.
+Free-running, the whole model runs from the tokens, so errors add up as they do in use. Both are
+judged against the oracle on the same inputs and, where there is one, against llama.cpp's tensor.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llama_ckpt import oracle
+from llama_ckpt.compare import PointVerdict, causal_mask, judge
+from llama_ckpt.continuation import judge_continuation, judge_greedy
+from llama_ckpt.limits import limit_for
+from llama_ckpt.model import Model
+from llama_ckpt.oracle_weights import OracleWeights
+from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
+from llama_ckpt.recording import SAMPLED, Recording, oracle_given, torch_given
+
+__all__ = ["Subject", "Trial"]
+
+UNTAPPED = " (untapped)"
+"""Marks a point computed without a tap: the fused path, which shows only what it returns."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on trial, its exact weights, and the recordings to hold it against."""
+
+    label: str
+    model: Model
+    weights: OracleWeights
+    recordings: tuple[Recording, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A subject and one of its recordings; the free runs are made once and shared by all checkpoints."""
+
+    subject: Subject
+    recording: Recording
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype that the model computes in."""
+        return str(self.subject.model.dtype).removeprefix("torch.")
+
+    def run(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
+        """Judge every point of a checkpoint, teacher-forced first, then free-running."""
+        judged = []
+        for verdict in self.teacher_forced(checkpoint):
+            judged.append(verdict.name)
+            yield verdict
+        for name in dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged):
+            yield from self.free_running(name)
+
+    def teacher_forced(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
+        """Each case of the checkpoint with recorded inputs."""
+        model, weights = self.subject.model, self.subject.weights
+        layer_cases = checkpoint.cases(torch_given(self.recording, model))
+        oracle_cases = checkpoint.cases(oracle_given(self.recording, model, weights))
+        module = sys.modules[checkpoint.function.__module__]
+        for case, exact in zip(layer_cases, oracle_cases, strict=True):
+            if case.function == "generate":
+                yield from self.end_to_end(case)
+                continue
+            layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
+            wanted = self.oracle_answer(exact)
+            for name, tensor in call(layer, case, taps=True).items():
+                yield self.verdict(checkpoint, name, tensor, wanted[name], "teacher")
+            if case.taps:
+                for name, tensor in call(layer, case, taps=False).items():
+                    found = self.verdict(checkpoint, name, tensor, wanted[name], "teacher")
+                    yield replace(found, name=name + UNTAPPED)
+
+    def oracle_answer(self, case: Case) -> dict[str, Any]:
+        """What the oracle computes of a case; for what it has no function, what llama.cpp recorded."""
+        function = getattr(oracle, case.function, None)
+        if function is not None:
+            return call(function, case, taps=True)
+        return {name: self.reference(name) for name in case.returns}
+
+    def verdict(self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, forcing: str) -> PointVerdict:
+        """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
+        _, point = split_name(name.split(" ")[0])
+        choice = point.startswith("sampling")  # made from recorded logits in float32, so always tight
+        max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or choice) else None
+        trial, dtype = as_numpy(x)
+        causal = point in POINTS and POINTS[point].causal
+        return judge(
+            name,
+            trial,
+            o,
+            limit=limit_for(point.split(".")[0], "float32" if choice or point in SAMPLED else dtype, forcing),
+            r=self.reference(name),
+            max_abs=max_abs,
+            mask=causal_mask(self.recording.positions) if causal else None,
+            dtype=dtype,
+        )
+
+    def reference(self, name: str) -> NDArray[Any] | None:
+        """llama.cpp's answer at a point, or None where nothing was recorded."""
+        recording = self.recording
+        if name == "token_ids":
+            return np.asarray(recording.token_ids)
+        if not recording.recorded:
+            return None
+        if name == "greedy_tokens":
+            return np.asarray(recording.greedy_tokens)
+        if name.startswith("sampling."):
+            assert recording.probabilities is not None
+            return recording.probabilities(int(name.split(".")[1]))
+        return recording.tensors[name]
+
+    def free_running(self, name: str) -> Iterator[PointVerdict]:
+        """The same point in the model's own run from the tokens."""
+        if name == "greedy_tokens":
+            yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording)
+        elif name in self.exact:
+            yield self.verdict(None, name, self.free.get(name), self.exact[name], "free")
+            if name == "logits":
+                fused = self.subject.model.logits(self.recording.token_ids, self.recording.positions)
+                found = self.verdict(None, name, fused, self.exact[name], "free")
+                yield replace(found, name=name + UNTAPPED)
+
+    @cached_property
+    def free(self) -> dict[str, torch.Tensor]:
+        """Every point of the model's own run."""
+        seen: dict[str, torch.Tensor] = {}
+        model, recording = self.subject.model, self.recording
+        seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
+        return seen
+
+    @cached_property
+    def exact(self) -> dict[str, NDArray[np.float64]]:
+        """Every point of the oracle's run from the same tokens."""
+        seen: dict[str, NDArray[np.float64]] = {}
+        seen["logits"] = oracle.logits(
+            self.recording.token_ids,
+            self.subject.weights,
+            config=self.subject.model.config,
+            positions=self.recording.positions,
+            tap=seen.__setitem__,
+        )
+        return seen
+
+    def end_to_end(self, case: Case) -> Iterator[PointVerdict]:
+        """The greedy continuation and its text."""
+        yield from judge_continuation(
+            self.subject.model, self.subject.weights, self.recording, case, noise=self.logit_noise
+        )
+
+    @cached_property
+    def logit_noise(self) -> float:
+        """How far apart rounding alone may put two logits: ours and llama.cpp's largest errors, added."""
+        exact = self.exact["logits"]
+        own = np.abs(as_numpy(self.free["logits"])[0] - exact).max()
+        reference = self.reference("logits")
+        return float(own + (np.abs(reference - exact).max() if reference is not None else 0.0))
+
+
+def call(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:
+    """Call a layer function; its returned and, with `taps`, its inner points by full name."""
+    seen: dict[str, Any] = {}
+
+    def tap(point: str, tensor: Any) -> None:
+        if point in case.taps:
+            seen[case.taps[point]] = tensor
+
+    extra = {"tap": tap} if case.taps and taps else {}
+    with torch.inference_mode():
+        returned = function(**case.arguments, **extra)
+    results: Sequence[Any] = returned if isinstance(returned, tuple) else (returned,)
+    return {**seen, **dict(zip(case.returns, results, strict=True))}
+
+
+def as_numpy(x: Any) -> tuple[NDArray[Any] | None, str]:
+    """A tensor (or list of integers) as an array, and the name of its own dtype."""
+    if x is None:
+        return None, "nothing"
+    if isinstance(x, torch.Tensor):
+        name = str(x.dtype).removeprefix("torch.")
+        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy(), name
+    array = np.asarray(x)
+    return array, array.dtype.name
