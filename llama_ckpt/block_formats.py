@@ -79,7 +79,7 @@ def _q8_0(b: Tensor) -> Tensor:
 def _q2_k(b: Tensor) -> Tensor:
     """(d · scale) · q - (dmin · min): 16 groups of 16 elements, scale and min a nibble each."""
     scale, minimum = _half(b[:, 80:82]) * (b[:, :16] & 15), _half(b[:, 82:84]) * (b[:, :16] >> 4)
-    q = _planes(b[:, 16:80].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
+    q = _planes(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)).flatten(1)
 
 
@@ -91,7 +91,7 @@ def _q3_k(b: Tensor) -> Tensor:
     """
     low, high = _planes(b[:, 96:104], 4).flatten(1), _planes(b[:, 104:108], 2).flatten(1)
     scale = _half(b[:, 108:110]) * ((low | (high << 4)).float() - 32)
-    q = _planes(b[:, 32:96].unflatten(1, (2, 32)), 2).reshape(-1, 16, 16)
+    q = _planes(b[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     mask = _planes(b[:, :32], 1).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * (q.float() - ((mask ^ 1) << 2).float())).flatten(1)
 
@@ -117,19 +117,19 @@ def _scaled_groups_of_32(b: Tensor, q: Tensor) -> Tensor:
 
 def _q4_k(b: Tensor) -> Tensor:
     """Eight groups of 32 elements; 32 bytes hold two groups, low nibbles first."""
-    return _scaled_groups_of_32(b, _planes(b[:, 16:].unflatten(1, (4, 32)), 4).reshape(-1, 8, 32))
+    return _scaled_groups_of_32(b, _planes(b[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32))
 
 
 def _q5_k(b: Tensor) -> Tensor:
     """As Q4_K, with the fifth bits of group g in bit g of bytes 16-47."""
-    low = _planes(b[:, 48:].unflatten(1, (4, 32)), 4).reshape(-1, 8, 32)
+    low = _planes(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
     return _scaled_groups_of_32(b, low | (_planes(b[:, 16:48], 1) << 4))
 
 
 def _q6_k(b: Tensor) -> Tensor:
     """(d · scale) · (q - 32): 16 groups of 16, scales signed bytes; halves of 128 elements."""
-    low = _planes(b[:, :128].unflatten(1, (2, 64)), 4).reshape(-1, 8, 32)
-    high = _planes(b[:, 128:192].unflatten(1, (2, 32)), 2).reshape(-1, 8, 32)
+    low = _planes(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    high = _planes(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
     scale = _half(b[:, 208:210]) * b[:, 192:208].view(torch.int8)
     q = (low | (high << 4)).float() - 32
     return (scale.unsqueeze(-1) * q.reshape(-1, 16, 16)).flatten(1)
@@ -162,7 +162,7 @@ def _iq4_xs(b: Tensor) -> Tensor:
     high = torch.stack([(b[:, 2:4] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1).flatten(1)
     low = torch.stack((b[:, 4:8] & 15, b[:, 4:8] >> 4), dim=-1).flatten(1)
     scale = _half(b[:, :2]) * ((low | (high << 4)).float() - 32)
-    q = _iq4(_planes(b[:, 8:].unflatten(1, (8, 16)), 4).reshape(-1, 8, 32))
+    q = _iq4(_planes(b[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 8, 32))
     return (scale.unsqueeze(-1) * q).flatten(1)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from llama_ckpt.errors import LlamaCkptError, ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf_cursor import shown
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf_file import GGUFFile
@@ -144,7 +145,7 @@ class _Keys:
                 )
             value = int(value[0])
         if type(value) is not int or not 1 <= value <= high:
-            raise self.wrong(key, _shown(value), wanted)
+            raise self.wrong(key, shown(value), wanted)
         return value
 
     def positive(self, key: str, *, default: float | None = None) -> float:
@@ -154,32 +155,32 @@ class _Keys:
             return float(self._absent(key, default, wanted))
         value = self._metadata[key]
         if not isinstance(value, float):
-            raise self.wrong(key, _shown(value), wanted)
+            raise self.wrong(key, shown(value), wanted)
         with np.errstate(all="ignore"):
             value = float(np.float32(value))
         if not (math.isfinite(value) and value > 0):
-            raise self.wrong(key, _shown(value), wanted)
+            raise self.wrong(key, shown(value), wanted)
         return value
 
     def text(self, key: str, *, default: str) -> str:
         value = self._metadata.get(key, default)
         if not isinstance(value, str):
-            raise self.wrong(key, _shown(value), "text")
+            raise self.wrong(key, shown(value), "text")
         return value
 
     def refuse_other_architectures(self) -> None:
         got = self._metadata.get("general.architecture", "no such key")
         if got != "llama":
             raise self.wrong(
-                "general.architecture", _shown(got), "'llama'", hint="only Llama models are computed here"
+                "general.architecture", shown(got), "'llama'", hint="only Llama models are computed here"
             )
 
     def refuse_variants(self) -> None:
         """Refuse what llama.cpp computes for a Llama and the checkpoints do not."""
         for key, plain, wanted in _PLAIN:
             value = self._metadata.get(key, plain)
-            if value != plain:
-                raise self.wrong(key, _shown(value), wanted, UnsupportedModelError)
+            if isinstance(value, np.ndarray) or value != plain:
+                raise self.wrong(key, shown(value), wanted, UnsupportedModelError)
 
     def head_dim(self, width: int, n_heads: int) -> int:
         key = "llama.attention.key_length"
@@ -210,10 +211,11 @@ class _Keys:
         key, old = "llama.rope.scaling.type", "llama.rope.scale_linear"
         kind = self.text(key, default="linear")
         if kind not in ("none", "linear"):
-            raise self.wrong(key, _shown(kind), "'none' or 'linear'", UnsupportedModelError)
+            raise self.wrong(key, shown(kind), "'none' or 'linear'", UnsupportedModelError)
         factor = "llama.rope.scaling.factor"
         used = factor if factor in self._metadata or old not in self._metadata else old
-        if self._metadata.get(used) == 0.0:  # llama.cpp: zero means unscaled
+        value = self._metadata.get(used)
+        if isinstance(value, float) and value == 0:  # llama.cpp: zero means unscaled
             return 1.0
         scale = self.positive(used, default=1.0)
         return scale if kind == "linear" else 1.0
@@ -221,14 +223,6 @@ class _Keys:
     def all_defaulted(self) -> tuple[str, ...]:
         absent = [key for key in _TOKENIZER_KEYS if key not in self._metadata]
         return (*self._defaulted, *absent)
-
-
-def _shown(value: object) -> str:
-    """A metadata value in a message: short, and without the line breaks it may hold."""
-    if isinstance(value, (list, np.ndarray)):
-        return f"an array of {len(value)}"
-    text = ascii(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 _PLAIN: Final = (

@@ -22,7 +22,8 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
-from llama_ckpt.gguf_header import MetadataValue, TensorInfo, read_header, shown
+from llama_ckpt.gguf_cursor import shown
+from llama_ckpt.gguf_header import MetadataValue, TensorInfo, read_header
 from llama_ckpt.tensor_names import expected_shapes, unsupported_reason
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ def weights_sha256(file: GGUFFile) -> str:
         raw = file.raw(name)
         for first in range(0, info.n_rows, step):
             values = _dequantize(raw[first : first + step], info)
-            digest.update(np.ascontiguousarray(values, "<f4").view(np.uint8))
+            digest.update(np.ascontiguousarray(values, "<f4").data)
     return digest.hexdigest()
 
 

@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Union
+from typing import Any, Final
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf_cursor import Cursor, shown
 
-__all__ = ["GGUFHeader", "MetadataValue", "TensorInfo", "read_header", "shown"]
+__all__ = ["GGUFHeader", "MetadataValue", "TensorInfo", "read_header"]
 
-MetadataValue = Union[bool, int, float, str, list[bytes], np.ndarray[Any, np.dtype[Any]]]
+MetadataValue = bool | int | float | str | list[bytes] | np.ndarray[Any, np.dtype[Any]]
 """A metadata value: a plain scalar, text (UTF-8, undecodable bytes as lone surrogates), an array of
 strings as `list[bytes]`, any other array as a read-only one-dimensional numpy array."""
 
@@ -95,13 +95,6 @@ class GGUFHeader:
     tensors: Mapping[str, TensorInfo]
 
 
-def shown(text: str | bytes) -> str:
-    """A name out of a file as a short, printable word for a message."""
-    if isinstance(text, bytes):
-        text = text.decode("utf-8", "backslashreplace")
-    return ascii(text if len(text) <= 60 else text[:57] + "...")
-
-
 def read_header(data: mmap.mmap) -> GGUFHeader:
     """Walk the header of a whole mapped GGUF file.
 
@@ -109,10 +102,10 @@ def read_header(data: mmap.mmap) -> GGUFHeader:
         ModelFileError: no GGUF file, truncated, or damaged; the message names the field.
         UnsupportedModelError: a sound GGUF file of another version or byte order.
     """
-    cursor = _Cursor(data)
+    cursor = Cursor(data, strings=_STRINGS)
     version = _read_version(cursor)
-    n_tensors = cursor.count("number of tensors", smallest=24, limit=_TENSORS)
-    n_keys = cursor.count("number of metadata keys", smallest=13, limit=_KEYS)
+    n_tensors = cursor.count("number of tensors", smallest=32, limit=_TENSORS)
+    n_keys = cursor.count("number of metadata keys", smallest=14, limit=_KEYS)
     metadata: dict[str, MetadataValue] = {}
     for index in range(n_keys):
         key = cursor.string(f"metadata key {index}", _KEY_BYTES).decode("utf-8", "surrogateescape")
@@ -122,51 +115,7 @@ def read_header(data: mmap.mmap) -> GGUFHeader:
     return GGUFHeader(version, metadata, _read_tensors(cursor, n_tensors, _alignment(metadata)))
 
 
-class _Cursor:
-    """A place in the mapped file that never passes its end."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.size, self.at, self.strings_left = data, len(data), 0, _STRINGS
-
-    def advance(self, n_bytes: int, what: str) -> int:
-        """Step over `n_bytes` and return where they start."""
-        start, left = self.at, self.size - self.at
-        if n_bytes > left:
-            raise ModelFileError(
-                f"the file ends within its header, in {what} at byte {start}",
-                got=f"{left} bytes",
-                wanted=f"{n_bytes}",
-                hint="copy or download the file again",
-            )
-        self.at = start + n_bytes
-        return start
-
-    def u32(self, what: str) -> int:
-        return int(struct.unpack_from("<I", self.data, self.advance(4, what))[0])
-
-    def u64(self, what: str) -> int:
-        return int(struct.unpack_from("<Q", self.data, self.advance(8, what))[0])
-
-    def count(self, what: str, *, smallest: int, limit: int) -> int:
-        """A count of things that take at least `smallest` bytes each in what is left of the file."""
-        n = self.u64(what)
-        most = min(limit, (self.size - self.at) // smallest)
-        if n > most:
-            raise ModelFileError(
-                what, got=n, wanted=f"at most {most} in the {self.size - self.at} bytes that follow"
-            )
-        return n
-
-    def string(self, what: str, limit: int | None = None) -> bytes:
-        """A string, as bytes; copied out of the file only when the file holds all of it."""
-        n = self.u64(f"the length of {what}")
-        if limit is not None and n > limit:
-            raise ModelFileError(f"the length of {what}", got=n, wanted=f"at most {limit} bytes")
-        start = self.advance(n, what)
-        return self.data[start : start + n]
-
-
-def _read_version(cursor: _Cursor) -> int:
+def _read_version(cursor: Cursor) -> int:
     start = cursor.advance(4, "the magic")
     magic = cursor.data[start : start + 4]
     if magic != b"GGUF":
@@ -186,7 +135,7 @@ def _read_version(cursor: _Cursor) -> int:
     return version
 
 
-def _read_value(cursor: _Cursor, what: str) -> MetadataValue:
+def _read_value(cursor: Cursor, what: str) -> MetadataValue:
     kind = cursor.u32(f"the type of {what}")
     if kind == _STRING:
         return cursor.string(what).decode("utf-8", "surrogateescape")
@@ -198,7 +147,7 @@ def _read_value(cursor: _Cursor, what: str) -> MetadataValue:
     return bool(value) if kind == _BOOL else value
 
 
-def _read_array(cursor: _Cursor, what: str) -> MetadataValue:
+def _read_array(cursor: Cursor, what: str) -> MetadataValue:
     kind = cursor.u32(f"the element type of {what}")
     if kind == _STRING:
         n = cursor.count(f"the length of {what}", smallest=8, limit=cursor.strings_left)
@@ -230,7 +179,7 @@ def _alignment(metadata: Mapping[str, MetadataValue]) -> int:
     return alignment
 
 
-def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
+def _read_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, TensorInfo]:
     relative: dict[str, TensorInfo] = {}
     for index in range(n_tensors):
         info = _read_tensor(cursor, index, alignment)
@@ -248,7 +197,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, 
     return tensors
 
 
-def _read_tensor(cursor: _Cursor, index: int, alignment: int) -> TensorInfo:
+def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
     raw_name = cursor.string(f"the name of tensor {index}", _NAME_BYTES)
     what = f"tensor {shown(raw_name)}"
     n_dims = cursor.u32(f"the number of dimensions of {what}")

@@ -8,10 +8,10 @@ and their type. Every product with a weight goes through `linear`, every look-up
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Union
+from typing import Any
 
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -49,6 +49,8 @@ def dequantize(
         raise ShapeError(
             f"bytes of a {type.name} weight", got=raw.numel(), wanted=f"those of {list(shape)} elements"
         )
+    if not n_elements:
+        return torch.empty(shape, dtype=dtype, device=raw.device)
     if type in PLAIN_DTYPES:
         return raw.contiguous().view(PLAIN_DTYPES[type]).reshape(shape).to(dtype)
     return BLOCK_DECODERS[type](raw.reshape(-1, block_bytes)).reshape(shape).to(dtype)
@@ -108,7 +110,7 @@ class PackedWeight:
         return dequantize(rows, self.type, (*token_ids.shape, self.shape[1]), dtype)
 
 
-Weight = Union[Tensor, PackedWeight]
+Weight = Tensor | PackedWeight
 """A weight matrix [out, in]: a tensor, or the file's blocks."""
 
 
@@ -137,45 +139,61 @@ def _check_type(type: GGMLQuantizationType) -> None:
         )
 
 
-_EXACT: Final[tuple[tuple[str, Any], ...]] = (
-    ("allow_tf32", False),
-    ("allow_fp16_reduced_precision_reduction", (False, False)),
-    ("allow_bf16_reduced_precision_reduction", (False, False)),
-    ("allow_fp16_accumulation", False),
-)
 _lock = threading.Lock()
-_depth = 0
-_before: list[tuple[str, Any]] = []
+_uses = 0
+_restore: list[Callable[[], None]] = []
 
 
 @contextmanager
 def exact_matmul() -> Iterator[None]:
-    """Within it, products of matrices on CUDA are exact to their dtype: nothing left to defaults.
+    """Within it, products of matrices are exact to their dtype; nothing is left to defaults.
 
-    TF32 off, so that float32 means float32; no reduced-precision reduction (nor split-K with one) and
-    no half-precision accumulation for float16 and bfloat16. The settings are torch's own, of the
-    whole process; they come back when the last of nested or concurrent uses ends. On a build of torch
-    without CUDA they are set all the same, and change nothing.
+    On CUDA: TF32 off, so that float32 means float32; for float16 and bfloat16 no reduction in reduced
+    precision (nor split-K with one), and no half-precision accumulation. On the CPU: no bfloat16
+    inside float32 products. The settings are torch's own, of the whole process; they come back when
+    the last of nested or concurrent uses ends. On a build of torch without CUDA they are set all the
+    same, and change nothing. A CUDA graph keeps what held when it was captured.
     """
-    global _depth, _before
-    matmul = torch.backends.cuda.matmul
+    global _uses
     with _lock:
-        if _depth == 0:
-            _before = [(name, _setting(name)) for name, _ in _EXACT]
-            for name, value in _EXACT:
-                setattr(matmul, name, value)
-        _depth += 1
+        if _uses == 0:
+            _restore.append(_make_exact())
+        _uses += 1
     try:
         yield
     finally:
         with _lock:
-            _depth -= 1
-            if _depth == 0:
-                for name, value in _before:
-                    setattr(matmul, name, value)
+            _uses -= 1
+            if _uses == 0:
+                _restore.pop()()
 
 
-def _setting(name: str) -> Any:
-    matmul = torch.backends.cuda.matmul
-    value = getattr(matmul, name)
-    return (value, getattr(matmul, name + "_split_k")) if name.endswith("_reduction") else value
+def _make_exact() -> Callable[[], None]:
+    """State every setting, and return what brings the former ones back."""
+    backends: Any = torch.backends
+    cuda, cpu = backends.cuda.matmul, backends.mkldnn.matmul
+    pairs = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
+    before: list[tuple[Any, str, Any]] = [
+        (module, "fp32_precision", module.fp32_precision) for module in (cuda, cpu)
+    ]
+    before += [(cuda, name, (getattr(cuda, name), getattr(cuda, f"{name}_split_k"))) for name in pairs]
+    before += [(cuda, "allow_fp16_accumulation", cuda.allow_fp16_accumulation)]
+    math_sdp = backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    try:
+        overall = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch's answer when both its older and its newer interface were used
+        overall = "highest"
+
+    torch.set_float32_matmul_precision("highest")
+    for module, name, value in before:
+        exact = "ieee" if name == "fp32_precision" else (False, False) if isinstance(value, tuple) else False
+        setattr(module, name, exact)
+    backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
+
+    def restore() -> None:
+        torch.set_float32_matmul_precision(overall)
+        for module, name, value in before:
+            setattr(module, name, value)
+        backends.cuda.allow_fp16_bf16_reduction_math_sdp(math_sdp)
+
+    return restore

@@ -16,7 +16,7 @@ from llama_ckpt.block_formats import PLAIN_DTYPES
 from llama_ckpt.config import LlamaConfig
 from llama_ckpt.gguf_file import GGUFFile, check_llama
 from llama_ckpt.quants import PackedWeight, Weight, dequantize
-from llama_ckpt.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
+from llama_ckpt.tensor_names import MODEL_TENSORS, block_tensor
 
 __all__ = ["BlockWeights", "ModelWeights", "load_weights"]
 
@@ -83,10 +83,23 @@ def load_weights(file: GGUFFile, config: LlamaConfig, device: torch.device | str
 
 
 def _block(file: GGUFFile, number: int, device: torch.device) -> BlockWeights:
-    names = {field: block_tensor(number, field) for field in BLOCK_TENSORS}
-    vectors = {field: _vector(file, names.pop(field), device) for field in ("attn_norm", "ffn_norm")}
-    matrices = {field: _matrix(file, name, device) for field, name in names.items()}
-    return BlockWeights(**vectors, **matrices)
+    def vector(field: str) -> Tensor:
+        return _vector(file, block_tensor(number, field), device)
+
+    def matrix(field: str) -> Weight:
+        return _matrix(file, block_tensor(number, field), device)
+
+    return BlockWeights(
+        attn_norm=vector("attn_norm"),
+        wq=matrix("wq"),
+        wk=matrix("wk"),
+        wv=matrix("wv"),
+        wo=matrix("wo"),
+        ffn_norm=vector("ffn_norm"),
+        w_gate=matrix("w_gate"),
+        w_up=matrix("w_up"),
+        w_down=matrix("w_down"),
+    )
 
 
 def _matrix(file: GGUFFile, name: str, device: torch.device) -> Weight:

@@ -1,0 +1,82 @@
+"""Reading a GGUF header step by step, never past the end of the file and never more than it holds."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from typing import Final
+
+import numpy as np
+
+from llama_ckpt.errors import ModelFileError
+
+__all__ = ["Cursor", "shown"]
+
+
+def shown(value: object) -> str:
+    """A name or a value out of a file for a message: short, printable, on one line."""
+    if isinstance(value, (list, np.ndarray)):
+        return f"an array of {len(value)}"
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "backslashreplace")
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+class Cursor:
+    """A place in a mapped file that never passes its end.
+
+    Args:
+        data: the whole file.
+        strings: the most strings that arrays may hold, all arrays of the header together.
+
+    Attributes:
+        data, size: the file and its length in bytes.
+        at: the next byte.
+        strings_left: how many strings arrays may still hold.
+    """
+
+    def __init__(self, data: mmap.mmap, *, strings: int) -> None:
+        self.data: Final = data
+        self.size: Final = len(data)
+        self.at = 0
+        self.strings_left = strings
+
+    def advance(self, n_bytes: int, what: str) -> int:
+        """Step over `n_bytes` and return where they start."""
+        start, left = self.at, self.size - self.at
+        if n_bytes > left:
+            raise ModelFileError(
+                f"the file ends within its header, in {what} at byte {start}",
+                got=f"{left} bytes",
+                wanted=f"{n_bytes}",
+                hint="copy or download the file again",
+            )
+        self.at = start + n_bytes
+        return start
+
+    def u32(self, what: str) -> int:
+        """The next four bytes, little-endian."""
+        return int(struct.unpack_from("<I", self.data, self.advance(4, what))[0])
+
+    def u64(self, what: str) -> int:
+        """The next eight bytes, little-endian."""
+        return int(struct.unpack_from("<Q", self.data, self.advance(8, what))[0])
+
+    def count(self, what: str, *, smallest: int, limit: int) -> int:
+        """A count of things that take at least `smallest` bytes each in what is left of the file."""
+        n = self.u64(what)
+        most = min(limit, (self.size - self.at) // smallest)
+        if n > most:
+            raise ModelFileError(
+                what, got=n, wanted=f"at most {most} in the {self.size - self.at} bytes that follow"
+            )
+        return n
+
+    def string(self, what: str, limit: int | None = None) -> bytes:
+        """A string, as bytes; copied out of the file only when the file holds all of it."""
+        n = self.u64(f"the length of {what}")
+        if limit is not None and n > limit:
+            raise ModelFileError(f"the length of {what}", got=n, wanted=f"at most {limit} bytes")
+        start = self.advance(n, what)
+        return self.data[start : start + n]
