@@ -59,7 +59,7 @@ def rope(
     def turn(x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # half precision is rounded once, at the end
         c, s = cos.to(wide), sin.to(wide)
-        even, odd = x.to(wide).unflatten(-1, (-1, 2)).unbind(-1)
+        even, odd = x.to(wide).reshape(*x.shape[:-1], -1, 2).unbind(-1)  # pairs are neighbours
         return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).to(x.dtype)
 
     return turn(q), turn(k)

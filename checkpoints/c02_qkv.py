@@ -47,9 +47,10 @@ def qkv(
     Returns:
         q `[n, n_heads, head_dim]`, k and v `[n, n_kv_heads, head_dim]`, dtype of x, before RoPE.
     """
-    q = linear(x, wq).unflatten(-1, (n_heads, -1))
-    k = linear(x, wk).unflatten(-1, (n_kv_heads, -1))
-    v = linear(x, wv).unflatten(-1, (n_kv_heads, -1))
+    n = x.shape[0]
+    q = linear(x, wq).view(n, n_heads, -1)
+    k = linear(x, wk).view(n, n_kv_heads, -1)
+    v = linear(x, wv).view(n, n_kv_heads, -1)
     return q, k, v
 
 

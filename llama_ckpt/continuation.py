@@ -126,8 +126,9 @@ def judge_continuation(
         ]
         yield tokens_verdict("continuation", choices, len(ours), "the oracle's")
         return
-    eos = [model.tokenizer.eos_id] if continuation.ended_by == "eos" else []
-    theirs = [*continuation.token_ids, *eos]
+    theirs = list(continuation.token_ids)
+    if continuation.ended_by == "eos" and model.tokenizer.eos_id is not None:
+        theirs.append(model.tokenizer.eos_id)
     choices = []
     while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
         step = differ[0]

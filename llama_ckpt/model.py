@@ -166,7 +166,7 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name. Raises OptionError for one that models don't compute in."""
     picked = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if picked not in DTYPES.values():
+    if picked is None or picked not in DTYPES.values():
         raise OptionError("dtype", got=dtype, wanted="one of " + ", ".join(DTYPES))
     return picked
 

@@ -18,7 +18,7 @@ from llama_ckpt.derive import derive
 from llama_ckpt.dumps import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf_file import open_gguf, weights_sha256
-from llama_ckpt.model import Model, load
+from llama_ckpt.model import load
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.recording import Recording, from_dump, from_oracle
 from llama_ckpt.trial import Subject

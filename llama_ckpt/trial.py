@@ -163,7 +163,7 @@ class Trial:
     def logit_noise(self) -> float:
         """How far apart rounding alone may put two logits: ours and llama.cpp's largest errors, added."""
         exact = self.exact["logits"]
-        own = np.abs(as_numpy(self.free["logits"])[0] - exact).max()
+        own = np.abs(self.free["logits"].double().cpu().numpy() - exact).max()
         reference = self.reference("logits")
         return float(own + (np.abs(reference - exact).max() if reference is not None else 0.0))
 
