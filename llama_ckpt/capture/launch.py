@@ -29,6 +29,7 @@ INSTALL_LINE = (
 """Installs the reference; without the settings its build crashes on some virtual CPUs."""
 
 LAST_LINES = 5
+BAD_INSTRUCTION = (signal.SIGILL, signal.SIGSEGV)
 
 
 def require_reference() -> None:
@@ -90,7 +91,8 @@ def _crash(code: int, output: str, model: str) -> ReferenceCrashedError:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = " | ".join(lines[-LAST_LINES:]) or "nothing on stderr"
     how = f"exit code {code}" if code > 0 else _signal_name(-code)
-    hint = None if code > 0 else f"if it was built with the default settings, build it anew: {INSTALL_LINE}"
+    # These two come from instructions that the CPU lacks, or that a virtual one only claims to have.
+    hint = f"build it for fewer instructions: {INSTALL_LINE}" if -code in BAD_INSTRUCTION else None
     return ReferenceCrashedError(
         f"llama.cpp crashed in its own process, recording {model}", got=f"{how} after: {last}", hint=hint
     )

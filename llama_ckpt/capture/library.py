@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["Library"]
 
-WARNING_LEVEL = 3  # GGML_LOG_LEVEL_WARN; ERROR is 4, CONT (the rest of a line) is 5
+WARNING_LEVEL, CONTINUED = 3, 5  # GGML_LOG_LEVEL_WARN (ERROR is 4), and the rest of a line
 GPU_DEVICE = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 
 
@@ -30,6 +30,7 @@ class Library:
         self.package_version: str = importlib.import_module("llama_cpp").__version__
         self.ggml: Any = self.api._lib
         self.complaints: list[str] = []
+        self._level = 0
         for name in ("ggml_version", "ggml_op_name", "ggml_type_name", "ggml_backend_dev_name"):
             getattr(self.ggml, name).restype = ctypes.c_char_p
         self.ggml.ggml_backend_dev_by_type.restype = ctypes.c_void_p
@@ -67,7 +68,8 @@ class Library:
         return name.decode()
 
     def _log(self, level: int, text: bytes, _: object) -> None:
-        if level >= WARNING_LEVEL:
+        self._level = self._level if level == CONTINUED else level
+        if self._level >= WARNING_LEVEL:
             line = text.decode(errors="replace")
             self.complaints.append(line.strip())
             # The parent shows the end of this where the process dies.
