@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import IntFlag
+from enum import IntEnum
 
 from llama_ckpt.errors import ModelFileError
 
 __all__ = ["Kind", "byte_value", "partition", "token_kinds"]
 
 
-class Kind(IntFlag):
-    """What a token is; a token made a control token by its text keeps its other bit."""
+class Kind(IntEnum):
+    """One bit for each kind; a token made a control token by its text keeps its other bit."""
 
     NONE = 0
     UNKNOWN = 1
@@ -28,19 +28,11 @@ class Kind(IntFlag):
     BYTE = 32
 
 
-# tokenizer.ggml.token_type, 0 to 6, to the kind, as a plain int: 32,000 IntFlag operations are slow.
-_KIND_OF_TYPE = [
-    int(kind)
-    for kind in (
-        Kind.NONE,
-        Kind.NORMAL,
-        Kind.UNKNOWN,
-        Kind.CONTROL,
-        Kind.USER_DEFINED,
-        Kind.UNUSED,
-        Kind.BYTE,
-    )
-]
+# By tokenizer.ggml.token_type, 0 to 6.
+_KIND_OF_TYPE = (
+    *(Kind.NONE, Kind.NORMAL, Kind.UNKNOWN, Kind.CONTROL),
+    *(Kind.USER_DEFINED, Kind.UNUSED, Kind.BYTE),
+)
 
 # Roles that llama.cpp gives to a token by its text when the file names no token for them.
 _NAMES_OF_ROLE: Mapping[str, tuple[str, ...]] = {
@@ -120,7 +112,7 @@ def token_kinds(
         types: the file's token types, by id; a number outside 0 to 6 means no kind.
         roles: the ids that the file names: "eos", "eot", "eom", "fim_pre", ….
     """
-    kinds = [_KIND_OF_TYPE[type_] if 0 <= type_ < len(_KIND_OF_TYPE) else 0 for type_ in types]
+    kinds = [int(_KIND_OF_TYPE[type_]) if 0 <= type_ < len(_KIND_OF_TYPE) else 0 for type_ in types]
     roles = dict(roles)
     for role, names in _NAMES_OF_ROLE.items():
         # Of several such tokens llama.cpp takes the one its hash table yields first; here, the lowest id.
@@ -133,7 +125,7 @@ def token_kinds(
         ends.add(token)
         kinds[token] |= Kind.CONTROL
     for token in _present(ids, _ALWAYS_SHOWN):
-        kinds[token] = int(Kind.USER_DEFINED)
+        kinds[token] = Kind.USER_DEFINED
     ends |= {roles[role] for role in ("eos", "eot", "eom") if role in roles}
     _undo_ends(ids, kinds, ends)
     return kinds, frozenset(ends)
@@ -150,10 +142,10 @@ def _undo_ends(ids: Mapping[bytes, int], kinds: list[int], ends: set[int]) -> No
         or (ending("<|call|>", "<|calls|>") and ending("<|flush|>"))
     ):
         ends.discard(ids[b"<|end|>"])
-        kinds[ids[b"<|end|>"]] = int(Kind.USER_DEFINED)
+        kinds[ids[b"<|end|>"]] = Kind.USER_DEFINED
     if ending("</s>") and ending("<|tool_response>", "<|plamo:eos|>"):
         ends.discard(ids[b"</s>"])
-        kinds[ids[b"</s>"]] = int(Kind.NORMAL)
+        kinds[ids[b"</s>"]] = Kind.NORMAL
 
 
 def _present(ids: Mapping[bytes, int], names: Iterable[str]) -> list[int]:

@@ -66,26 +66,28 @@ class Tokenizer:
             strip_after_special: special tokens swallow the white space behind them (Phi-3).
 
         Raises:
-            ModelFileError: two tokens share a text, a score is NaN, or a byte token is not `<0xXX>`.
+            ModelFileError: two tokens share a text, a score is missing or NaN, a type is missing, or a byte
+                token is not written `<0xXX>`.
         """
         texts = [token or b"[EMPTY_%d]" % i for i, token in enumerate(tokens)]
         ids = {text: i for i, text in enumerate(texts)}
         if len(ids) != len(texts):
             twice = next(text for i, text in enumerate(texts) if ids[text] != i)
             raise ModelFileError("two entries of tokenizer.ggml.tokens have one text", got=repr(twice))
+        scores = np.zeros(len(texts)) if scores is None else _one_each("scores", scores, len(texts))
+        types = np.ones(len(texts), int) if types is None else _one_each("token_type", types, len(texts))
         roles = {**(roles or {}), **({} if eos_id is None else {"eos": eos_id})}
-        types = [1] * len(texts) if types is None else np.asarray(types).tolist()
-        kinds, self.eog_ids = token_kinds(ids, types, roles)
+        kinds, self.eog_ids = token_kinds(ids, types.tolist(), roles)
         self.bos_id, self.eos_id, self.unk_id = bos_id, eos_id, unk_id
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, add_space_prefix
         self._pieces = [_piece(text, kind) for text, kind in zip(texts, kinds, strict=True)]
-        self._merger = SpmMerger(ids, np.zeros(len(texts)) if scores is None else scores)
+        self._merger = SpmMerger(ids, scores)
         self._sort_specials(texts, kinds, strip_after_special)
         self._has_space = _SPACE in ids
 
     def _sort_specials(self, texts: Sequence[bytes], kinds: Sequence[int], strip: bool) -> None:
         """The tokens that a text is cut at, longest first; control and unknown ones only when asked for."""
-        hidden = int(Kind.CONTROL | Kind.UNKNOWN)
+        hidden = Kind.CONTROL | Kind.UNKNOWN
         special = [i for i, kind in enumerate(kinds) if kind & (hidden | Kind.USER_DEFINED)]
         special.sort(key=lambda i: -len(texts[i]))
         self._hidden = frozenset(i for i in special if kinds[i] & hidden)
@@ -228,6 +230,13 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"Tokenizer({self.vocab_size} tokens, bos_id={self.bos_id}, eos_id={self.eos_id})"
+
+
+def _one_each(name: str, values: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
+    if len(values) != n:
+        what = f"tokenizer.ggml.{name} has not one entry for each token"
+        raise ModelFileError(what, got=len(values), wanted=n)
+    return np.asarray(values)
 
 
 def _piece(text: bytes, kind: int) -> bytes:
