@@ -1,1 +1,3 @@
-"""What a person reads: verdicts, tables and the pages of checkpoints, rendered for a terminal."""
+"""What a person reads: verdicts for the terminal, and the pages of checkpoints."""
+
+__all__: list[str] = []

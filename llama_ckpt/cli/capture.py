@@ -1,0 +1,70 @@
+"""`llama-ckpt capture`: record llama.cpp on a prompt, as a reference dump."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_ckpt.capture import capture
+from llama_ckpt.cli.options import ModelFile, model_path
+from llama_ckpt.cli.progress import waiting
+from llama_ckpt.errors import OptionError
+
+__all__ = ["EXAMPLE", "NAME", "command"]
+
+NAME = "capture"
+EXAMPLE = "Example: llama-ckpt capture --model mine.gguf --prompt Hello --out dumps"
+
+
+def command(
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder of the dumps; one more is added to those there.")
+    ],
+    model: ModelFile = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="The text to record.")] = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="IDS", help="Token ids instead, with commas: 1,15043.")
+    ] = None,
+    positions_from: Annotated[
+        int, typer.Option(metavar="P", help="Position of the first token, in an empty cache.")
+    ] = 0,
+    max_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Length of the greedy continuation; 0 for none.")
+    ] = 16,
+    name: Annotated[str | None, typer.Option(help="Name of the dump, else made from the prompt.")] = None,
+    blocks: Annotated[
+        str | None, typer.Option(metavar="NS", help="Blocks to record in full, with commas; all without it.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of llama.cpp, which change no result; all cores without it.")
+    ] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Blocks on the GPU, for a llama.cpp built for one.")] = 0,
+) -> None:
+    """Record llama.cpp's tensors on a prompt.
+
+    And how it goes on. Needs the extra `reference`. llama.cpp runs in a process of its own.
+    """
+    with waiting("recording llama.cpp"):
+        entry = capture(
+            model_path(model),
+            out=out,
+            prompt=prompt,
+            tokens=None if tokens is None else _integers("--tokens", tokens),
+            positions_from=positions_from,
+            max_tokens=max_tokens,
+            name=name,
+            blocks=None if blocks is None else _integers("--blocks", blocks),
+            n_threads=threads or os.cpu_count() or 1,
+            n_gpu_layers=gpu_layers,
+        )
+    print(f"{out / entry.file}: {len(entry.token_ids)} tokens, {len(entry.blocks)} blocks in full")
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise OptionError(option, got=repr(text), wanted="whole numbers with commas, 1,15043") from None

@@ -1,0 +1,66 @@
+"""`llama-ckpt generate`: continue a prompt and print the text as it comes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+import llama_ckpt
+from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
+from llama_ckpt.cli.progress import waiting
+from llama_ckpt.errors import OptionError
+
+__all__ = ["EXAMPLE", "NAME", "command"]
+
+NAME = "generate"
+EXAMPLE = 'Example: llama-ckpt generate "In the beginning" --max-tokens 20'
+
+
+def command(
+    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    model: ModelFile = None,
+    max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Keep the likeliest that sum to this; 1 keeps all.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option(help="Drop what is less likely than this share of the likeliest; 0 keeps all.")
+    ] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1 makes what was said lately less likely.")
+    ] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End before this text; can be given several times.")
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+) -> None:
+    """Continue a prompt, printing as it goes."""
+    text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
+    with waiting("loading the model"):
+        loaded = llama_ckpt.load(model_path(model), device=device, dtype=dtype)
+    pieces = llama_ckpt.generate(
+        loaded,
+        text,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=_stop_strings(stop),
+    )
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _stop_strings(stop: list[str] | None) -> tuple[str, ...]:
+    if stop and "" in stop:
+        raise OptionError("--stop", got="an empty text", wanted="one that can be met")
+    return tuple(stop or ())

@@ -1,0 +1,36 @@
+"""`llama-ckpt inspect`: what a GGUF file holds, without torch and without reading a weight."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from llama_ckpt.cli.options import model_path
+from llama_ckpt.gguf_file import open_gguf
+from llama_ckpt.report.inspection import inspection, inspection_lines
+
+__all__ = ["EXAMPLE", "NAME", "command"]
+
+NAME = "inspect"
+EXAMPLE = "Example: llama-ckpt inspect llama-2-7b.Q4_0.gguf"
+
+
+def command(
+    model: Annotated[
+        Path | None, typer.Argument(metavar="M.gguf", help="A GGUF file; the embedded model without it.")
+    ] = None,
+    option: Annotated[Path | None, typer.Option("--model", metavar="M.gguf", help="The same.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Show what a GGUF file holds.
+
+    That is its configuration, with what llama.cpp's defaults fill in marked, and its tensors by type.
+    """
+    record = inspection(open_gguf(model_path(option if model is None else model)))
+    if as_json:
+        print(json.dumps(record, indent=1))
+    else:
+        print("\n".join(inspection_lines(record)))

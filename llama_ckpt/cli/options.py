@@ -1,0 +1,28 @@
+"""Options that several commands share, so that they read the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reference_dumps import embedded_model
+
+__all__ = ["Device", "Dtype", "ModelFile", "model_path"]
+
+ModelFile = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="M.gguf", help="A Llama in GGUF; the embedded model without it."),
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is one.")
+]
+Dtype = Annotated[
+    Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="What is computed in.")
+]
+
+
+def model_path(model: Path | None) -> Path:
+    """The model that was asked for, or the embedded one."""
+    return embedded_model() if model is None else model

@@ -1,0 +1,160 @@
+"""A validation as lines of text: a row a checkpoint, and all that is known about a failure below it.
+
+    id  checkpoint       verdict  compared    worst err  llama.cpp  distance     limit  closer
+    1   RMS norm         pass     195 of 195    4.1e-08    5.2e-08   6.0e-08   4.0e-07  ours
+
+The numbers of a row are those of its worst point, the one that comes closest to its limit or is
+furthest beyond: `err` of ours and of llama.cpp against the oracle, the distance between the two.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Sequence
+
+from llama_ckpt.compare import PointVerdict
+from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
+
+__all__ = ["checkpoint_row", "failure_lines", "header", "repeat_command", "summary_lines"]
+
+WIDTHS = (3, 16, 7, 14, 9, 9, 9, 9, 9)
+HEADINGS = (
+    "id",
+    "checkpoint",
+    "verdict",
+    "compared",
+    "worst err",
+    "llama.cpp",
+    "distance",
+    "limit",
+    "closer",
+)
+RIGHT = slice(4, 8)  # the numbers
+CLOSER = {"target": "ours", "reference": "llama.cpp", "equal": "equal", "": "-"}
+BLAME = {
+    "target": "ours is off",
+    "reference": "llama.cpp is off",
+    "noise": "neither: they differ by rounding",
+    "tie": "neither: two tokens within rounding of each other",
+    "": "-",
+}
+MAX_NAMED = 6  # further failing points that are named after the one that is shown in full
+
+
+def header() -> str:
+    """The line of headings."""
+    return _row(HEADINGS)
+
+
+def checkpoint_row(result: CheckpointResult) -> str:
+    """One checkpoint in one line: what was compared, how far off, and whether it passes."""
+    compared = f"{result.compared} of {result.of}"
+    head = (result.id, result.title, _shouted(result.verdict), compared)
+    worst = _worst(result.points)
+    if worst is None:
+        return _row((*head, "-", "-", "-", "-", result.reason))
+    point = worst.verdict
+    limit = "exact" if point.limit == 0 else _number(point.limit)
+    numbers = (_number(point.err), _number(point.err_reference), _number(point.distance), limit)
+    return _row((*head, *numbers, CLOSER[point.closer]))
+
+
+def _shouted(verdict: str) -> str:
+    return "FAIL" if verdict == "fail" else verdict
+
+
+def _row(cells: Sequence[str]) -> str:
+    numbers = range(*RIGHT.indices(len(cells)))
+    padded = (
+        cell.rjust(width) if i in numbers else cell.ljust(width)
+        for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
+    )
+    return " ".join(padded).rstrip()
+
+
+def _number(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def _worst(points: Sequence[JudgedPoint]) -> JudgedPoint | None:
+    return max(points, key=_severity, default=None)
+
+
+def _severity(point: JudgedPoint) -> tuple[bool, bool, float]:
+    """A failing point before a passing one, then one that can be measured, then by err over limit."""
+    verdict = point.verdict
+    share = verdict.err / verdict.limit if verdict.limit else verdict.err
+    return verdict.verdict == "fail", not math.isnan(share), 0.0 if math.isnan(share) else share
+
+
+def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: str) -> Iterator[str]:
+    """Everything about the first point that fails, the names of the others, how to repeat it."""
+    failing = [point for point in result.points if point.verdict.verdict == "fail"]
+    if not failing:
+        yield f"    {result.reason}"
+        return
+    first, rest = failing[0], failing[1:]
+    facts = {
+        "point": f"{first.verdict.name}, {_forced(first.verdict)}",
+        "reason": first.verdict.reason,
+        **_difference(first.verdict),
+        "who is off": BLAME[first.verdict.blame],
+        "computed": f"in {dtype} on {device}",
+        "dump": first.dump,
+        "stands on": result.reason.partition("it stands on ")[2],
+        "also fail": _named(rest),
+        "repeat": repeat,
+    }
+    for name, fact in facts.items():
+        if fact:
+            yield f"    {name:<12}{fact}"
+
+
+def _forced(point: PointVerdict) -> str:
+    return "fed from the recording" if point.forcing == "teacher" else "fed by the layers before it"
+
+
+def _difference(point: PointVerdict) -> dict[str, str]:
+    """Where the largest difference is and what stands there."""
+    index = "" if point.index is None else str(list(point.index))
+    within = [f"err {point.err:.3g}, limit {point.limit:.3g}"] if not math.isnan(point.err) else []
+    if not math.isnan(point.max_abs_limit):
+        within.append(f"largest difference allowed {point.max_abs_limit:.3g}")
+    differ = f"{point.n_differ} of {point.n_judged} elements beyond their limit" if point.n_judged else ""
+    return {
+        "index": index,
+        "got": "" if math.isnan(point.got) else f"{point.got:.9g}",
+        "wanted": "" if math.isnan(point.wanted) else f"{point.wanted:.9g}",
+        "difference": "" if math.isnan(point.max_abs) else f"{point.max_abs:.3g}",
+        "limit": "; ".join(within),
+        "differing": differ,
+    }
+
+
+def _named(points: Sequence[JudgedPoint]) -> str:
+    named = ", ".join(f"{point.verdict.name} ({point.dump})" for point in points[:MAX_NAMED])
+    more = len(points) - MAX_NAMED
+    return named + (f" and {more} more" if more > 0 else "")
+
+
+def repeat_command(
+    checkpoint: str, *, model: object, dumps: object, device: str, dtype: str, oracle_only: bool
+) -> str:
+    """The command line that runs just this checkpoint again, on the same device in the same dtype."""
+    words = ["llama-ckpt", "validate", checkpoint]
+    for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
+        words += [option, str(value)] if value is not None else []
+    return shlex.join(words + (["--oracle-only"] if oracle_only else []))
+
+
+def summary_lines(report: LadderReport) -> Iterator[str]:
+    """What it all comes to, the notes last."""
+    passed = sum(result.verdict == "pass" for result in report.checkpoints)
+    seconds = sum(result.seconds for result in report.checkpoints)
+    total = len(report.checkpoints)
+    where = f"{report.model}, {report.dtype} on {report.device}, {seconds:.1f} s"
+    yield f"{passed} of {total} checkpoints pass: {where}"
+    yield from report.notes

@@ -1,0 +1,56 @@
+"""What all tests share: who needs what, where the embedded model is, and how hypothesis runs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+import reference_dumps
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores; without this each would start a thread on every one of them.
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+# No deadline: the first example of many tests imports torch. Derandomized in CI, where a failure has
+# to mean that the change is at fault; elsewhere every run tries new examples.
+hypothesis.settings.register_profile("local", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _has_llama_cpp() -> bool:
+    # Found, not imported: a package that is there and broken has to fail its tests.
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+NEEDS: dict[str, tuple[Callable[[], bool], str]] = {
+    "cuda": (_has_cuda, "needs a CUDA device"),
+    "llama_cpp": (_has_llama_cpp, "needs llama-cpp-python: make reference"),
+}
+"""Marker to what it needs, and what a skipped test says."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests whose marker asks for what this machine lacks."""
+    for marker, (is_there, reason) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not is_there():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def embedded_model() -> Path:
+    """Path of the embedded model."""
+    return reference_dumps.embedded_model()

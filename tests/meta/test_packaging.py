@@ -1,0 +1,117 @@
+"""What is installed, and what a wheel carries."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import llama_ckpt
+import reference_dumps
+from llama_ckpt.errors import OptionError
+from llama_ckpt.shadowing import check_checkpoints
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a copy of the tree: setuptools leaves its own folders where it builds."""
+    copy, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
+    for name in ("llama_ckpt", "checkpoints", "reference_dumps"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+        shutil.copy(ROOT / name, copy / name)
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*build, "--disable-pip-version-check", "-w", str(out), str(copy)], check=True)
+    (path,) = out.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_wheel_carries_the_model_the_dumps_and_every_module(wheel: zipfile.ZipFile) -> None:
+    packed = set(wheel.namelist())
+    for package in ("llama_ckpt", "checkpoints", "reference_dumps"):
+        wanted = {
+            str(path.relative_to(ROOT))
+            for path in (ROOT / package).rglob("*")
+            if path.suffix in (".py", ".gguf", ".json", ".safetensors", ".typed")
+        }
+        assert wanted and wanted <= packed, sorted(wanted - packed)
+    assert any(name.endswith("licenses/LICENSE") for name in packed)
+    assert any(name.endswith("licenses/NOTICE") for name in packed)
+
+
+def test_wheel_carries_nothing_else(wheel: zipfile.ZipFile) -> None:
+    roots = {name.partition("/")[0] for name in wheel.namelist()}
+    info = f"llama_ckpt-{llama_ckpt.__version__}.dist-info"
+    assert roots == {"llama_ckpt", "checkpoints", "reference_dumps", info}
+
+
+def test_every_public_name_of_the_package_can_be_had() -> None:
+    for name in llama_ckpt.__all__:
+        assert getattr(llama_ckpt, name) is not None
+        assert name in dir(llama_ckpt)
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        llama_ckpt.lode  # noqa: B018 - the access is the test
+
+
+def test_lazy_names_are_exactly_the_public_ones() -> None:
+    eager = {"LlamaCkptError", "__version__"}
+    assert set(llama_ckpt._HOMES) == set(llama_ckpt.__all__) - eager
+    for name, home in llama_ckpt._HOMES.items():
+        assert name in importlib.import_module(f"llama_ckpt.{home}").__all__
+
+
+def test_torch_is_pinned_in_one_place() -> None:
+    pins = [
+        str(path.relative_to(ROOT))
+        for path in [
+            ROOT / "pyproject.toml",
+            ROOT / "Makefile",
+            ROOT / ".ci" / "run",
+            *ROOT.glob("requirements/*"),
+        ]
+        if re.search(r"torch==\d", path.read_text(encoding="utf-8"))
+    ]
+    assert pins == ["requirements/torch.txt"]
+
+
+def test_every_requirement_is_pinned_for_the_set_up() -> None:
+    pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements/constraints.txt").read_text(), re.M))
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    wanted = [*PYPROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
+    names = {re.match(r"[\w.-]+", requirement)[0] for requirement in wanted}  # type: ignore[index]
+    assert names - {"torch"} <= pinned
+    assert extras["reference"] == ["llama-cpp-python==0.3.36"]
+
+
+def test_embedded_files_are_found() -> None:
+    assert reference_dumps.embedded_model().is_file()
+    assert {"f32", "f16", "q8_0", "q4_0"} <= set(reference_dumps.dump_folders())
+    assert reference_dumps.dump_folder("f32") == reference_dumps.dump_folders()["f32"]
+
+
+@pytest.mark.parametrize("with_init", [True, False], ids=["a package", "a plain folder"])
+def test_a_users_own_checkpoints_is_told_apart(
+    with_init: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    if with_init:
+        (tmp_path / "checkpoints" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *([] if not with_init else sys.path)])
+    monkeypatch.delitem(sys.modules, "checkpoints", raising=False)
+    importlib.invalidate_caches()
+    with pytest.raises(OptionError, match="which hides it, wanted the one that is installed.*; rename"):
+        check_checkpoints()
+
+
+def test_our_own_checkpoints_is_accepted() -> None:
+    assert check_checkpoints() is None  # type: ignore[func-returns-value]
