@@ -8,16 +8,25 @@ from __future__ import annotations
 import ctypes
 import importlib
 import sys
+from functools import cache
 from typing import Any
 
-__all__ = ["Library"]
+__all__ = ["Library", "load_library"]
 
 WARNING_LEVEL, CONTINUED = 3, 5  # GGML_LOG_LEVEL_WARN (ERROR is 4), and the rest of a line
 GPU_DEVICE = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 
 
+@cache
+def load_library() -> Library:
+    """Load llama.cpp, once: its log callback has to live as long as the process."""
+    return Library()
+
+
 class Library:
     """llama.cpp's functions (`api`), those of ggml that the package does not declare, its log.
+
+    Made by `load_library`.
 
     Attributes:
         api: the module `llama_cpp.llama_cpp`: llama.cpp's C functions under their own names.

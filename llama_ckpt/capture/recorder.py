@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from llama_ckpt.capture.library import Library
+from llama_ckpt.capture.library import Library, load_library
 from llama_ckpt.capture.request import Request
 from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, run_chain
 from llama_ckpt.capture.session import Context, LoadedModel
@@ -37,7 +37,7 @@ def record(request: Request) -> tuple[dict[str, Any], Tensors]:
     Returns:
         The fields of the manifest that only llama.cpp knows, and every tensor of the dump.
     """
-    library = Library()
+    library = load_library()
     with LoadedModel(library, request) as loaded:
         token_ids = loaded.token_ids()
         blocks = range(loaded.n_layers) if request.blocks is None else request.blocks

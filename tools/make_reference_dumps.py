@@ -1,0 +1,98 @@
+"""Records the committed reference dumps of the embedded model again: `make reference-dumps`.
+
+The F16 file is the committed one; the others are derived from it (`llama-ckpt` derives the same
+files, byte for byte, when it validates). Every dump is small enough for a repository: logits of
+32,000 tokens are most of it, so prompts are short, and where a whole recording would say the same
+32 times, some blocks are recorded in full and of the others only what they return.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_ckpt.capture import capture
+from llama_ckpt.derive import derive
+from llama_ckpt.errors import LlamaCkptError
+from reference_dumps import embedded_model
+
+ALL_BYTES = 6_000_000
+"""The most that all committed dumps together may take."""
+
+FEW = (0, 1, 15, 31)
+"""The first blocks, where a mistake shows alone, one in the middle, and the last."""
+
+EIGHT = (0, 1, 2, 3, 8, 15, 24, 31)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One dump to record; the arguments of `capture`."""
+
+    name: str
+    prompt: str | None = None
+    tokens: tuple[int, ...] | None = None
+    positions_from: int = 0
+    max_tokens: int = 64
+    blocks: tuple[int, ...] | None = None
+
+
+PLANS: Mapping[str, tuple[Plan, ...]] = {
+    "f32": (
+        Plan("hello", prompt="Hello"),
+        Plan("eight-tokens", prompt="And God said, Let there be", blocks=EIGHT),
+        Plan("one-token", tokens=(1,), blocks=FEW),
+        Plan("two-tokens", prompt="Jesus", blocks=FEW),
+        Plan("far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW),
+    ),
+    "f16": (Plan("hello", prompt="Hello"),),
+    "q8_0": (Plan("hello", prompt="Hello", blocks=FEW),),
+    "q4_0": (Plan("hello", prompt="Hello", blocks=FEW),),
+}
+"""What is recorded, by the type of the weights."""
+
+
+def record(weights: str, out: Path, scratch: Path) -> int:
+    """Record every dump for one type of weights; returns the bytes of the new folder."""
+    model: Path = embedded_model()
+    derived_from: Mapping[str, str] | None = None
+    if weights != "f16":
+        made = derive(model, weights, scratch / f"{weights}.gguf")
+        model, derived_from = made.path, made.derived_from
+    for plan in PLANS[weights]:
+        capture(model, out=out, derived_from=derived_from, **vars(plan))
+        print(f"{weights}/{plan.name}", file=sys.stderr)
+    return sum(path.stat().st_size for path in out.iterdir())
+
+
+def main() -> int:
+    """Record everything aside, and only when all of it is there put it in the place of the old."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=embedded_model().parent, help="folder of the folders")
+    folder: Path = parser.parse_args().out
+    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as temporary:
+        scratch = Path(temporary)
+        try:
+            total = sum(record(weights, scratch / "new" / weights, scratch) for weights in PLANS)
+        except LlamaCkptError as error:
+            print(error, file=sys.stderr)
+            return 2
+        if total > ALL_BYTES:
+            print(f"all dumps together: got {total} bytes, wanted at most {ALL_BYTES}", file=sys.stderr)
+            return 1
+        for weights in PLANS:
+            shutil.rmtree(folder / weights, ignore_errors=True)
+            shutil.copytree(scratch / "new" / weights, folder / weights)
+    print(f"{folder}: {total:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
