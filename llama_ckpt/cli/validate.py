@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +15,10 @@ from rich.text import Text
 import llama_ckpt
 from llama_ckpt.cli.options import Device, Dtype, ModelFile
 from llama_ckpt.cli.progress import ProgressBar
+from llama_ckpt.report import terminal
+
+if TYPE_CHECKING:
+    from llama_ckpt.ladder import CheckpointResult, LadderReport
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -49,9 +54,24 @@ def command(
 
     Exit code 0 when all pass, 1 when one fails, 2 for bad input.
     """
+    from llama_ckpt.model import pick_device
+
+    options: dict[str, Any] = {
+        "model": model,
+        "dumps": dumps,
+        "device": str(pick_device(device)),
+        "dtype": dtype,
+        "oracle_only": oracle_only,
+    }
     to_stdout = json_file == Path("-")
-    console = Console(stderr=to_stdout, highlight=False, soft_wrap=True)
-    report = _climb(ids, model, dumps, device, dtype, stop_on_failure, oracle_only, console)
+    if json_file is not None and not to_stdout:
+        json_file.touch()  # now, not after minutes of work, is the time to find that it cannot be written
+    with ProgressBar() as bar:
+        screen = _Screen(Console(stderr=to_stdout, highlight=False, soft_wrap=True), bar, options)
+        report = llama_ckpt.validate(
+            ids, **options, stop_on_failure=stop_on_failure, progress=bar, on_checkpoint=screen.show
+        )
+    screen.finish(report)
     text = json.dumps(report.to_json(), indent=1) + "\n"
     if to_stdout:
         sys.stdout.write(text)
@@ -60,43 +80,31 @@ def command(
     raise typer.Exit(report.exit_code)
 
 
-def _climb(
-    ids: list[str] | None,
-    model: Path | None,
-    dumps: Path | None,
-    device: str,
-    dtype: str,
-    stop_on_failure: bool,
-    oracle_only: bool,
-    console: Console,
-) -> llama_ckpt.LadderReport:
-    """Validate, and print each checkpoint as soon as it stands."""
-    from llama_ckpt.ladder import CheckpointResult
-    from llama_ckpt.report import terminal
+class _Screen:
+    """Prints each checkpoint as soon as it stands, and what it all comes to."""
 
-    def show(result: CheckpointResult) -> None:
-        bar.clear()
-        console.print(Text(terminal.checkpoint_row(result), STYLES[result.verdict]))
+    def __init__(self, console: Console, bar: ProgressBar, options: Mapping[str, Any]) -> None:
+        self._console, self._bar, self._options = console, bar, options
+        self._headed = False
+
+    def show(self, result: CheckpointResult) -> None:
+        """Print a checkpoint's row, and below it all about a failure."""
+        self._bar.clear()
+        if not self._headed:  # not sooner: bad input is one sentence and nothing else
+            self._print(terminal.header(), "dim")
+            self._headed = True
+        self._print(terminal.checkpoint_row(result), STYLES[result.verdict])
         if result.verdict == "fail":
-            repeat = terminal.repeat_command(
-                result.id, model=model, dumps=dumps, device=device, dtype=dtype, oracle_only=oracle_only
-            )
-            for line in terminal.failure_lines(result, device=device, dtype=dtype, repeat=repeat):
-                console.print(Text(line))
+            repeat = terminal.repeat_command(result.id, **self._options)
+            where = {name: self._options[name] for name in ("device", "dtype")}
+            for line in terminal.failure_lines(result, **where, repeat=repeat):
+                self._print(line)
 
-    with ProgressBar() as bar:
-        console.print(Text(terminal.header(), "dim"))
-        report = llama_ckpt.validate(
-            ids,
-            model=model,
-            dumps=dumps,
-            device=device,
-            dtype=dtype,
-            stop_on_failure=stop_on_failure,
-            oracle_only=oracle_only,
-            progress=bar,
-            on_checkpoint=show,
-        )
-    for line in terminal.summary_lines(report):
-        console.print(Text(line))
-    return report
+    def finish(self, report: LadderReport) -> None:
+        """Print the totals and the notes."""
+        self._print("")
+        for line in terminal.summary_lines(report):
+            self._print(line)
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._console.print(Text(line, style))

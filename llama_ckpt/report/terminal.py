@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from llama_ckpt.compare import PointVerdict
-from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
+if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
+    from llama_ckpt.compare import PointVerdict
+    from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
 
 __all__ = ["checkpoint_row", "failure_lines", "header", "repeat_command", "summary_lines"]
 
