@@ -1,0 +1,130 @@
+"""A validation as lines of text."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from llama_ckpt.compare import PointVerdict
+from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
+from llama_ckpt.report import terminal
+
+PASSING = PointVerdict(
+    "blk.0.attn_norm", "teacher", "pass", "", "", err=1e-8, err_reference=2e-8, distance=3e-8, limit=4e-7,
+    n_judged=128, closer="target",
+)  # fmt: skip
+CLOSEST = PointVerdict(
+    "output_norm", "free", "pass", "", "", err=9e-7, err_reference=8e-7, distance=1e-6, limit=1e-5,
+    n_judged=128, closer="reference",
+)  # fmt: skip
+FAILING = PointVerdict(
+    "blk.3.ffn_norm", "teacher", "fail", "target", "err 4e-3 is above 4e-7", err=4e-3, err_reference=5e-8,
+    distance=4e-3, limit=4e-7, max_abs=0.0125, max_abs_limit=1e-5, index=(1, 17), got=1.5125, wanted=1.5,
+    n_differ=120, n_judged=128, closer="reference",
+)  # fmt: skip
+MISSING = PointVerdict("blk.4.ffn_norm", "teacher", "fail", "target", "missing: the tensor was never given")
+
+
+def result(*points: PointVerdict, reason: str = "") -> CheckpointResult:
+    failed = any(point.verdict == "fail" for point in points)
+    verdict = "fail" if failed else "pass" if points else "skipped"
+    judged = [JudgedPoint("f32/hello", point) for point in points]
+    compared = sum(point.n_judged > 0 for point in points)
+    return CheckpointResult("1", "RMS norm", verdict, reason, compared, len(points), 0.5, judged)
+
+
+def failure(*points: PointVerdict, reason: str = "") -> dict[str, str]:
+    lines = terminal.failure_lines(
+        result(*points, reason=reason), device="cpu", dtype="float32", repeat="again"
+    )
+    return {line[4:16].strip(): line[16:] for line in lines}
+
+
+def test_row_shows_the_point_that_comes_closest_to_its_limit() -> None:
+    row = terminal.checkpoint_row(result(PASSING, CLOSEST))
+    assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-06 1.0e-05 llama.cpp".split()
+
+
+def test_row_shows_a_failing_point_before_all_others() -> None:
+    row = terminal.checkpoint_row(result(CLOSEST, MISSING, FAILING))
+    assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-03 4.0e-07 llama.cpp".split()
+
+
+def test_row_of_what_is_exact_and_of_what_was_skipped() -> None:
+    exact = PointVerdict("embd", "teacher", "pass", "", "", err=0.0, limit=0.0, n_judged=4, closer="equal")
+    assert terminal.checkpoint_row(result(exact)).split()[-5:] == ["0", "-", "-", "exact", "equal"]
+    assert terminal.checkpoint_row(result(reason="skipped: 1 failed")).endswith("skipped: 1 failed")
+
+
+def test_columns_stand_below_their_headings() -> None:
+    heads, row = terminal.header(), terminal.checkpoint_row(result(PASSING))
+    for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("closer", "ours")):
+        assert heads.index(heading) == row.index(cell)
+    for heading, cell in (("worst err", "1.0e-08"), ("limit", "4.0e-07")):
+        assert heads.index(heading) + len(heading) == row.index(cell) + len(cell)
+
+
+def test_failure_says_everything() -> None:
+    assert failure(PASSING, FAILING) == {
+        "point": "blk.3.ffn_norm, fed from the recording",
+        "reason": "err 4e-3 is above 4e-7",
+        "index": "[1, 17]",
+        "got": "1.5125",
+        "wanted": "1.5",
+        "difference": "0.0125",
+        "limit": "err 0.004, limit 4e-07; largest difference allowed 1e-05",
+        "differing": "120 of 128 elements beyond their limit",
+        "who is off": "ours is off",
+        "computed": "in float32 on cpu",
+        "dump": "f32/hello",
+        "repeat": "again",
+    }
+
+
+def test_failure_of_a_missing_point_shows_no_numbers() -> None:
+    shown = failure(MISSING, FAILING, reason="blk.4.ffn_norm: missing; it stands on 0, which failed")
+    assert shown["reason"] == "missing: the tensor was never given"
+    assert shown["also fail"] == "blk.3.ffn_norm (f32/hello)"
+    assert shown["stands on"] == "0, which failed"
+    assert "got" not in shown and "index" not in shown and "limit" not in shown
+
+
+def test_many_further_failures_are_counted() -> None:
+    assert failure(*[FAILING] * 20)["also fail"].endswith(" and 13 more")
+
+
+def test_failure_without_points_gives_its_reason() -> None:
+    bare = CheckpointResult("1", "RMS norm", "fail", "nothing was compared")
+    assert list(terminal.failure_lines(bare, device="cpu", dtype="float32", repeat="")) == [
+        "    nothing was compared"
+    ]
+
+
+@pytest.mark.parametrize("model", [None, "a model.gguf"])
+def test_the_command_that_repeats_can_be_pasted(model: str | None) -> None:
+    command = terminal.repeat_command(
+        "1B", model=model, dumps=None, device="cpu", dtype="float16", oracle_only=True
+    )
+    given = ["--model", "a model.gguf"] if model else []
+    wanted = [
+        "llama-ckpt",
+        "validate",
+        "1B",
+        *given,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float16",
+        "--oracle-only",
+    ]
+    assert shlex.split(command) == wanted
+
+
+def test_summary_counts_and_ends_with_the_notes() -> None:
+    report = LadderReport("m.gguf", "cpu", "float32", ["llama.cpp: not compared"], False, [])
+    report.checkpoints += [result(PASSING), result(FAILING)]
+    assert list(terminal.summary_lines(report)) == [
+        "1 of 2 checkpoints pass: m.gguf, float32 on cpu, 1.0 s",
+        "llama.cpp: not compared",
+    ]
