@@ -52,7 +52,7 @@ def dequantize(
     if not n_elements:
         return torch.empty(shape, dtype=dtype, device=raw.device)
     if type in PLAIN_DTYPES:
-        return raw.contiguous().view(PLAIN_DTYPES[type]).reshape(shape).to(dtype)
+        return _plain(raw, PLAIN_DTYPES[type]).reshape(shape).to(dtype)
     return BLOCK_DECODERS[type](raw.reshape(-1, block_bytes)).reshape(shape).to(dtype)
 
 
@@ -128,6 +128,12 @@ def embedding_rows(token_ids: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:
     if isinstance(w, PackedWeight):
         return w.rows(token_ids, dtype)
     return functional.embedding(token_ids, w).to(dtype)
+
+
+def _plain(raw: Tensor, dtype: torch.dtype) -> Tensor:
+    """Bytes as numbers; copied only where torch could not look at them in place."""
+    raw = raw.contiguous()
+    return (raw if raw.storage_offset() % dtype.itemsize == 0 else raw.clone()).view(dtype)
 
 
 def _check_type(type: GGMLQuantizationType) -> None:
