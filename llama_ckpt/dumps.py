@@ -25,15 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from llama_ckpt.errors import DumpError
-from llama_ckpt.manifest import (
-    DumpEntry,
-    Manifest,
-    ModelRecord,
-    Producer,
-    check_entry,
-    manifest_text,
-    read_manifest,
-)
+from llama_ckpt.manifest import DumpEntry, Manifest, ModelRecord, Producer, manifest_text
+from llama_ckpt.manifest_reader import check_entry, read_manifest
 from llama_ckpt.points import MODEL_POINTS, POINTS, block_point, split_name
 
 __all__ = ["Dump", "DumpSet", "open_dumps", "point_names", "write_dump"]

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from llama_ckpt.dumps import Dump, open_dumps, point_names, write_dump
 from llama_ckpt.errors import DumpError
-from llama_ckpt.manifest import Continuation, Manifest, manifest_text, read_manifest
+from llama_ckpt.manifest import Continuation, Manifest, manifest_text
+from llama_ckpt.manifest_reader import read_manifest
 from tests.dump_samples import ENTRY, MODEL, PRODUCER, tensors
 
 Tensors = dict[str, NDArray[Any]]

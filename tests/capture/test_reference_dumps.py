@@ -27,10 +27,11 @@ DUMPS = [(weights, name) for weights, dumps in FOLDERS.items() for name in dumps
 each_dump = pytest.mark.parametrize(("weights", "name"), DUMPS, ids=[f"{w}-{n}" for w, n in DUMPS])
 each_folder = pytest.mark.parametrize("weights", FOLDERS)
 
-ELSEWHERE = {"f32": 1e-4, "f16": 5e-3, "q8_0": 0.1, "q4_0": 0.1}
-"""Largest relative difference of a tensor between builds for different instructions. Ten times what was
-measured between AVX2 and AVX-512 with float32 and F16 weights; with quantized weights, as far as
-llama.cpp's rounded activations are from exact anyway."""
+ELSEWHERE = {"f32": 2e-5, "f16": 1e-2, "q8_0": 0.1, "q4_0": 0.1}
+"""Largest relative distance of a tensor between builds for different instructions: at least ten times
+what AVX2 and AVX-512 differ by at the logits with float32 (1.1e-6) and F16 weights (9e-4); with quantized
+weights twice what llama.cpp on a GPU and on a CPU differ by, since a rounded activation may fall either
+way."""
 
 
 def tool() -> ModuleType:
