@@ -24,27 +24,35 @@ def shown(value: object) -> str:
 
 
 class Cursor:
-    """A place in a mapped file that never passes its end.
+    """A place in the header of a mapped file that never passes its end.
 
     Args:
         data: the whole file.
+        limit: the most bytes that a header may have.
         strings: the most strings that arrays may hold, all arrays of the header together.
 
     Attributes:
-        data, size: the file and its length in bytes.
+        data: the file.
+        end: where the header has to have ended: with the file, or at the limit.
         at: the next byte.
         strings_left: how many strings arrays may still hold.
     """
 
-    def __init__(self, data: mmap.mmap, *, strings: int) -> None:
+    def __init__(self, data: mmap.mmap, *, limit: int, strings: int) -> None:
         self.data: Final = data
-        self.size: Final = len(data)
+        self.end: Final = min(len(data), limit)
         self.at = 0
         self.strings_left = strings
 
     def advance(self, n_bytes: int, what: str) -> int:
         """Step over `n_bytes` and return where they start."""
-        start, left = self.at, self.size - self.at
+        start, left = self.at, self.end - self.at
+        if n_bytes > left and n_bytes <= len(self.data) - start:
+            raise ModelFileError(
+                f"the header is too long, in {what} at byte {start}",
+                got=f"{n_bytes} bytes more",
+                wanted=f"at most {self.end} bytes in all",
+            )
         if n_bytes > left:
             raise ModelFileError(
                 f"the file ends within its header, in {what} at byte {start}",
@@ -66,11 +74,10 @@ class Cursor:
     def count(self, what: str, *, smallest: int, limit: int) -> int:
         """A count of things that take at least `smallest` bytes each in what is left of the file."""
         n = self.u64(what)
-        most = min(limit, (self.size - self.at) // smallest)
+        left = self.end - self.at
+        most = min(limit, left // smallest)
         if n > most:
-            raise ModelFileError(
-                what, got=n, wanted=f"at most {most} in the {self.size - self.at} bytes that follow"
-            )
+            raise ModelFileError(what, got=n, wanted=f"at most {most} in the {left} bytes that follow")
         return n
 
     def string(self, what: str, limit: int | None = None) -> bytes:

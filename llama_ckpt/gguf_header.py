@@ -2,8 +2,8 @@
 
 A damaged header may claim twenty million elements in a file of fifty bytes. So nothing is read that
 is not there, nothing is allocated before what it is to hold has been seen in the file, and what a
-sound file never has much of (keys, tensors, strings) is also bounded in number, which bounds the
-time. Numeric arrays are views of the file, not copies.
+sound file never has much of (bytes, keys, tensors, strings) is also bounded in number, which bounds
+the time. Numeric arrays are views of the file, not copies.
 
 The format: little-endian; magic `GGUF`, version u32, number of tensors u64, number of keys u64; for
 each key its name, a value type u32 and the value; for each tensor its name, number of dimensions
@@ -33,9 +33,12 @@ MetadataValue = bool | int | float | str | list[bytes] | np.ndarray[Any, np.dtyp
 """A metadata value: a plain scalar, text (UTF-8, undecodable bytes as lone surrogates), an array of
 strings as `list[bytes]`, any other array as a read-only one-dimensional numpy array."""
 
-_KEYS: Final = 1 << 16  # the most keys, tensors and strings that a header may have: far above any
-_TENSORS: Final = 1 << 16  # Llama (some 30 keys, 290 tensors, 130,000 tokens and merges), and still
-_STRINGS: Final = 1 << 22  # walked in seconds
+# The most that a header may have of each: far above any Llama's (10 MB, 30 keys, 290 tensors, 400,000
+# tokens and merges), yet walked in seconds, in memory for a few times as many bytes.
+_HEADER_BYTES: Final = 1 << 27
+_KEYS: Final = 1 << 16
+_TENSORS: Final = 1 << 16
+_STRINGS: Final = 1 << 21
 _KEY_BYTES: Final = (1 << 16) - 1  # the specification's limit
 _NAME_BYTES: Final = 63  # llama.cpp's GGML_MAX_NAME, less the NUL at its end
 _DIMS: Final = 4  # llama.cpp's GGML_MAX_DIMS
@@ -102,7 +105,7 @@ def read_header(data: mmap.mmap) -> GGUFHeader:
         ModelFileError: no GGUF file, truncated, or damaged; the message names the field.
         UnsupportedModelError: a sound GGUF file of another version or byte order.
     """
-    cursor = Cursor(data, strings=_STRINGS)
+    cursor = Cursor(data, limit=_HEADER_BYTES, strings=_STRINGS)
     version = _read_version(cursor)
     n_tensors = cursor.count("number of tensors", smallest=32, limit=_TENSORS)
     n_keys = cursor.count("number of metadata keys", smallest=14, limit=_KEYS)
@@ -193,7 +196,7 @@ def _read_tensors(cursor: Cursor, n_tensors: int, alignment: int) -> dict[str, T
         name: TensorInfo(name, info.shape, info.type, info.nbytes, start + info.offset)
         for name, info in relative.items()
     }
-    _check_places(tensors, cursor.size)
+    _check_places(tensors, len(cursor.data))
     return tensors
 
 

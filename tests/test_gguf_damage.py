@@ -127,3 +127,21 @@ def test_made_up_headers(
     path = sound.with_name("made-up.gguf")
     path.write_bytes(gguf_bytes(keys, tensors, bytes(n_data), version=version))
     assert read(path) is not None, "no such file is a Llama"
+
+
+GIBIBYTE = 1 << 30
+CLAIMS = {
+    "a string": (struct.pack("<Q", GIBIBYTE), 8, "the header is too long, in metadata 'a'"),
+    "truth values": (struct.pack("<IQ", 7, GIBIBYTE), 9, "the length of metadata 'a': got 1073741824"),
+    "numbers": (struct.pack("<IQ", 10, GIBIBYTE // 8), 9, "the length of metadata 'a': got 134217728"),
+    "strings": (struct.pack("<IQ", 8, 20_000_000), 9, "the length of metadata 'a': got 20000000"),
+}
+
+
+@pytest.mark.parametrize(("payload", "kind", "words"), CLAIMS.values(), ids=CLAIMS.keys())
+def test_a_claim_that_a_large_file_could_hold(tmp_path: Path, payload: bytes, kind: int, words: str) -> None:
+    """The file is as large as a model, so its size alone refutes nothing."""
+    path = tmp_path / "large.gguf"
+    path.write_bytes(gguf_bytes([key(b"a", kind, payload)]))
+    os.truncate(path, 2 * GIBIBYTE)  # a sparse file: it takes no room on the disk
+    assert words in str(read(path))
