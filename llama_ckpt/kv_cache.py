@@ -140,7 +140,9 @@ class KVCache:
         earlier = (own[:, None] == own).tril(-1).sum(1) if sequence_ids is not None else torch.arange(
             n, device=positions.device
         )  # fmt: skip
-        self.slots = own * self.capacity + self.lengths[own] + earlier
+        free = self.lengths[own] + earlier
+        nowhere = self.positions.numel()  # writing there is the error; free itself may be a neighbour's slot
+        self.slots = torch.where(free < self.capacity, own * self.capacity + free, nowhere)
         self.positions.view(-1).index_copy_(0, self.slots, positions)
         self.lengths.index_add_(0, own, torch.ones_like(own))
         self.used += n
