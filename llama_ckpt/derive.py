@@ -81,7 +81,7 @@ def derive(
         progress: called as `progress(bytes written, bytes in all)`; not by llama.cpp's quantizer.
 
     Raises:
-        ModelFileError: the source is damaged or not a Llama.
+        ModelFileError, UnsupportedModelError: the source is damaged, or not a Llama of a known kind.
         OptionError: an unknown type, rows that don't divide into its blocks, a source in blocks, a
             value that the type cannot hold, a file that cannot be written.
         ReferenceMissingError: a type for llama.cpp's quantizer, and llama-cpp-python is missing.

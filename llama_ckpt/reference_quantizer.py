@@ -23,7 +23,7 @@ from llama_ckpt.gguf_writing import WrittenFile, appears_when_whole, file_sha256
 __all__ = ["REFERENCE_TYPES", "quantize_with_llama_cpp"]
 
 REFERENCE_TYPES: Final = (
-    *("Q2_K", "Q2_K_S", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+    *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
     *("IQ4_NL", "IQ4_XS"),
 )
 """Types that only llama.cpp writes; most are mixtures, with more bits for some of the matrices."""

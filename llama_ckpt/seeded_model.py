@@ -45,8 +45,27 @@ from reference_dumps import embedded_model
 
 __all__ = ["KNOWN_SHA256", "SHAPES", "TYPES", "SeededModel", "SeededShape", "make_seeded"]
 
-KNOWN_SHA256: Final[Mapping[tuple[str, int, str], str]] = MappingProxyType({})
-"""SHA-256 of whole files by (shape, seed, type), with the embedded model's vocabulary."""
+KNOWN_SHA256: Final[Mapping[tuple[str, int, str], str]] = MappingProxyType(
+    {
+        ("llama-2-7b", 1, "F16"): "d627304c91c5d8525ed1b2489c0c9e63746921f81b2b9898eb79c8a9b03ac4cf",
+        ("llama-2-7b", 1, "Q8_0"): "bcd9383d3b905db483f36cd0e169dde7ad2b007f6e8ff3a3c02cb4b7e33b70a1",
+        ("llama-2-7b", 1, "Q4_0"): "7b0dcd5aa0b506aeb545b76802263c3ca85ff03c21355ae9061338689fa3f1ac",
+        ("tiny-32l", 1, "F16"): "a12575d968a25ae9ed42ace1e6b29af2689a07fd121d3a18079e68d79771ae57",
+        ("gqa-256", 1, "F32"): "8b01c20b9aa93d141008867f492c2115ce699d42b23aafbf6798f2cba2db800f",
+        ("gqa-256", 1, "F16"): "e0855e85ae5a5d943c6bcbc8aa2e745740f9a81c4aa0ea8b443e03d1b16bad10",
+        ("gqa-256", 1, "BF16"): "2015f46fd76190a5c1060111950eea467720c648450ae5dc93c2d5cdebbe4f19",
+        ("gqa-256", 1, "Q8_0"): "a26e3303a3c8b83e515761b45772dd1fd256130b8eb4ef700cbf4d362636f9fd",
+        ("gqa-256", 1, "Q5_1"): "e32aeae22d24f4584b00d27734981d1f4f1bf277fbfe70d6e6f176b1e042a931",
+        ("gqa-256", 1, "Q5_0"): "32dd8793a09c70e91dbca0653f440a44cb1a8afca7d7196782698e8ef52157c1",
+        ("gqa-256", 1, "Q4_1"): "35befa323613d8c7ee0958f0fbbc2880961dc6ef533aea782148f99d9294941c",
+        ("gqa-256", 1, "Q4_0"): "743f180fca6a8bceb5dd0896382d2a1d1277783b6db6527676d93451a8eb2d04",
+        ("head-128", 1, "F16"): "1b92872e90c8e27dd705e7b62b292b4a35a8775e4d5356f68955f41952122767",
+        ("tied-256", 1, "F16"): "63eff6c0fc056040df64423067403419cda3cf2b2255381483eb958e8dc11c96",
+        ("bare-256", 1, "F16"): "375bc0fa32073075ee0d432c60e8b8d23af9d74658e7dfe833250b1185d2108b",
+    }
+)
+"""SHA-256 of whole files by (shape, seed, type), with the embedded model's vocabulary. None of them
+depends on the machine: a file that comes out with another one is refused."""
 
 _SMALLEST_VOCAB: Final = 259  # three special tokens and all bytes
 _FLOATS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
@@ -94,8 +113,8 @@ def make_seeded(
     Raises:
         OptionError: sizes that do not go together, rows that do not divide into the type's blocks,
             an unknown shape or type, a key that cannot be left out, a file that cannot be written.
-        ModelFileError: the vocabulary's file is damaged or has no Llama vocabulary; or the SHA-256
-            of the file is not the known one.
+        ModelFileError, UnsupportedModelError: the vocabulary's file is damaged or has no Llama
+            vocabulary; or the SHA-256 of the seeded file is not the known one.
         ReferenceMissingError: a type for llama.cpp's quantizer, and llama-cpp-python is missing.
         ReferenceCrashedError: llama.cpp's quantizer failed.
     """

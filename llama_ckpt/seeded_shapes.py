@@ -15,7 +15,8 @@ from llama_ckpt.seeded_numbers import MAX_ROW_WIDTH
 
 __all__ = ["SHAPES", "SeededShape", "Sizes", "resolve_shape"]
 
-_FLOAT32: Final = np.finfo(np.float32)
+_SMALLEST: Final = float(np.finfo(np.float32).tiny)
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _MOST_LAYERS: Final = 512  # llama.cpp's limit
 _MOST_POSITIONS: Final = (1 << 31) - 1
 
@@ -93,7 +94,7 @@ class SeededShape:
             ("rope_theta", self.rope_theta),
             ("rope_scale", self.rope_scale),
         ):
-            if not _FLOAT32.tiny <= number <= _FLOAT32.max:
+            if not _SMALLEST <= number <= _LARGEST:
                 raise OptionError(name, got=number, wanted="a positive number that float32 holds")
         self._check_heads()
 
