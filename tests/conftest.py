@@ -12,9 +12,8 @@ import pytest
 
 import reference_dumps
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # Workers share the cores; without this each would start a thread on every one of them.
-    os.environ["OMP_NUM_THREADS"] = "1"
+# The tensors of the tests are small: threads would only wait for each other, and for other test workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # No deadline: the first example of many tests imports torch. Derandomized in CI, where a failure has
 # to mean that the change is at fault; elsewhere every run tries new examples.

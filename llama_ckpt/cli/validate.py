@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 import llama_ckpt
-from llama_ckpt.cli.options import Device, Dtype, ModelFile
+from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar
+from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.report import terminal
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def command(
         "dtype": dtype,
         "oracle_only": oracle_only,
     }
+    fit_threads(model_path(model))
     to_stdout = json_file == Path("-")
     if json_file is not None and not to_stdout:
         json_file.touch()  # now, not after minutes of work, is the time to find that it cannot be written

@@ -1,7 +1,7 @@
 """A validation as lines of text: a row a checkpoint, and all that is known about a failure below it.
 
-    id  checkpoint       verdict  compared    worst err  llama.cpp  distance     limit  closer
-    1   RMS norm         pass     195 of 195    4.1e-08    5.2e-08   6.0e-08   4.0e-07  ours
+    id  checkpoint             verdict compared     worst err llama.cpp  distance     limit closer
+    1   RMS norm               pass    384 of 384     4.1e-08   5.2e-08   6.0e-08   4.0e-07 ours
 
 The numbers of a row are those of its worst point, the one that comes closest to its limit or is
 furthest beyond: `err` of ours and of llama.cpp against the oracle, the distance between the two.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # records to be read; importing what makes them would load to
 
 __all__ = ["checkpoint_row", "failure_lines", "header", "repeat_command", "summary_lines"]
 
-WIDTHS = (3, 16, 7, 14, 9, 9, 9, 9, 9)
+WIDTHS = (3, 22, 7, 12, 9, 9, 9, 9, 9)
 HEADINGS = (
     "id",
     "checkpoint",
@@ -52,7 +52,7 @@ def header() -> str:
 def checkpoint_row(result: CheckpointResult) -> str:
     """One checkpoint in one line: what was compared, how far off, and whether it passes."""
     compared = f"{result.compared} of {result.of}"
-    head = (result.id, result.title, _shouted(result.verdict), compared)
+    head = (result.id, result.title.partition(":")[0], _shouted(result.verdict), compared)
     worst = _worst(result.points)
     if worst is None:
         return _row((*head, "-", "-", "-", "-", result.reason))
