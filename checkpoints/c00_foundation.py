@@ -59,7 +59,8 @@ def cases(given: Any) -> Iterator[Case]:
     """The prompt's tokens, and one lookup of them."""
     if given.prompt is not None:
         yield Case("tokenize", {"tokenizer": given.tokenizer, "text": given.prompt}, ("token_ids",))
-    yield Case("embed", {"token_ids": given.token_ids, "weight": given.weights.token_embd}, ("embd",))
+    arguments = {"token_ids": given.token_ids, "weight": given.weights.token_embd, **given.dtype_option}
+    yield Case("embed", arguments, ("embd",))
 
 
 CHECKPOINT = Checkpoint(

@@ -110,7 +110,7 @@ def generate(
         chosen = choose(row, model.tensor(history[-PENALTY_WINDOW:]), options, uniforms)
         history = [*history, chosen]
         pending = [chosen]
-        ended = chosen == model.tokenizer.eos_id and not ignore_eos
+        ended = chosen in model.tokenizer.eog_ids and not ignore_eos
         text = "" if ended else stream.push(model.tokenizer.piece(chosen, special=False))
         reason: StopReason | None = "eos" if ended else "stop" if stream.stopped else None
         reason = reason or ("length" if count == max_tokens else None)

@@ -72,22 +72,26 @@ class Recording:
     probabilities: Callable[[int], NDArray[np.float32]] | None = None
 
 
-def from_dump(dumps: DumpSet, name: str, label: str) -> Recording:
-    """Open one dump of a folder for judging. Raises DumpError where it is damaged or incomplete."""
+def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
+    """Open one dump of a folder for judging; `tight` as in `Recording`.
+
+    Raises:
+        DumpError: it is damaged or incomplete.
+    """
     dump, entry = dumps.dump(name), dumps.entry(name)
     settings = [
         {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "min_p": s.min_p}
         for s in entry.sampling
     ]
     return Recording(
-        label=f"{label}/{name}",
+        label=f"{dumps.path.name}/{name}",
         prompt=entry.prompt,
         token_ids=entry.token_ids,
         positions=entry.positions,
         blocks=entry.blocks,
         tensors=dump,
         recorded=True,
-        tight=dumps.manifest.float32,
+        tight=tight,
         greedy_tokens=entry.greedy_tokens,
         continuation=entry.continuation,
         sampling=settings,
@@ -130,6 +134,8 @@ class Given:
     token_ids: Any
     rope_frequencies: Any
     model: Model
+    dtype_option: Mapping[str, Any]
+    """`{"dtype": …}` for the layer that has no input to take its dtype from; the oracle takes none."""
 
     def __getitem__(self, point: str) -> Any:
         return self.convert(point)
@@ -193,6 +199,7 @@ def torch_given(recording: Recording, model: Model) -> Given:
         model.tensor(recording.token_ids),
         rope_frequencies(model.config, model.device),
         model,
+        {"dtype": model.dtype},
     )
 
 
@@ -213,4 +220,5 @@ def oracle_given(recording: Recording, model: Model, weights: OracleWeights) -> 
         np.asarray(recording.token_ids),
         oracle.rope_frequencies(model.config),
         model,
+        {},
     )

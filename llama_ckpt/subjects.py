@@ -9,15 +9,16 @@ float32 upcast too, which has the same weights and gives llama.cpp nothing to ro
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_ckpt.capture import capture
-from llama_ckpt.derive import derive
+from llama_ckpt.derive import TYPES, derive
 from llama_ckpt.dumps import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
-from llama_ckpt.gguf_file import open_gguf, weights_sha256
+from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.model import load
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.recording import Recording, from_dump, from_oracle
@@ -121,15 +122,26 @@ def recorded_subjects(
     for weights_hash, group in groups.items():
         file = path if weights_hash == own else derived(path, group[0], scratch)
         model = load(file, device=device, dtype=dtype)
-        recordings = [recording for dumps in group for recording in open_all(dumps)]
+        recordings = [recording for dumps in group for recording in open_all(dumps, model.file)]
         label = group[0].path.name
         yield Subject(label, model, OracleWeights(model.file, model.config), tuple(recordings))
 
 
-def open_all(dumps: DumpSet) -> Iterator[Recording]:
-    """Every dump of a folder."""
+def open_all(dumps: DumpSet, file: GGUFFile) -> Iterator[Recording]:
+    """Every dump of a folder that was recorded from the weights of `file`."""
     for name in dumps.names:
-        yield from_dump(dumps, name, dumps.path.name)
+        yield from_dump(dumps, name, tight=is_tight(dumps, file))
+
+
+def is_tight(dumps: DumpSet, file: GGUFFile) -> bool:
+    """True where llama.cpp rounded nothing: float32 weights, on the CPU, float32 KV cache.
+
+    (On CUDA even float32 weights go through TF32.)
+    """
+    record, producer = dumps.manifest.model, dumps.manifest.producer
+    upcast = record.derived_from is not None and type_named(record.derived_from["how"]) == "F32"
+    own = record.sha256 == file.sha256() and all(info.type.name == "F32" for info in file.tensors.values())
+    return (upcast or own) and producer.backend == "cpu" and {producer.type_k, producer.type_v} == {"f32"}
 
 
 def derivable(path: Path, dumps: DumpSet) -> bool:
@@ -145,7 +157,7 @@ def derived(path: Path, dumps: DumpSet, scratch: Path) -> Path:
         dumps.require_weights(weights_sha256(open_gguf(path)), str(path))
     assert record.derived_from is not None
     out = scratch / f"{dumps.path.name}.gguf"
-    derive(open_gguf(path), record.derived_from["how"], out)
+    derive(open_gguf(path), type_named(record.derived_from["how"]), out)
     made = open_gguf(out)
     if made.sha256() != record.sha256:
         raise ModelFileError(
@@ -156,14 +168,24 @@ def derived(path: Path, dumps: DumpSet, scratch: Path) -> Path:
     return out
 
 
+def type_named(how: str) -> str:
+    """The type that `derive` was asked for, from the words that it left in a manifest."""
+    found = [word for word in re.split(r"[ ,]+", how) if word in TYPES]
+    if not found:
+        raise DumpError(
+            "derived_from.how in the manifest", got=how, wanted="a type among " + ", ".join(TYPES)
+        )
+    return found[0]
+
+
 def capture_all(path: Path, scratch: Path) -> list[Path]:
     """Record llama.cpp on the file, and on its float32 upcast where that is small enough."""
     file = open_gguf(path)
-    files = {"as-is": (path, None)}
+    files: dict[str, tuple[Path, Mapping[str, str] | None]] = {"as-is": (path, None)}
     elements = sum(_elements(info.shape) for info in file.tensors.values())
     if 4 * elements <= UPCAST_LIMIT:
         upcast = scratch / "f32.gguf"
-        files["f32"] = (upcast, derive(file, "F32", upcast))
+        files["f32"] = (upcast, derive(file, "F32", upcast).derived_from)
     folders = []
     for label, (source, origin) in files.items():
         out = scratch / label

@@ -24,7 +24,7 @@ from llama_ckpt.limits import limit_for
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
-from llama_ckpt.recording import SAMPLED, Recording, oracle_given, torch_given
+from llama_ckpt.recording import Recording, oracle_given, torch_given
 
 __all__ = ["Subject", "Trial"]
 
@@ -92,15 +92,15 @@ class Trial:
     def verdict(self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, forcing: str) -> PointVerdict:
         """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
         _, point = split_name(name.split(" ")[0])
-        choice = point.startswith("sampling")  # made from recorded logits in float32, so always tight
-        max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or choice) else None
+        sampled = point.startswith("sampling")  # made from recorded logits in float32, so always tight
+        max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or sampled) else None
         trial, dtype = as_numpy(x)
         causal = point in POINTS and POINTS[point].causal
         return judge(
             name,
             trial,
             o,
-            limit=limit_for(point.split(".")[0], "float32" if choice or point in SAMPLED else dtype, forcing),
+            limit=limit_for(name, self.dtype, forcing, n_layers=self.subject.model.config.n_layers),
             r=self.reference(name),
             max_abs=max_abs,
             mask=causal_mask(self.recording.positions) if causal else None,
