@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from llama_ckpt import oracle
 from llama_ckpt.compare import PointVerdict, causal_mask, judge
 from llama_ckpt.continuation import judge_continuation, judge_greedy
-from llama_ckpt.limits import limit_for
+from llama_ckpt.limits import Forcing, limit_for
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
@@ -89,7 +89,9 @@ class Trial:
             return call(function, case, taps=True)
         return {name: self.reference(name) for name in case.returns}
 
-    def verdict(self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, forcing: str) -> PointVerdict:
+    def verdict(
+        self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, forcing: Forcing
+    ) -> PointVerdict:
         """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
         _, point = split_name(name.split(" ")[0])
         sampled = point.startswith("sampling")  # made from recorded logits in float32, so always tight
