@@ -106,6 +106,7 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
         "who is off": BLAME[first.verdict.blame],
         "computed": f"in {dtype} on {device}",
         "dump": first.dump,
+        "inherited": _inherited(failing),
         "stands on": result.reason.partition("it stands on ")[2],
         "also fail": _named(rest),
         "repeat": repeat,
@@ -113,6 +114,12 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
     for name, fact in facts.items():
         if fact:
             yield f"    {name:<12}{fact}"
+
+
+def _inherited(failing: Sequence[JudgedPoint]) -> str:
+    if any(point.verdict.forcing == "teacher" for point in failing):
+        return ""
+    return "all that was fed from the recording passes, so look at the layers before this one"
 
 
 def _forced(point: PointVerdict) -> str:
@@ -137,9 +144,9 @@ def _difference(point: PointVerdict) -> dict[str, str]:
 
 
 def _named(points: Sequence[JudgedPoint]) -> str:
-    named = ", ".join(f"{point.verdict.name} ({point.dump})" for point in points[:MAX_NAMED])
-    more = len(points) - MAX_NAMED
-    return named + (f" and {more} more" if more > 0 else "")
+    names = list(dict.fromkeys(f"{point.verdict.name} ({point.dump})" for point in points))
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def repeat_command(

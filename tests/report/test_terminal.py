@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -90,8 +91,15 @@ def test_failure_of_a_missing_point_shows_no_numbers() -> None:
     assert "got" not in shown and "index" not in shown and "limit" not in shown
 
 
-def test_many_further_failures_are_counted() -> None:
-    assert failure(*[FAILING] * 20)["also fail"].endswith(" and 13 more")
+def test_many_further_failures_are_counted_once() -> None:
+    many = [replace(FAILING, name=f"blk.{number}.ffn_norm") for number in range(20)]
+    assert failure(*many, *many)["also fail"].endswith(" and 14 more")
+
+
+def test_a_fault_that_only_shows_free_running_is_inherited() -> None:
+    inherited = replace(FAILING, forcing="free")
+    assert "layers before this one" in failure(PASSING, inherited)["inherited"]
+    assert "inherited" not in failure(FAILING, inherited)
 
 
 def test_failure_without_points_gives_its_reason() -> None:
