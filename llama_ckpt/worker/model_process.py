@@ -1,0 +1,263 @@
+"""The process that holds the model: JSON lines in on standard input, JSON lines out on standard output.
+
+    in    {"do":"load", model, device, dtype, max_context}          once, first
+          {"do":"encode", id, parts:[{text, bos, eos}]}             answered at once, also during a generation
+          {"do":"generate", id, token_ids, max_tokens, sampling, stop}      one after the other
+          {"do":"cancel", id}                                       takes effect at the next token
+    out   {"is":"loaded", …}   or {"is":"refused", message, code}
+          {"is":"encoded", id, count, token_ids}   or {"is":"unencodable", id, message}
+          {"is":"token", id, text}   {"is":"metrics", id, vram_bytes}
+          {"is":"done", id, reason, stop_string, tokens}   or {"is":"failed", id, code, message}
+
+Three threads: one reads, one tokenizes, the main one computes. When standard input ends, the worker
+has gone, and so has this process, whatever it is doing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from typing import IO, TYPE_CHECKING, Any
+
+from llama_ckpt.config import LlamaConfig
+from llama_ckpt.errors import LlamaCkptError, OptionError
+from llama_ckpt.gguf_file import check_llama, open_gguf
+from llama_ckpt.shadowing import check_checkpoints
+
+if TYPE_CHECKING:
+    import torch
+
+    from llama_ckpt.model import Model
+
+__all__ = ["Engine", "Outbox", "serve"]
+
+METRICS_EVERY = 1.0  # seconds
+Message = Mapping[str, Any]
+
+
+class Outbox:
+    """Writes messages, whole, from any thread."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream, self._lock = stream, threading.Lock()
+
+    def send(self, what: str, **fields: object) -> None:
+        """Write one message."""
+        line = json.dumps({"is": what, **fields})
+        with self._lock:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+
+class Engine:
+    """A loaded model that answers the messages of one worker."""
+
+    def __init__(self, model: Model, max_context: int, outbox: Outbox) -> None:
+        self._model, self._max_context, self._outbox = model, max_context, outbox
+        self._cancelled = -1  # only the running job is ever cancelled here; the worker keeps the queue
+        self._weight_bytes = weight_bytes(model)
+
+    def vram_bytes(self) -> int:
+        """On CUDA what torch holds of the device's memory, on the CPU the bytes of the weights."""
+        import torch
+
+        if self._model.device.type == "cuda":
+            return torch.cuda.memory_reserved(self._model.device)
+        return self._weight_bytes
+
+    def cancel(self, job: int) -> None:
+        """Stop a generation before its next token."""
+        self._cancelled = job
+
+    def encode(self, order: Message) -> None:
+        """Answer with the token ids of the parts, one after the other."""
+        tokenizer, ids = self._model.tokenizer, []
+        try:
+            for part in order["parts"]:
+                ids += tokenizer.encode(part["text"], add_bos=part["bos"], add_eos=part["eos"])
+        except LlamaCkptError as error:
+            self._outbox.send("unencodable", id=order["id"], message=str(error))
+        else:
+            # Too long to run is too long to send.
+            sent = ids if len(ids) <= self._max_context else []
+            self._outbox.send("encoded", id=order["id"], count=len(ids), token_ids=sent)
+
+    def generate(self, order: Message) -> None:
+        """Run one generation and tell of it; whatever goes wrong ends this job and not the process.
+
+        Except for a CUDA device that has failed: nothing computes on it again, so the process ends.
+        """
+        job = order["id"]
+        try:
+            self._generate(job, order)
+        except Exception as error:  # the boundary: what it was goes into the log, the next job runs
+            code, message = failure(error)
+            trace = "" if code == "VRAM_OOM" else traceback.format_exc()
+            self._outbox.send("failed", id=job, code=code, message=message, trace=trace)
+            if type(error).__name__ == "AcceleratorError":
+                os._exit(1)
+            if self._model.device.type == "cuda":
+                import torch
+
+                torch.cuda.empty_cache()  # pieces too small for the job that failed
+
+    def _generate(self, job: int, order: Message) -> None:
+        from checkpoints.c12_end_to_end import generate
+        from llama_ckpt.sampling import SamplingOptions
+
+        tokens, reason, stop_string = 0, "cancelled", None
+        told = time.monotonic()
+        for token in generate(
+            self._model,
+            order["token_ids"],
+            max_tokens=order["max_tokens"],
+            sampling=SamplingOptions(**order["sampling"]),
+            stop=order["stop"],
+            tap=self._check_before_choice,
+        ):
+            if job == self._cancelled:
+                break
+            tokens += 1
+            if token.text or not token.stop_reason:
+                self._outbox.send("token", id=job, text=token.text)
+            reason, stop_string = token.stop_reason or "cancelled", token.stop_string
+            if time.monotonic() - told >= METRICS_EVERY:
+                told = time.monotonic()
+                self._outbox.send("metrics", id=job, vram_bytes=self.vram_bytes())
+        self._outbox.send("metrics", id=job, vram_bytes=self.vram_bytes())
+        self._outbox.send("done", id=job, reason=reason, stop_string=stop_string, tokens=tokens)
+
+    def _check_before_choice(self, _point: str, row: torch.Tensor) -> None:
+        # The choice from NaN is no choice: argmax and the draw would return a token all the same.
+        if not bool(row.isfinite().all()):
+            raise FloatingPointError("the model's logits are not finite")
+
+
+def failure(error: Exception) -> tuple[str, str]:
+    """The protocol's code for an exception, and a sentence for the client."""
+    name, text = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in text:
+        return "VRAM_OOM", "there is not enough memory for this job; a shorter one needs less"
+    if isinstance(error, LlamaCkptError):
+        return "INVALID_REQUEST", text
+    if isinstance(error, FloatingPointError):
+        return "INFERENCE_FAILED", text
+    return "INFERENCE_FAILED", f"the generation failed with {name}; the worker's log has the details"
+
+
+def weight_bytes(model: Model) -> int:
+    """Bytes of all weights as they lie on the device, tied ones once."""
+    from llama_ckpt.quants import PackedWeight
+
+    weights = model.weights
+    every = [weights.token_embd, weights.output_norm, weights.output]
+    every += [weight for block in weights.blocks for weight in vars(block).values()]
+    raw = {id(w): w.raw if isinstance(w, PackedWeight) else w for w in every}
+    return sum(tensor.nbytes for tensor in raw.values())
+
+
+def load(order: Message, outbox: Outbox) -> Engine:
+    """Load the model and say so; the header is checked before torch is imported, which takes seconds."""
+    file = open_gguf(order["model"])
+    config = LlamaConfig.from_gguf(file)
+    check_llama(file, config)
+    limit = context_limit(order["max_context"], config)
+
+    check_checkpoints()
+    from llama_ckpt.model import load as load_model
+    from llama_ckpt.model import pick_device
+
+    device = pick_device(order["device"])
+    dtype = order["dtype"]
+    if dtype == "auto":
+        dtype = "float16" if device.type == "cuda" else "float32"
+    use_threads()
+    engine = Engine(load_model(order["model"], device=device, dtype=dtype), limit, outbox)
+    name = config.name or file.path.stem
+    described = {"dtype": dtype, "device": str(device), "memory_type": device.type}
+    described |= {"max_context": limit, "vocab_size": config.vocab_size, "name": name}
+    outbox.send("loaded", vram_bytes=engine.vram_bytes(), **described)
+    return engine
+
+
+def context_limit(asked: int | None, config: LlamaConfig) -> int:
+    """The tokens that prompt and answer may have. Raises OptionError for more than the model's."""
+    if asked is not None and asked > config.context_length:
+        wanted = f"at most the model's context of {config.context_length}"
+        raise OptionError("--max-context", got=asked, wanted=wanted)
+    return asked or config.context_length
+
+
+def use_threads() -> None:
+    """Leave a core to the worker's event loop: threads of torch that wait for each other burn theirs.
+
+    `OMP_NUM_THREADS` overrides it.
+    """
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
+
+
+def serve(orders: IO[str], outbox: Outbox) -> int:
+    """Load, then work through orders until they end; returns the exit code."""
+    try:
+        engine = load(json.loads(orders.readline()), outbox)
+    except LlamaCkptError as error:
+        outbox.send("refused", message=str(error), code=2)
+        return 2
+    except Exception as error:
+        full = isinstance(error, MemoryError) or failure(error)[0] == "VRAM_OOM"
+        told = "the memory is too small for this model" if full else f"{type(error).__name__}: {error}"
+        outbox.send("refused", message=told, code=2 if full else 1, trace=traceback.format_exc())
+        return 1
+    generations: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    texts: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(orders, engine, generations, texts), daemon=True).start()
+    threading.Thread(target=_encode, args=(engine, texts), daemon=True).start()
+    while True:
+        engine.generate(generations.get())
+
+
+def _read(
+    orders: IO[str],
+    engine: Engine,
+    generations: queue.SimpleQueue[Message],
+    texts: queue.SimpleQueue[Message],
+) -> None:
+    for line in orders:
+        order = json.loads(line)
+        if order["do"] == "cancel":
+            engine.cancel(order["id"])
+        else:
+            (texts if order["do"] == "encode" else generations).put(order)
+    os._exit(0)  # the worker has gone; the main thread may be in the middle of a long prompt
+
+
+def _encode(engine: Engine, texts: queue.SimpleQueue[Message]) -> None:
+    while True:
+        engine.encode(texts.get())
+
+
+def main() -> None:
+    """Serve the process that started this one."""
+    # A terminal and a service manager send their signals to every process; the worker decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    # Whatever else prints must not end up between the messages.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    orders = open(0, encoding="utf-8", closefd=False)
+    sys.exit(serve(orders, Outbox(out)))
+
+
+if __name__ == "__main__":
+    main()

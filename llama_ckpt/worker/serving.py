@@ -1,0 +1,148 @@
+"""The socket, the HTTP server on it, and the application that it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from functools import partial
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from llama_ckpt.errors import OptionError
+from llama_ckpt.worker.openai_api import OpenAIApi
+from llama_ckpt.worker.openapi import describe
+from llama_ckpt.worker.protocol import Protocol
+from llama_ckpt.worker.replies import (
+    BadRequestError,
+    Envelope,
+    UnavailableError,
+    http_problem,
+    internal_problem,
+)
+from llama_ckpt.worker.service import Service
+
+__all__ = ["HttpServer", "application", "bind"]
+
+BACKLOG = 2048
+HEADER_BYTES = 32 << 10
+
+
+def bind(host: str, port: int, *, client_timeout: float) -> socket.socket:
+    """A socket that listens on an address.
+
+    Args:
+        host: a name or an address.
+        port: 0 takes a free one.
+        client_timeout: seconds after which a client that takes nothing, or answers no more, is cut off.
+
+    Raises:
+        OptionError: the port is in use, or the address not ours.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, number, _, address = found[0]
+        listening = socket.socket(family, kind, number)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _cut_off_stalled(listening, client_timeout)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+    except OSError as error:
+        raise OptionError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+    return listening
+
+
+def _cut_off_stalled(listening: socket.socket, seconds: float) -> None:
+    """Accepted sockets inherit these. The kernel knows best who has stopped reading, or has vanished."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_USER_TIMEOUT": int(seconds * 1000), "TCP_KEEPIDLE": max(1, int(seconds / 2))}
+    options |= {"TCP_KEEPINTVL": max(1, int(seconds / 6)), "TCP_KEEPCNT": 3}
+    for name, value in options.items():
+        if hasattr(socket, name):
+            listening.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def application(service: Service) -> ASGIApp:
+    """Everything that the worker answers."""
+    routes = [*Protocol(service).routes(), *OpenAIApi(service).routes()]
+    document = describe(service.options.client_timeout)
+
+    async def openapi(_request: Request) -> Response:
+        return JSONResponse(document)
+
+    routes.append(Route("/openapi.json", openapi, methods=["GET"]))
+    handlers: dict[Any, Any] = dict.fromkeys((BadRequestError, UnavailableError, HTTPException), http_problem)
+    app = Starlette(routes=routes, exception_handlers={**handlers, Exception: internal_problem})
+    return Envelope(app, service.telemetry, [route.path for route in routes])
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, which here leaves signals to the worker and tells when it is ready.
+
+    Args:
+        service: what to serve.
+        seconds: after which a connection that has not sent a whole request is cut off.
+    """
+
+    def __init__(self, service: Service) -> None:
+        seconds = service.options.client_timeout
+        config = uvicorn.Config(
+            application(service),
+            loop="asyncio",
+            http=partial(ImpatientProtocol, seconds),  # type: ignore[arg-type]
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            h11_max_incomplete_event_size=HEADER_BYTES,
+        )
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept connections."""
+        await super().startup(sockets)
+        self.ready.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave signals alone: the worker's exit code after SIGTERM is 0."""
+        yield
+
+
+class ImpatientProtocol(H11Protocol):
+    """A connection that is cut off when a request's header does not come to its end.
+
+    uvicorn closes connections that are idle between requests; this is about those that send a header
+    byte by byte, or nothing from the start.
+    """
+
+    def __init__(self, seconds: float, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._seconds = seconds
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to watch."""
+        super().connection_made(transport)
+        self.loop.call_later(self._seconds, self._look, self.cycle)
+
+    def _look(self, seen: object) -> None:
+        """Cut it off if no request has come since the last look, and none is being answered."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is seen and (self.cycle is None or self.cycle.response_complete):
+            self.transport.abort()
+        else:
+            self.loop.call_later(self._seconds, self._look, self.cycle)
