@@ -73,9 +73,19 @@ def test_keys_and_values_are_written_in_place(device: str) -> None:
         cache.reserve(torch.arange(first, first + n, device=device))
         k, v = (x.to(device) for x in tokens(first, n))
         keys, values = cache.layer(1).update(k, v)
-    assert keys[:, 0, 0].tolist() == [1.0, 2.0, 3.0, 0.0] and values[:, 1, 5].tolist() == [-1.0, -2.0, -3.0, 0.0]
+    assert keys[:, 0, 0].tolist() == [1.0, 2.0, 3.0, 0.0] and values[:, 1, 5].tolist() == [
+        -1.0,
+        -2.0,
+        -3.0,
+        0.0,
+    ]
     assert torch.equal(cache.k[1, 0], keys) and not cache.k[[0, 2]].any()
-    assert places == (cache.k.data_ptr(), cache.v.data_ptr(), cache.positions.data_ptr(), cache.lengths.data_ptr())
+    assert places == (
+        cache.k.data_ptr(),
+        cache.v.data_ptr(),
+        cache.positions.data_ptr(),
+        cache.lengths.data_ptr(),
+    )
 
 
 def test_keys_are_kept_in_the_dtype_of_the_cache() -> None:
@@ -136,7 +146,9 @@ def test_clear_forgets_every_token_in_place() -> None:
 
 
 def test_reserving_writing_and_masking_read_nothing_back() -> None:
-    def one_pass(positions: torch.Tensor, ids: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def one_pass(
+        positions: torch.Tensor, ids: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
         cache = KVCache.allocate(CONFIG, 8, n_sequences=2)
         cache.reserve(positions, ids)
         keys, _ = cache.layer(1).update(k, v)

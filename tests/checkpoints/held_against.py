@@ -27,7 +27,9 @@ def exact(value: Any) -> Any:
         return value.dequantize().double().cpu().numpy()
     if isinstance(value, torch.Tensor):
         return (value.double() if value.is_floating_point() else value).cpu().numpy()
-    if dataclasses.is_dataclass(value) and any(isinstance(v, torch.Tensor | tuple) for v in vars(value).values()):
+    if dataclasses.is_dataclass(value) and any(
+        isinstance(v, torch.Tensor | tuple) for v in vars(value).values()
+    ):
         return SimpleNamespace(**{name: exact(one) for name, one in vars(value).items()})
     return tuple(exact(one) for one in value) if isinstance(value, tuple) else value
 
@@ -57,7 +59,8 @@ def judged(
         dtype: what the layer computes in.
         without: arguments that the oracle does not know (a cache).
     """
-    shown = {split_name(name)[1]: name for name in taps}
+    # A layer knows its own points' short names, the whole model the full ones.
+    shown = {short: name for name in taps for short in (name, split_name(name)[1])}
     case = Case(function or layer.__name__, arguments, tuple(returns), shown)
     known = {name: exact(value) for name, value in arguments.items() if name not in without}
     wanted = call(getattr(oracle, case.function), dataclasses.replace(case, arguments=known), taps=True)
@@ -89,7 +92,9 @@ def check_passes(verdicts: Sequence[PointVerdict]) -> None:
     assert not failed, "\n".join(failed)
 
 
-def check_same_bits(layer: Callable[..., Any], arguments: Mapping[str, Any], *, taps: Sequence[str] = ()) -> None:
+def check_same_bits(
+    layer: Callable[..., Any], arguments: Mapping[str, Any], *, taps: Sequence[str] = ()
+) -> None:
     """Two calls with equal inputs give equal bits, at every point."""
     runs = []
     for _ in range(2):
@@ -128,5 +133,7 @@ def _with_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) ->
         return tuple(_with_tensors(one, change) for one in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return dataclasses.replace(value, **{name: _with_tensors(one, change) for name, one in fields.items()})
+        return dataclasses.replace(
+            value, **{name: _with_tensors(one, change) for name, one in fields.items()}
+        )
     return value

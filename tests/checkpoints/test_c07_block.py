@@ -1,0 +1,244 @@
+"""Checkpoint 7: one whole block."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from checkpoints import attention, block, c07_block, rms_norm, rope, swiglu
+from checkpoints.c07_block import CHECKPOINT
+from llama_ckpt.kv_cache import KVCache
+from llama_ckpt.points import BLOCK_POINTS
+from tests.checkpoints.drawn_inputs import (
+    DEVICES,
+    DTYPES,
+    Values,
+    arguments_seed,
+    position_lists,
+    small_config,
+    small_llama,
+    values,
+)
+from tests.checkpoints.dump_trials import (
+    EVERY_DUMP,
+    DumpRun,
+    check_a_point_fails,
+    check_every_point,
+    teacher_forced,
+)
+from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
+
+INNER = [f"blk.0.{point.name}" for point in BLOCK_POINTS if point.name != "out"]
+OUT = ["blk.0.out"]
+CONFIGS = {
+    "grouped": small_config(),
+    "multi-head": small_config(n_heads=4, n_kv_heads=4),
+    "explicit head size": small_config(n_heads=2, n_kv_heads=1, head_dim=48),
+    "other numbers": small_config(rms_norm_eps=1e-6, rope_theta=1e6, rope_scale=4.0),
+}
+
+
+@pytest.mark.parametrize("run", EVERY_DUMP)
+def test_dump(run: DumpRun) -> None:
+    check_every_point(run, CHECKPOINT)
+
+
+def inputs(
+    x: Values,
+    positions: list[int],
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    config: str = "grouped",
+) -> dict[str, Any]:
+    """A residual stream and the weights of a block."""
+    shape = CONFIGS[config]
+    return {
+        "x": x.tensor(len(positions), shape.width, dtype=dtype, device=device),
+        "weights": small_llama(shape, seed=x.seed, dtype=dtype, device=device).blocks[0],
+        "config": shape,
+        "positions": torch.tensor(positions, device=device),
+    }
+
+
+@pytest.mark.parametrize("tapped", [False, True], ids=["plain", "tapped"])
+@pytest.mark.parametrize("device", DEVICES)
+@given(
+    x=values(-3, 3),
+    positions=st.integers(1, 9).flatmap(position_lists),
+    config=st.sampled_from(sorted(CONFIGS)),
+    dtype=st.sampled_from(DTYPES),
+)
+@settings(max_examples=25)
+def test_oracle(
+    device: str, tapped: bool, x: Values, positions: list[int], config: str, dtype: torch.dtype
+) -> None:
+    # Judged as the free-running model's points are: inside, each is computed from the one before.
+    arguments = inputs(x, positions, dtype, device, config)
+    taps = INNER if tapped else ()
+    check_passes(judged(block, arguments, OUT, taps=taps, dtype=dtype, forcing="free"))
+
+
+def through_a_cache(cuts: list[int], x: Tensor, weights: Any, *, config: Any, positions: Tensor) -> Tensor:
+    """The block's output for all tokens, given to it in pieces that end at `cuts`."""
+    cache = KVCache.allocate(config, len(x), device=x.device, dtype=x.dtype)
+    pieces = []
+    for first, end in zip([0, *cuts], cuts, strict=False):
+        cache.reserve(positions[first:end])
+        at = {"positions": positions[first:end], "cache": cache.layer(0)}
+        pieces.append(block(x[first:end], weights, config=config, **at))
+    return torch.cat(pieces)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(seed=arguments_seed(), positions=position_lists(6), dtype=st.sampled_from(DTYPES))
+@settings(max_examples=10)
+def test_cached_is_uncached(device: str, seed: int, positions: list[int], dtype: torch.dtype) -> None:
+    arguments = inputs(Values(seed), positions, dtype, device)
+    for cuts in ([6], [1, 2, 3, 4, 5, 6], [4, 6]):
+
+        def cached(x: Tensor, weights: Any, cuts: list[int] = cuts, **options: Any) -> Tensor:
+            return through_a_cache(cuts, x, weights, **options)
+
+        check_passes(judged(cached, arguments, OUT, function="block", dtype=dtype, forcing="free"))
+
+
+def test_a_later_token_never_changes_an_earlier_one() -> None:
+    before = inputs(Values(0), [0, 1, 2, 3])
+    after = {**before, "x": before["x"].clone()}
+    after["x"][2:] = 7.0
+    first, second = block(**before), block(**after)
+    assert torch.equal(first[:2], second[:2]) and not torch.equal(first[2:], second[2:])
+
+
+def test_a_block_of_zero_weights_hands_on_its_input() -> None:
+    arguments = inputs(Values(0), [0, 1])
+    zeros = {name: torch.zeros_like(w) for name, w in vars(arguments["weights"]).items()}
+    weights = dataclasses.replace(arguments["weights"], **zeros)
+    assert torch.equal(block(**{**arguments, "weights": weights}), arguments["x"])
+
+
+def test_shifting_all_positions_changes_nothing_but_rounding() -> None:
+    near, far = inputs(Values(0), [0, 1, 2], torch.float64), inputs(Values(0), [500, 501, 502], torch.float64)
+    torch.testing.assert_close(block(**near), block(**far), rtol=0, atol=1e-11)
+
+
+def test_every_point_is_shown_in_order() -> None:
+    seen: list[str] = []
+    block(**inputs(Values(0), [0, 1]), tap=lambda point, tensor: seen.append(f"blk.0.{point}"))
+    assert sorted(seen) == sorted(INNER)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("taps", [[], INNER], ids=["plain", "tapped"])
+def test_two_runs_are_equal(taps: list[str], dtype: torch.dtype) -> None:
+    check_same_bits(block, inputs(Values(0), [0, 1, 2], dtype), taps=taps)
+
+
+@pytest.mark.parametrize("with_cache", [False, True])
+def test_capturable(with_cache: bool) -> None:
+    arguments = inputs(Values(0), [0, 1, 2])
+    cache = KVCache.allocate(arguments["config"], 4)
+    cache.reserve(arguments["positions"])
+    check_capturable(block, {**arguments, "cache": cache.layer(0) if with_cache else None})
+
+
+def residual_after_the_norm(
+    x: Tensor, weights: Any, *, config: Any, positions: Tensor, tap: Any = None
+) -> Tensor:
+    normed = rms_norm(x, weights.attn_norm, eps=config.rms_norm_eps)
+    return block(x, weights, config=config, positions=positions, tap=tap) - x + normed
+
+
+def first_residual_missing(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    return block(x, weights, **options) - x
+
+
+def second_residual_missing(x: Tensor, weights: Any, *, tap: Any = None, **options: Any) -> Tensor:
+    seen: dict[str, Tensor] = {}
+    block(x, weights, tap=seen.__setitem__, **options)
+    if tap:
+        tap("ffn_inp", seen["ffn_inp"])
+    return seen["ffn_out"]
+
+
+def residual_twice(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    return block(x, weights, **options) + x
+
+
+def norms_swapped(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    swapped = dataclasses.replace(weights, attn_norm=weights.ffn_norm, ffn_norm=weights.attn_norm)
+    return block(x, swapped, **options)
+
+
+def parallel_block(x: Tensor, weights: Any, *, tap: Any = None, **options: Any) -> Tensor:
+    seen: dict[str, Tensor] = {}
+    block(x, weights, tap=seen.__setitem__, **options)
+    normed = rms_norm(x, weights.ffn_norm, eps=options["config"].rms_norm_eps)
+    if tap:
+        tap("ffn_inp", seen["ffn_inp"])
+    return seen["ffn_inp"] + swiglu(normed, weights.w_gate, weights.w_up, weights.w_down)
+
+
+def gate_and_up_swapped(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    return block(x, dataclasses.replace(weights, w_gate=weights.w_up, w_up=weights.w_gate), **options)
+
+
+def wo_transposed(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    return block(x, dataclasses.replace(weights, wo=weights.wo.T), **options)
+
+
+def other_eps(x: Tensor, weights: Any, *, config: Any, **options: Any) -> Tensor:
+    return block(x, weights, config=dataclasses.replace(config, rms_norm_eps=1e-6), **options)
+
+
+def other_theta(x: Tensor, weights: Any, *, config: Any, **options: Any) -> Tensor:
+    return block(x, weights, config=dataclasses.replace(config, rope_theta=500000.0), **options)
+
+
+def positions_one_late_for_keys(x: Tensor, weights: Any, **options: Any) -> Tensor:
+    def late(q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor) -> Any:
+        first = rope(q, k, positions, frequencies)[0]
+        return first, rope(q, k, positions + 1, frequencies)[1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(c07_block, "rope", late)
+        return block(x, weights, **options)
+
+
+def values_rotated(x: Tensor, weights: Any, *, positions: Tensor, config: Any, **options: Any) -> Tensor:
+    def rotated(q: Tensor, k: Tensor, v: Tensor, wo: Tensor, **inner: Any) -> Tensor:
+        frequencies = c07_block.rope_frequencies(config)
+        return attention(q, k, rope(v, v, positions, frequencies)[0], wo, **inner)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(c07_block, "attention", rotated)
+        return block(x, weights, positions=positions, config=config, **options)
+
+
+WRONG = [
+    residual_after_the_norm,
+    first_residual_missing,
+    second_residual_missing,
+    residual_twice,
+    norms_swapped,
+    parallel_block,
+    gate_and_up_swapped,
+    wo_transposed,
+    other_eps,
+    other_theta,
+    positions_one_late_for_keys,
+    values_rotated,
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(c07_block, "block", wrong)
+    check_a_point_fails(teacher_forced(CHECKPOINT))
