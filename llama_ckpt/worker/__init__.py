@@ -7,14 +7,15 @@ Two processes. The first, which a pool manager starts, speaks HTTP and never imp
 nothing that the model does, an import of seconds or a long prompt, ever keeps a health check waiting.
 
     options      the command line                  requests      bodies of requests, as pydantic checks them
-    lifecycle    start-up, signals, exit codes     admission     from a body to a job, or to all its faults
-    serving      the socket and the HTTP server    jobs          a job, the queue, one generation at a time
-    announce     the call to the pool manager      events        what a stream tells, and Server-Sent Events
-    model_link   the model's process, from here    protocol      /health, /execute, /cancel, /metrics
-    model_process  the model's process, inside     openai_api    /v1/…, as OpenAI's clients know it
-    chat         Llama-2's chat template           openapi       the description of all of it
-    telemetry    Prometheus                        logs          JSON lines, never waited for
-    probe        is a worker alive? for validate   replies       errors, middleware, bodies within limits
+    lifecycle      start-up, signals, exit codes   service     the worker's state; from a request to a job
+    serving        the socket and the HTTP server  jobs        a job, the queue, one generation at a time
+    announce       the call to the pool manager    events      what a job tells
+    model_link     the model's process, from here  streaming   events on their way to a client
+    model_process  the model's process, inside     protocol    /health, /execute, /cancel, /metrics
+    chat           Llama-2's chat template         openai_api  /v1/…, as OpenAI's clients know it
+    telemetry      Prometheus                      openapi     the description of all of it
+    probe          does a worker work here?        replies     refusals, correlation ids, limits of bodies
+    spawning       processes of our own            logs        JSON lines, never waited for
 
 The protocol with examples: docs/worker.md.
 """

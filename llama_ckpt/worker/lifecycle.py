@@ -54,10 +54,12 @@ class Lifecycle:
         await server.ready.wait()
         log("info", "listening", host=options.host)
         try:
-            return await self._live(serving, worker_uri(options.host, port, options.callback_url))
+            code = await self._live(serving, worker_uri(options.host, port, options.callback_url))
         finally:
             await self._stop(server, serving)
+        if code == 0:  # otherwise the last line is the one that says why
             log("info", "stopped")
+        return code
 
     async def _live(self, serving: asyncio.Task[None], uri: str) -> int:
         starting = asyncio.create_task(self._start(uri))

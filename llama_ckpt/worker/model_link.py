@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import os
-import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from typing import Any
 from llama_ckpt.errors import LlamaCkptError, TokenizerError
 from llama_ckpt.worker.logs import log
 from llama_ckpt.worker.options import WorkerOptions
+from llama_ckpt.worker.spawning import python_module
 
 __all__ = ["Encoded", "LoadedModel", "ModelLink", "ModelLostError", "Part", "RefusedError"]
 
@@ -106,9 +105,7 @@ class ModelLink:
         Raises:
             RefusedError: it can't.
         """
-        # The same modules as here: with -m alone, the current folder's would come first.
-        program = [sys.executable, "-P", "-m", "llama_ckpt.worker.model_process"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+        program, environment = python_module("llama_ckpt.worker.model_process")
         self._process = await asyncio.create_subprocess_exec(
             *program, stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE, env=environment
         )
