@@ -228,8 +228,8 @@ def _exact(
         differ = judged & (x != other)
         if differ.any():
             at, n = _first(differ), int(differ.sum())
-            values = {"got": float(x[at]), "wanted": float(other[at])}
-            facts = dataclasses.replace(facts, index=at, n_differ=n, **values)
+            got, wanted = float(x[at]), float(other[at])
+            facts = dataclasses.replace(facts, index=at, got=got, wanted=wanted, n_differ=n)
             reason = f"{n} of {facts.n_judged} differ from {whose}, first at {list(at)}"
             blame: Literal["target", "reference"] = "target" if other is o else "reference"
             return dataclasses.replace(facts, verdict="fail", blame=blame, reason=reason)

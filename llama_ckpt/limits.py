@@ -22,7 +22,17 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.measured_errors import MEASURED, MEASURED_ON
 from llama_ckpt.points import split_name
 
-__all__ = ["DTYPES", "EXACT", "MARGIN", "MAY_BE_WIDER", "MEASURED_LAYERS", "Forcing", "Limit", "limit_for"]
+__all__ = [
+    "DTYPES",
+    "EXACT",
+    "MARGIN",
+    "MAY_BE_WIDER",
+    "MEASURED_LAYERS",
+    "STRUCTURE_FLOOR",
+    "Forcing",
+    "Limit",
+    "limit_for",
+]
 
 Forcing = Literal["teacher", "free"]
 
@@ -37,6 +47,10 @@ MEASURED_LAYERS = 32
 
 MAY_BE_WIDER = frozenset({"attn_scores", "attn_probs"})
 """Points that a half-precision layer only shows, never hands on: float32 is right there too."""
+
+STRUCTURE_FLOOR = {"teacher": 1 / 16, "free": 1 / 4}
+"""A gain or bias is never held to less than this share of the limit on err. Rounding has no direction of
+its own, but weights that share one lend it theirs; free-running, every layer before has done so."""
 
 EXACT = {
     "token_ids": "integers: equal or not",
@@ -128,4 +142,5 @@ def limit_for(name: str, dtype: str, forcing: Forcing, *, n_layers: int = MEASUR
     why = f"{WHY[point]}; {MARGIN:g} x the largest of {MEASURED_ON}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
     err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
-    return Limit(point, dtype, forcing, err, row_err, element_err, gain, bias, why)
+    floor = STRUCTURE_FLOOR[forcing] * err
+    return Limit(point, dtype, forcing, err, row_err, element_err, max(gain, floor), max(bias, floor), why)

@@ -22,9 +22,11 @@ import torch
 
 from llama_ckpt import oracle
 from llama_ckpt.config import LlamaConfig
+from llama_ckpt.gguf_file import open_gguf
 from llama_ckpt.ladder import discover
 from llama_ckpt.metrics import averaging, causal_mask, measure
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, Checkpoint, split_name
+from llama_ckpt.weights import load_weights
 from tools.correct_programs import ORDERS, PlainProgram, correct_programs
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -61,16 +63,20 @@ class Shape:
     free: bool = False
 
 
+EMBEDDED = Path(__file__).parents[1] / "reference_dumps" / "tiny-32l" / "model.gguf"
+
 SHAPES = (
-    Shape("embedded", 64, 4, 4, 16, 192, n_layers=32, free=True),
+    Shape("trained", 64, 4, 4, 16, 192, n_layers=32, free=True),
+    Shape("random", 64, 4, 4, 16, 192, n_layers=32, free=True),
     Shape("steep", 64, 4, 4, 16, 192, score=2.5, first_position=4000),
     Shape("grouped", 256, 8, 2, 64, 704, n_layers=32, score=2.0, free=True),
     Shape("outlier", 256, 4, 4, 64, 704, outlier=100.0, score=2.0),
     Shape("wide", 4096, 4, 2, 128, 512, score=2.0),
     Shape("wide ffn", 128, 4, 4, 32, 11008, score=2.0),
 )
-"""The embedded model's; far positions; grouped heads; a feature that dwarfs the rest; and the longest
-sums of Llama-2-7B, over 4,096 and 11,008 products, with few rows so that they take seconds."""
+"""The embedded model itself, and random weights in its shape; far positions; grouped heads; a feature
+that dwarfs the rest; and the longest sums of Llama-2-7B, over 4,096 and 11,008 products, with few rows
+so that they take seconds."""
 
 
 def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
@@ -132,6 +138,13 @@ class Prompt:
     def at(self) -> torch.Tensor:
         """The positions as a tensor."""
         return torch.as_tensor(self.positions)
+
+
+def file_model(path: Path) -> tuple[Any, Any]:
+    """Config and weights of a GGUF file whose matrices are not quantized."""
+    file = open_gguf(path)
+    config = LlamaConfig.from_gguf(file)
+    return config, load_weights(file, config)
 
 
 class Given:
@@ -285,18 +298,23 @@ def measured_on(n_seeds: int) -> str:
     return f"{n_seeds} seeds, {len(ORDERS)} summation orders and the layers here, {shapes}"
 
 
+def measure_shape(maxima: Maxima, shape: Shape, seed: int) -> None:
+    """One shape with one seed: its weights, its tokens, and how many they are."""
+    config, weights = file_model(EMBEDDED) if shape.name == "trained" else made_model(shape, seed)
+    n = shape.tokens[seed % len(shape.tokens)]
+    token_ids = np.random.default_rng(seed).integers(0, config.vocab_size, n)
+    label = f"{shape.name}, seed {seed}, {n} tokens"
+    print(label, file=sys.stderr)
+    prompt = Prompt(token_ids, shape.first_position + np.arange(n), label)
+    measure_model(maxima, config, weights, prompt, free=shape.free)
+
+
 def measure_all(shapes: Iterable[Shape] = SHAPES, seeds: Iterable[int] = SEEDS) -> Maxima:
     """Measure every shape with every seed."""
     maxima = Maxima()
     for shape in shapes:
         for seed in seeds:
-            print(f"{shape.name}, seed {seed}", file=sys.stderr)
-            config, weights = made_model(shape, seed)
-            n = shape.tokens[seed % len(shape.tokens)]
-            token_ids = np.random.default_rng(seed).integers(0, shape.vocab, n)
-            label = f"{shape.name}, seed {seed}, {n} tokens"
-            prompt = Prompt(token_ids, shape.first_position + np.arange(n), label)
-            measure_model(maxima, config, weights, prompt, free=shape.free)
+            measure_shape(maxima, shape, seed)
     for seed in seeds:
         measure_sampling(maxima, seed)
     return maxima
@@ -344,6 +362,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=[shape.name for shape in SHAPES])
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     options = parser.parse_args()
+    torch.set_num_threads(1)  # small products: two threads mostly wait for each other
     maxima = measure_all([s for s in SHAPES if s.name in options.shapes], range(options.seeds))
     text = HEADER.format(on=measured_on(options.seeds), lines="\n".join(table_lines(maxima.table)))
     for (dtype, forcing, point), label in maxima.worst.items():
