@@ -215,6 +215,8 @@ def appears_when_whole(path: str | Path, nbytes: int = 0) -> Iterator[Path]:
         OptionError: the folder is not there or cannot be written, or the disk is too full.
     """
     path = Path(path)
+    if path.is_dir():
+        raise OptionError(f"cannot write {path}", got="a folder", wanted="the name of a file")
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)

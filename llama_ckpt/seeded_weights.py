@@ -15,6 +15,13 @@ What the scales are for:
   `SUCCESSOR_LEAD` less what the best of the others reaches (4.1 for 32,000 rows), as far as the width
   allows. With tied output weights a token is its own successor.
 
+Measured with seed 1, margins in standard deviations of a row's logits, errors relative to them:
+
+    Llama-2-7B's shape, 16 tokens   margins 0.21 to 5.1, median 2.6; largest activation 110
+    512 wide, 32 blocks, 32 tokens  margins 0.74 and more, median 2.4; llama.cpp's error on the CPU 1.2e-3
+                                    (F16), 3.7e-2 (Q8_0, Q4_0), 4.7e-2 (Q4_K_M); all choices agree
+    `gqa-256`, 32 tokens            margins 2.0 and more, median 3.7; errors 7.4e-4 (F16), 2.2e-2 (Q8_0)
+
 All scales are made with +, -, *, / and sqrt, which IEEE 754 rounds alike everywhere.
 """
 

@@ -131,7 +131,9 @@ def test_an_unexpected_sha256_keeps_the_file_away(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["good.gguf", "same.gguf"]
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_or_in_the_way(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="cannot write .*: got a folder, wanted the name of a file"):
+        write(tmp_path)
     with pytest.raises(OptionError, match="cannot write .*No such file or directory"):
         write(tmp_path / "missing" / "m.gguf")
 
