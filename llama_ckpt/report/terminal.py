@@ -1,10 +1,10 @@
 """A validation as lines of text: a row a checkpoint, and all that is known about a failure below it.
 
-    id  checkpoint             verdict compared     worst err llama.cpp  distance     limit closer
+    id  checkpoint             verdict compared           err llama.cpp  distance     limit closer
     1   RMS norm               pass    384 of 384     4.1e-08   5.2e-08   6.0e-08   4.0e-07 ours
 
-The numbers of a row are those of its worst point, the one that comes closest to its limit or is
-furthest beyond: `err` of ours and of llama.cpp against the oracle, the distance between the two.
+The numbers of a row are those of the point that comes closest to its limit, or of the first that fails:
+`err` of ours and of llama.cpp against the oracle, the distance between the two, the limit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADINGS = (
     "checkpoint",
     "verdict",
     "compared",
-    "worst err",
+    "err",
     "llama.cpp",
     "distance",
     "limit",
@@ -53,10 +53,10 @@ def checkpoint_row(result: CheckpointResult) -> str:
     """One checkpoint in one line: what was compared, how far off, and whether it passes."""
     compared = f"{result.compared} of {result.of}"
     head = (result.id, result.title.partition(":")[0], _shouted(result.verdict), compared)
-    worst = _worst(result.points)
-    if worst is None:
+    shown = _shown_point(result.points)
+    if shown is None:
         return _row((*head, "-", "-", "-", "-", result.reason))
-    point = worst.verdict
+    point = shown.verdict
     limit = "exact" if point.limit == 0 else _number(point.limit)
     numbers = (_number(point.err), _number(point.err_reference), _number(point.distance), limit)
     return _row((*head, *numbers, CLOSER[point.closer]))
@@ -81,15 +81,17 @@ def _number(value: float) -> str:
     return "0" if value == 0 else f"{value:.1e}"
 
 
-def _worst(points: Sequence[JudgedPoint]) -> JudgedPoint | None:
-    return max(points, key=_severity, default=None)
+def _shown_point(points: Sequence[JudgedPoint]) -> JudgedPoint | None:
+    """The first point that fails, which is told of below the row; else the one closest to its limit."""
+    failing = (point for point in points if point.verdict.verdict == "fail")
+    return next(failing, None) or max(points, key=_share, default=None)
 
 
-def _severity(point: JudgedPoint) -> tuple[bool, bool, float]:
-    """A failing point before a passing one, then one that can be measured, then by err over limit."""
+def _share(point: JudgedPoint) -> float:
+    """How much of its limit a point uses; -1 where it has no error."""
     verdict = point.verdict
     share = verdict.err / verdict.limit if verdict.limit else verdict.err
-    return verdict.verdict == "fail", not math.isnan(share), 0.0 if math.isnan(share) else share
+    return -1.0 if math.isnan(share) else share
 
 
 def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: str) -> Iterator[str]:

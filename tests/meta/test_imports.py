@@ -123,7 +123,9 @@ def test_tests_and_tools_are_not_imported(name: str) -> None:
 
 def light_modules() -> list[str]:
     heavy = tuple(f"llama_ckpt.{module}" for module in LOADS_TORCH)
-    return [n for n in modules() if is_within(n, "llama_ckpt", "reference_dumps") and not is_within(n, *heavy)]
+    return [
+        n for n in modules() if is_within(n, "llama_ckpt", "reference_dumps") and not is_within(n, *heavy)
+    ]
 
 
 def test_light_modules_load_neither_torch_nor_checkpoints() -> None:

@@ -47,9 +47,11 @@ def test_row_shows_the_point_that_comes_closest_to_its_limit() -> None:
     assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-06 1.0e-05 llama.cpp".split()
 
 
-def test_row_shows_a_failing_point_before_all_others() -> None:
-    row = terminal.checkpoint_row(result(CLOSEST, MISSING, FAILING))
+def test_row_shows_the_first_failing_point_before_all_others() -> None:
+    row = terminal.checkpoint_row(result(CLOSEST, FAILING, MISSING))
     assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-03 4.0e-07 llama.cpp".split()
+    row = terminal.checkpoint_row(result(CLOSEST, MISSING, FAILING))
+    assert row.split() == "1 RMS norm FAIL 2 of 3 - - - - -".split()
 
 
 def test_row_of_what_is_exact_and_of_what_was_skipped() -> None:
@@ -62,7 +64,7 @@ def test_columns_stand_below_their_headings() -> None:
     heads, row = terminal.header(), terminal.checkpoint_row(result(PASSING))
     for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("closer", "ours")):
         assert heads.index(heading) == row.index(cell)
-    for heading, cell in (("worst err", "1.0e-08"), ("limit", "4.0e-07")):
+    for heading, cell in ((" err", "1.0e-08"), ("limit", "4.0e-07")):
         assert heads.index(heading) + len(heading) == row.index(cell) + len(cell)
 
 
