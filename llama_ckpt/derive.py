@@ -27,13 +27,13 @@ from llama_ckpt.gguf_writing import (
     DIRECT_TYPES,
     Progress,
     TensorPlan,
-    WrittenFile,
     encode_rows,
     field,
     metadata_of,
     write_gguf,
 )
 from llama_ckpt.reference_quantizer import REFERENCE_TYPES, quantize_with_llama_cpp
+from llama_ckpt.whole_files import WrittenFile
 
 __all__ = ["TYPES", "Derived", "derive", "direct_type", "file_type_fields"]
 

@@ -28,19 +28,12 @@ from llama_ckpt.config import LlamaConfig
 from llama_ckpt.derive import TYPES, direct_type, file_type_fields
 from llama_ckpt.errors import ModelFileError, OptionError
 from llama_ckpt.gguf_file import MetadataValue, open_gguf
-from llama_ckpt.gguf_writing import (
-    Progress,
-    TensorPlan,
-    WrittenFile,
-    encode_rows,
-    field,
-    folder_beside,
-    write_gguf,
-)
+from llama_ckpt.gguf_writing import Progress, TensorPlan, encode_rows, field, write_gguf
 from llama_ckpt.reference_quantizer import quantize_with_llama_cpp
 from llama_ckpt.seeded_shapes import SHAPES, SeededShape, Sizes, resolve_shape
 from llama_ckpt.seeded_weights import SeededWeights
 from llama_ckpt.tensor_names import expected_shapes
+from llama_ckpt.whole_files import WrittenFile, folder_beside
 from reference_dumps import embedded_model
 
 __all__ = ["KNOWN_SHA256", "SHAPES", "TYPES", "SeededModel", "SeededShape", "make_seeded"]

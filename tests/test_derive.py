@@ -16,9 +16,9 @@ from llama_ckpt.config import LlamaConfig
 from llama_ckpt.derive import TYPES, derive
 from llama_ckpt.errors import ModelFileError, OptionError, ReferenceCrashedError, ReferenceMissingError
 from llama_ckpt.gguf_file import GGUFFile, check_llama, open_gguf, weights_sha256
-from llama_ckpt.gguf_writing import file_sha256
 from llama_ckpt.reference_quantizer import REFERENCE_TYPES, quantize_with_llama_cpp
 from llama_ckpt.seeded_model import make_seeded
+from llama_ckpt.whole_files import file_sha256
 
 T = GGMLQuantizationType
 DIRECT = tuple(name for name in TYPES if name not in REFERENCE_TYPES)
