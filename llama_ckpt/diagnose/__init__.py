@@ -1,0 +1,3 @@
+"""Diagnosis: whose the error is, where it is made, and which bug it looks like."""
+
+__all__: list[str] = []

@@ -1,0 +1,41 @@
+"""The catalogue of bugs: one module a family, each with its `BUGS`; found by their names, listed nowhere.
+
+A wrong program is the oracle with one function replaced. `candidates(function)` are those that can show
+in a call of that function: a wrong `rope` shows in `rope`, in `block` and in `logits`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from functools import cache
+
+from llama_ckpt.diagnose.bugs.record import Bug
+
+__all__ = ["CALLS", "Bug", "candidates", "catalogue"]
+
+CALLS: Mapping[str, tuple[str, ...]] = {
+    "block": ("rms_norm", "rope_frequencies", "qkv", "rope", "attention", "swiglu"),
+    "output_logits": ("rms_norm",),
+    "logits": ("embed", "block", "output_logits"),
+    "generate": ("logits", "last_logits", "argmax"),
+}
+"""The functions that one of them calls."""
+
+
+@cache
+def catalogue() -> tuple[Bug, ...]:
+    """Every bug, family by family in the order of the ladder."""
+    modules = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name.startswith("b"))
+    families = [importlib.import_module(f"{__name__}.{name}").BUGS for name in modules]
+    return tuple(bug for family in families for bug in family)
+
+
+def candidates(function: str) -> tuple[Bug, ...]:
+    """The bugs that can show in a call of the oracle's `function`, those of the function itself first."""
+    reached = [function]
+    for name in reached:
+        reached += [called for called in CALLS.get(name, ()) if called not in reached]
+    found = [bug for bug in catalogue() if bug.function in reached]
+    return tuple(sorted(found, key=lambda bug: reached.index(bug.function)))

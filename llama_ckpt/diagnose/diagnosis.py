@@ -1,0 +1,103 @@
+"""The diagnosis of one point: what its residual looks like, and which bug gives it.
+
+    found = diagnose_point("blk.0.q_rope", x, o, limit=limit, case=case)
+    found.sentence()      # "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1): remaining error 3e-08"
+
+`diagnose_points` does the same for several tensors of one wrong function: what one of them leaves open
+another may tell. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.diagnose.bugs import Bug
+from llama_ckpt.diagnose.named import Evidence, Predictions, name_bugs, remaining
+from llama_ckpt.diagnose.records import Diagnosis, SmallestLimit
+from llama_ckpt.diagnose.structure import find_structure
+from llama_ckpt.limits import Limit
+from llama_ckpt.metrics import averaging, measure
+from llama_ckpt.points import Case
+
+__all__ = ["diagnose_point", "diagnose_points", "smallest_limit"]
+
+
+def diagnose_point(
+    name: str,
+    x: ArrayLike,
+    o: ArrayLike,
+    *,
+    limit: Limit,
+    case: Case | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    n_heads: int | None = None,
+    neighbours: Mapping[str, ArrayLike] | None = None,
+    among: Iterable[Bug] | None = None,
+    predictions: Predictions | None = None,
+) -> Diagnosis:
+    """Say what is wrong with the tensor `x` at point `name`.
+
+    Args:
+        x, o: the tensor on trial and the oracle's; x may be of another shape, or not finite.
+        limit: what `limits.limit_for` gives for this point, precision and forcing.
+        case: the call that o answers, with arguments as the oracle takes them (float64 arrays); its
+            returns or taps name this point. None: no bugs are tried.
+        mask: where the point is judged, as in `compare.judge`.
+        n_heads: into how many heads a flat last axis is divided.
+        neighbours: the oracle's tensors of other layers, by name, that x might be by mistake.
+        among: the bugs that are tried; None: all that can show in this case.
+        predictions: share one among diagnoses of the same cases, and no bug is computed twice.
+    """
+    found = Diagnosis(
+        name,
+        err=remaining(x, o, limit, mask)[0],
+        structure=find_structure(x, o, limit=limit, mask=mask, n_heads=n_heads, neighbours=neighbours),
+        smallest_limit=smallest_limit(x, o, limit, mask),
+    )
+    if case is None:
+        return found
+    named, alike = name_bugs([Evidence(name, x, o, limit, case, mask)], among=among, predictions=predictions)
+    return replace(found, named=named, indistinguishable=alike)
+
+
+def diagnose_points(
+    evidence: Sequence[Evidence],
+    *,
+    among: Iterable[Bug] | None = None,
+    predictions: Predictions | None = None,
+) -> Diagnosis:
+    """The diagnosis of the first tensor, its bugs named by all of them together.
+
+    Args:
+        evidence: the tensors of one function, right and wrong ones, the first wrong one first; those
+            that are right tell which bugs it cannot be.
+        among, predictions: as in `diagnose_point`.
+    """
+    first = evidence[0]
+    found = diagnose_point(first.name, first.x, first.o, limit=first.limit, mask=first.mask)
+    named, alike = name_bugs(evidence, among=among, predictions=predictions)
+    return replace(found, named=named, indistinguishable=alike)
+
+
+def smallest_limit(
+    x: ArrayLike, o: ArrayLike, limit: Limit, mask: NDArray[np.bool_] | None = None
+) -> SmallestLimit | None:
+    """The smallest limits that x would pass; None where it cannot be measured, or must be exact."""
+    trial, oracle = np.asarray(x), np.asarray(o)
+    if limit.exact or trial.shape != oracle.shape or not np.isfinite(trial).all():
+        return None
+    found = measure(trial, oracle, mask)
+    least = {
+        "err": found.err,
+        "row_err": found.row_err,
+        "element_err": found.element_err,
+        "gain": abs(found.gain) / averaging(found.n_gain),
+        "bias": abs(found.bias) / averaging(found.n),
+    }
+    factors = {metric: value / getattr(limit, metric) for metric, value in least.items()}
+    metric = max(factors, key=factors.__getitem__)
+    return SmallestLimit(**least, factor=factors[metric], metric=metric)
