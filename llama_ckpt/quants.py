@@ -155,7 +155,8 @@ def exact_matmul() -> Iterator[None]:
     """Within it, products of matrices are exact to their dtype; nothing is left to defaults.
 
     On CUDA: TF32 off, so that float32 means float32; for float16 and bfloat16 no reduction in reduced
-    precision (nor split-K with one), and no half-precision accumulation. On the CPU: no bfloat16
+    precision (split-K stays, its parts summed in float32: forbidding it is refused by plain cuBLAS),
+    and no half-precision accumulation. On the CPU: no bfloat16
     inside float32 products. The settings are torch's own, of the whole process; they come back when
     the last of nested or concurrent uses ends. On a build of torch without CUDA they are set all the
     same, and change nothing. A CUDA graph keeps what held when it was captured.
@@ -192,7 +193,7 @@ def _make_exact() -> Callable[[], None]:
 
     torch.set_float32_matmul_precision("highest")
     for module, name, value in before:
-        exact = "ieee" if name == "fp32_precision" else (False, False) if isinstance(value, tuple) else False
+        exact = "ieee" if name == "fp32_precision" else (False, True) if isinstance(value, tuple) else False
         setattr(module, name, exact)
     backends.cuda.allow_fp16_bf16_reduction_math_sdp(False)
 
