@@ -14,7 +14,7 @@ import pkgutil
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 from llama_ckpt.subjects import Selection, select
 from llama_ckpt.trial import Trial
+from reference_dumps import embedded_model
 
 __all__ = [
     "SCHEMA",
@@ -42,6 +43,9 @@ SCHEMA = 1
 """The version of the report's JSON."""
 
 Verdict = Literal["pass", "fail", "skipped"]
+
+Probe = Callable[[Path, str, str], Iterable[PointVerdict]]
+"""Something that a checkpoint answers for beyond its layer: called with model, device and dtype."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ def validate(
     oracle_only: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     on_checkpoint: Callable[[CheckpointResult], None] | None = None,
+    probes: Mapping[str, Probe] | None = None,
 ) -> LadderReport:
     """Climb the ladder.
 
@@ -170,6 +175,7 @@ def validate(
         oracle_only: judge without llama.cpp.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
+        probes: by checkpoint id, what is judged with it once; the command line adds the worker to 0.
 
     Raises:
         LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
@@ -192,6 +198,8 @@ def validate(
                 result.reason = f"skipped: {failed[0]} failed"
             else:
                 climb(checkpoint, trials, result, progress)
+                if probes and checkpoint.id in probes:
+                    run_probe(probes[checkpoint.id], Path(model or embedded_model()), report, result)
                 conclude(result, checkpoint, failed)
             if on_checkpoint:
                 on_checkpoint(result)
@@ -221,6 +229,13 @@ def climb(
             progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
         result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
     result.seconds = time.perf_counter() - began
+
+
+def run_probe(probe: Probe, model: Path, report: LadderReport, result: CheckpointResult) -> None:
+    """Judge what a checkpoint answers for beyond its layer."""
+    began = time.perf_counter()
+    result.points += [JudgedPoint("worker", verdict) for verdict in probe(model, report.device, report.dtype)]
+    result.seconds += time.perf_counter() - began
 
 
 def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ import llama_ckpt
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.threads import fit_threads
+from llama_ckpt.cli.worker_points import worker_points
 from llama_ckpt.report import terminal
 
 if TYPE_CHECKING:
@@ -71,7 +72,12 @@ def command(
     with ProgressBar() as bar:
         screen = _Screen(Console(stderr=to_stdout, highlight=False, soft_wrap=True), bar, options)
         report = llama_ckpt.validate(
-            ids, **options, stop_on_failure=stop_on_failure, progress=bar, on_checkpoint=screen.show
+            ids,
+            **options,
+            stop_on_failure=stop_on_failure,
+            progress=bar,
+            on_checkpoint=screen.show,
+            probes={"0": worker_points},
         )
     screen.finish(report)
     text = json.dumps(report.to_json(), indent=1) + "\n"
