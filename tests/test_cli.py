@@ -118,6 +118,16 @@ def test_bad_usage_ends_with_2(words: list[str]) -> None:
     assert b"Error: " in done.stderr and b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["validate", "0"], ["generate", "Hello"], ["explain", "1"]], ids=" ".join)
+def test_a_package_of_the_users_that_hides_ours_is_one_sentence(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "__init__.py").touch()
+    done = subprocess.run([*COMMAND, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("llama-ckpt: error: ") and done.stderr.count("\n") == 1
+    assert f"got {tmp_path / 'checkpoints'}, which hides it" in done.stderr
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.shadowing import check_checkpoints
 
 __all__ = ["BAD_INPUT", "BROKEN_PIPE", "INTERRUPTED", "CommandGroup"]
 
@@ -25,7 +26,12 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; turn what it raises into a sentence on standard error and an exit code."""
         try:
-            result = super().invoke(ctx)
+            try:
+                result = super().invoke(ctx)
+            except ImportError as error:
+                if (error.name or "").partition(".")[0] == "checkpoints":
+                    check_checkpoints()  # raises the sentence, if it is another package of that name
+                raise
             sys.stdout.flush()  # here, where a broken pipe can still be answered
         except LlamaCkptError as error:
             _say(str(error))
