@@ -11,12 +11,13 @@ from __future__ import annotations
 import base64
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt import oracle
+from llama_ckpt.adjudication import adjudicate, tokens_verdict
 from llama_ckpt.compare import PointVerdict
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
@@ -24,64 +25,6 @@ from llama_ckpt.points import Case
 from llama_ckpt.recording import Recording
 
 __all__ = ["judge_continuation", "judge_greedy"]
-
-Blame = Literal["", "target", "reference", "noise", "tie"]
-SEVERITY: tuple[Blame, ...] = ("", "tie", "reference", "target")
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """One token that differs from the reference's, and who the oracle sides with."""
-
-    step: int
-    got: int
-    wanted: int
-    blame: Blame
-    margin: float
-
-    def sentence(self) -> str:
-        """What happened at this step."""
-        verdict = {
-            "tie": "a tie: the oracle's margin is within the noise",
-            "reference": "the oracle chooses as we do",
-            "target": "the oracle chooses as the reference does, or neither",
-        }[self.blame]
-        return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"
-
-
-def adjudicate(step: int, got: int, wanted: int, exact: NDArray[np.float64], noise: float) -> Choice:
-    """Who is right about one token, by the oracle's logits `[vocab]` at that step."""
-    best = int(oracle.argmax(exact))
-    margin = float(exact[best] - min(exact[got], exact[wanted]))
-    if margin <= noise:
-        blame: Blame = "tie"
-    else:
-        blame = "reference" if got == best else "target"
-    return Choice(step, got, wanted, blame, margin)
-
-
-def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) -> PointVerdict:
-    """The verdict on `n` tokens of which `choices` differ."""
-    if not choices:
-        return PointVerdict(
-            name, "free", "pass", "", f"{n} of {n} tokens equal to {wanted}", err=0.0, limit=0.0, n_judged=n
-        )
-    worst = max(choices, key=lambda choice: SEVERITY.index(choice.blame))
-    return PointVerdict(
-        name,
-        "free",
-        "fail" if worst.blame == "target" else "pass",
-        worst.blame,
-        f"{n - len(choices)} of {n} tokens equal to {wanted}; "
-        + "; ".join(c.sentence() for c in choices[:3]),
-        index=(worst.step,),
-        got=float(worst.got),
-        wanted=float(worst.wanted),
-        limit=0.0,
-        n_differ=len(choices),
-        n_judged=n,
-    )
-
 
 def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording) -> PointVerdict:
     """The greedy token after every row of the free-running `logits [n, vocab]`."""

@@ -1,0 +1,78 @@
+"""Who is right about a token that two programs choose differently: equal, a coin flip, or wrong, and whose.
+
+Two correct programs may choose different tokens where the two best logits are closer than rounding puts
+them. So the oracle is asked: if its own margin between the two is within the noise it is a tie; otherwise
+whoever has the oracle's token is right. numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt import oracle
+from llama_ckpt.compare import PointVerdict
+
+__all__ = ["SEVERITY", "Blame", "Choice", "adjudicate", "tokens_verdict"]
+
+Blame = Literal["", "target", "reference", "noise", "tie"]
+SEVERITY: tuple[Blame, ...] = ("", "tie", "reference", "target")
+"""From nothing to the worst."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """One token that differs from the reference's, and who the oracle sides with."""
+
+    step: int
+    got: int
+    wanted: int
+    blame: Blame
+    margin: float
+
+    def sentence(self) -> str:
+        """What happened at this step."""
+        verdict = {
+            "tie": "a tie: the oracle's margin is within the noise",
+            "reference": "the oracle chooses as we do",
+            "target": "the oracle chooses as the reference does, or neither",
+        }[self.blame]
+        return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"
+
+
+def adjudicate(step: int, got: int, wanted: int, exact: NDArray[np.float64], noise: float) -> Choice:
+    """Who is right about one token, by the oracle's logits `[vocab]` at that step."""
+    best = int(oracle.argmax(exact))
+    margin = float(exact[best] - min(exact[got], exact[wanted]))
+    if margin <= noise:
+        blame: Blame = "tie"
+    else:
+        blame = "reference" if got == best else "target"
+    return Choice(step, got, wanted, blame, margin)
+
+
+def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) -> PointVerdict:
+    """The verdict on `n` tokens of which `choices` differ."""
+    if not choices:
+        return PointVerdict(
+            name, "free", "pass", "", f"{n} of {n} tokens equal to {wanted}", err=0.0, limit=0.0, n_judged=n
+        )
+    worst = max(choices, key=lambda choice: SEVERITY.index(choice.blame))
+    return PointVerdict(
+        name,
+        "free",
+        "fail" if worst.blame == "target" else "pass",
+        worst.blame,
+        f"{n - len(choices)} of {n} tokens equal to {wanted}; "
+        + "; ".join(c.sentence() for c in choices[:3]),
+        index=(worst.step,),
+        got=float(worst.got),
+        wanted=float(worst.wanted),
+        limit=0.0,
+        n_differ=len(choices),
+        n_judged=n,
+    )
