@@ -97,7 +97,7 @@ def judge(
         mask: broadcasts to the shape; only where it is True is anything judged.
         dtype: x's own dtype where numpy cannot show it ("bfloat16" handed over as float32).
     """
-    refused = _refusal(name, x, o, limit, mask, dtype)
+    refused = _refusal(name, x, o, r, limit, mask, dtype)
     if refused is not None:
         return refused
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
@@ -121,7 +121,13 @@ def judge(
 
 
 def _refusal(
-    name: str, x: ArrayLike | None, o: ArrayLike, limit: Limit, mask: Mask | None, dtype: str | None
+    name: str,
+    x: ArrayLike | None,
+    o: ArrayLike,
+    r: ArrayLike | None,
+    limit: Limit,
+    mask: Mask | None,
+    dtype: str | None,
 ) -> PointVerdict | None:
     """The failure of an x that cannot be measured: missing, of the wrong dtype or shape, not finite."""
 
@@ -136,6 +142,9 @@ def _refusal(
         return fail(f"wrong dtype: got {dtype}, wanted {limit.dtype}")
     if trial.shape != oracle.shape:
         return fail(f"wrong shape: got {list(trial.shape)}, wanted {list(oracle.shape)}")
+    if r is not None and np.shape(r) != oracle.shape:
+        reason = f"llama.cpp's tensor is {list(np.shape(r))}, the oracle's {list(oracle.shape)}"
+        return dataclasses.replace(fail(reason), blame="reference")
     judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
     if not judged.any():
         return fail(f"nothing to compare in the shape {list(oracle.shape)}")

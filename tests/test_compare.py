@@ -252,6 +252,11 @@ class TestAgainstTheReference:
         verdict = judge("q", x, o, r=r, limit=limit_for("q", "float32", "teacher"), max_abs=9.05e-6)
         assert (verdict.verdict, verdict.blame) == ("pass", "reference")
 
+    def test_a_reference_of_another_shape_passes_nothing(self) -> None:
+        o = projected(0)
+        verdict = judged(rounded(o, "float32"), o, r=o[:1].astype(np.float32))
+        assert (verdict.verdict, verdict.blame) == ("fail", "reference")
+
     def test_a_reference_that_is_not_finite_is_off(self) -> None:
         o = projected(0)
         r = rounded(o, "float32")
