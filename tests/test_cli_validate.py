@@ -104,3 +104,21 @@ def test_without_the_reference_only_oracle_only_can_pass(
     assert done.exit_code == 1, done.output
     assert "llama.cpp: not compared" in done.stdout and "install" in done.stdout
     assert run("1", "--model", made, "--device", "cpu", "--oracle-only").exit_code == 0
+
+
+@pytest.mark.llama_cpp
+def test_a_model_without_dumps_is_recorded_first_and_can_be_recorded_by_hand(tmp_path: Path) -> None:
+    made, dumps = tmp_path / "small.gguf", tmp_path / "dumps"
+    sizes = "--width 64 --heads 4 --kv-heads 2 --ffn 96 --layers 2 --vocab 512 --type F32".split()
+    assert CliRunner().invoke(app, ["make-seeded", *sizes, "--out", str(made)]).exit_code == 0
+    recorded = run("--model", made, "--device", "cpu")
+    assert recorded.exit_code == 0, recorded.output
+    assert "12 of 12 checkpoints pass" in recorded.stdout
+    words = ["--model", str(made), "--tokens", "1,300,301", "--positions-from", "5", "--max-tokens", "3"]
+    for name in ("first", "second"):
+        said = CliRunner().invoke(app, ["capture", *words, "--name", name, "--out", str(dumps)])
+        assert said.exit_code == 0 and "3 tokens, 2 blocks in full" in said.stdout, said.output
+    held = run("3", "--model", made, "--dumps", dumps, "--device", "cpu", "--json", "-")
+    assert held.exit_code == 0, held.output
+    points = json.loads(held.stdout)["checkpoints"][0]["points"]
+    assert {point["dump"] for point in points} == {"dumps/first", "dumps/second"}
