@@ -218,6 +218,16 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         assert process.wait() == 141
 
 
+def test_a_ladder_that_nobody_watches_any_more_does_not_count_as_failed() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "validate", "10", "--device", "cpu"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
 def test_an_interrupt_is_quiet() -> None:
     with subprocess.Popen(
         [*COMMAND, "tokenize"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -26,13 +26,7 @@ class CommandGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command; turn what it raises into a sentence on standard error and an exit code."""
         try:
-            try:
-                result = super().invoke(ctx)
-            except ImportError as error:
-                if (error.name or "").partition(".")[0] == "checkpoints":
-                    check_checkpoints()  # raises the sentence, if it is another package of that name
-                raise
-            sys.stdout.flush()  # here, where a broken pipe can still be answered
+            return self._invoke(ctx)
         except LlamaCkptError as error:
             _say(str(error))
         except BrokenPipeError:
@@ -50,9 +44,17 @@ class CommandGroup(TyperGroup):
             if type(error).__name__ != "OutOfMemoryError":
                 raise
             _say("the device's memory is full; a smaller model or --device cpu needs less of it")
-        else:
-            return result
         raise typer.Exit(BAD_INPUT)
+
+    def _invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] == "checkpoints":
+                check_checkpoints()  # raises the sentence, if it is another package of that name
+            raise
+        finally:
+            sys.stdout.flush()  # here, where a broken pipe can still be answered
 
 
 def _say(sentence: str) -> None:

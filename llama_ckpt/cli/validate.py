@@ -70,7 +70,7 @@ def command(
     if json_file is not None and not to_stdout:
         json_file.touch()  # now, not after minutes of work, is the time to find that it cannot be written
     with ProgressBar() as bar:
-        screen = _Screen(Console(stderr=to_stdout, highlight=False, soft_wrap=True), bar, options)
+        screen = _Screen(_Console(stderr=to_stdout, highlight=False, soft_wrap=True), bar, options)
         report = llama_ckpt.validate(
             ids,
             **options,
@@ -86,6 +86,12 @@ def command(
     elif json_file is not None:
         json_file.write_text(text, encoding="utf-8")
     raise typer.Exit(report.exit_code)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to the command line; rich would end with 1, which says that a checkpoint fails."""
+        raise BrokenPipeError
 
 
 class _Screen:
