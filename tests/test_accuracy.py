@@ -1,0 +1,35 @@
+"""What the project promises of its float32: after 32 layers as close to exact as llama.cpp's, within a factor."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_ckpt.ladder import CheckpointResult, validate
+
+
+@pytest.fixture(scope="module")
+def logits_checkpoint() -> CheckpointResult:
+    return validate(["8"], device="cpu").checkpoints[0]
+
+
+def test_logits_after_32_layers(logits_checkpoint: CheckpointResult) -> None:
+    free = {
+        (point.dump, point.verdict.name): point.verdict
+        for point in logits_checkpoint.points
+        if point.verdict.forcing == "free" and point.verdict.name.startswith("logits")
+    }
+    assert len(free) == 16, "eight dumps, tapped and untapped"
+    assert max(verdict.err for verdict in free.values()) <= 1e-5
+
+    # llama.cpp's own float32 run; at far positions its angles drift, which would flatter us.
+    tight = [v for (dump, _), v in free.items() if dump.startswith("f32/") and "far" not in dump]
+    assert max(verdict.err for verdict in tight) <= 3 * max(verdict.err_reference for verdict in tight)
+
+
+def test_far_positions_show_who_is_right(logits_checkpoint: CheckpointResult) -> None:
+    far = [p.verdict for p in logits_checkpoint.points if p.dump == "f32/far-positions"]
+    assert far
+    rotated = validate(["1B"], device="cpu").checkpoints[0].points
+    blamed = [p.verdict for p in rotated if p.dump == "f32/far-positions" and p.verdict.blame == "reference"]
+    assert blamed, "llama.cpp's angles at position 4,000 are off, and the report says so"
+    assert all(verdict.closer == "target" and verdict.err < 2e-7 for verdict in blamed)
