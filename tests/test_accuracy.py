@@ -26,10 +26,11 @@ def test_logits_after_32_layers(logits_checkpoint: CheckpointResult) -> None:
     assert max(verdict.err for verdict in tight) <= 3 * max(verdict.err_reference for verdict in tight)
 
 
-def test_far_positions_show_who_is_right(logits_checkpoint: CheckpointResult) -> None:
-    far = [p.verdict for p in logits_checkpoint.points if p.dump == "f32/far-positions"]
+def test_far_positions_show_who_is_right() -> None:
+    points = validate(["1B"], device="cpu").checkpoints[0].points
+    far = [p.verdict for p in points if p.dump == "f32/far-positions" and p.verdict.forcing == "teacher"]
+    # llama.cpp builds its angles by repeated multiplication in float32: off at position 4,000.
     assert far
-    rotated = validate(["1B"], device="cpu").checkpoints[0].points
-    blamed = [p.verdict for p in rotated if p.dump == "f32/far-positions" and p.verdict.blame == "reference"]
-    assert blamed, "llama.cpp's angles at position 4,000 are off, and the report says so"
-    assert all(verdict.closer == "target" and verdict.err < 2e-7 for verdict in blamed)
+    assert {verdict.blame for verdict in far} == {"reference"}
+    assert {verdict.closer for verdict in far} == {"target"}
+    assert max(verdict.err for verdict in far) < 2e-7 < 1e-5 < min(verdict.err_reference for verdict in far)
