@@ -1,4 +1,4 @@
-"""What the project promises of its float32: after 32 layers as close to exact as llama.cpp's, within a factor."""
+"""What the project promises of its float32: after 32 layers close to exact, and as close as llama.cpp is."""
 
 from __future__ import annotations
 
