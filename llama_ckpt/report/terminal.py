@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -168,4 +169,13 @@ def summary_lines(report: LadderReport) -> Iterator[str]:
     total = len(report.checkpoints)
     where = f"{report.model}, {report.dtype} on {report.device}, {seconds:.1f} s"
     yield f"{passed} of {total} checkpoints pass: {where}"
+    off = Counter(
+        point.dump
+        for result in report.checkpoints
+        for point in result.points
+        if point.verdict.blame == "reference"
+    )
+    if off:
+        counts = ", ".join(f"{count} of {dump}" for dump, count in off.items())
+        yield f"llama.cpp is further from exact than {report.dtype} has to be at points: {counts}"
     yield from report.notes

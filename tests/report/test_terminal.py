@@ -133,8 +133,10 @@ def test_the_command_that_repeats_can_be_pasted(model: str | None) -> None:
 
 def test_summary_counts_and_ends_with_the_notes() -> None:
     report = LadderReport("m.gguf", "cpu", "float32", ["llama.cpp: not compared"], False, [])
-    report.checkpoints += [result(PASSING), result(FAILING)]
+    off = replace(PASSING, blame="reference")
+    report.checkpoints += [result(PASSING, off, off), result(FAILING)]
     assert list(terminal.summary_lines(report)) == [
         "1 of 2 checkpoints pass: m.gguf, float32 on cpu, 1.0 s",
+        "llama.cpp is further from exact than float32 has to be at points: 2 of f32/hello",
         "llama.cpp: not compared",
     ]
