@@ -7,15 +7,16 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import queue
-import sys
 import threading
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import IO, Any
+from typing import Any
 
 __all__ = ["JsonLines", "correlation_id", "log", "now_iso", "start_logging"]
 
@@ -41,14 +42,14 @@ class JsonLines(logging.Handler):
     """Turns records into JSON lines and hands them to a thread that writes them.
 
     Args:
-        stream: where to.
+        descriptor: where to; a file's number, so that nothing in between can be locked or fill up.
         fields: what every line has besides its time, level and message; may grow later.
     """
 
-    def __init__(self, stream: IO[str], fields: Mapping[str, object]) -> None:
+    def __init__(self, descriptor: int, fields: Mapping[str, object]) -> None:
         super().__init__()
         self.fields: dict[str, object] = dict(fields)
-        self._stream, self._dropped = stream, 0
+        self._descriptor, self._dropped = descriptor, 0
         self._lines: queue.Queue[str] = queue.Queue(_KEPT)
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
@@ -80,19 +81,16 @@ class JsonLines(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            line = self._lines.get()
-            try:
-                self._stream.write(line + "\n")
-                self._stream.flush()
-            except (OSError, ValueError):
-                pass  # nobody reads the log any more; that must not end the worker
-            finally:
-                self._lines.task_done()
+            data = (self._lines.get() + "\n").encode()
+            with contextlib.suppress(OSError):  # nobody reads any more; that must not end the worker
+                while data:
+                    data = data[os.write(self._descriptor, data) :]
+            self._lines.task_done()
 
 
 def start_logging(**fields: object) -> JsonLines:
     """Send every log record of this process to standard error as JSON; `fields` go into each."""
-    handler = JsonLines(sys.stderr, fields)
+    handler = JsonLines(2, fields)
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
     for chatty in ("uvicorn", "uvicorn.error", "httpx", "httpcore", "asyncio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

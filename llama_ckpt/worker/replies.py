@@ -175,7 +175,9 @@ def openai_error(message: str, kind: str, code: str, param: str | None = None) -
 def http_problem(request: Request, error: Exception) -> Response:
     """The answer to what a handler raises, and to paths and methods that do not exist."""
     if isinstance(error, BadRequestError):
-        return problem(request, 400, error.faults)
+        # What is left of a body that is too long or too late would have to be read first.
+        unread = any(fault.constraint in ("max_bytes", "timeout") for fault in error.faults)
+        return problem(request, 400, error.faults, {"Connection": "close"} if unread else None)
     if isinstance(error, UnavailableError):
         wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         return problem(request, 503, [Fault("worker", error.constraint, str(error))], wait)
