@@ -44,15 +44,26 @@ class Choice:
         return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"
 
 
-def adjudicate(step: int, got: int, wanted: int, exact: NDArray[np.float64], noise: float) -> Choice:
-    """Who is right about one token, by the oracle's logits `[vocab]` at that step."""
-    best = int(oracle.argmax(exact))
-    margin = float(exact[best] - min(exact[got], exact[wanted]))
-    if margin <= noise:
-        blame: Blame = "tie"
+def adjudicate(
+    step: int, got: int, wanted: int, exact: NDArray[np.float64], noise: float, reference_noise: float = 0.0
+) -> Choice:
+    """Who is right about one token, by the oracle's logits `[vocab]` at that step.
+
+    Args:
+        step: which choice it is.
+        got, wanted: the target's token and the reference's.
+        exact: the oracle's logits.
+        noise: how far apart rounding may put two logits of a correct target. Never measured on the
+            target itself, or the worst target would be excused by its own error.
+        reference_noise: the same for the reference, where it is the larger of the two.
+    """
+    best = float(exact[int(oracle.argmax(exact))])
+    behind, reference_behind = best - float(exact[got]), best - float(exact[wanted])
+    if behind > noise:
+        blame: Blame = "target"
     else:
-        blame = "reference" if got == best else "target"
-    return Choice(step, got, wanted, blame, margin)
+        blame = "tie" if reference_behind <= max(noise, reference_noise) else "reference"
+    return Choice(step, got, wanted, blame, max(behind, reference_behind))
 
 
 def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) -> PointVerdict:

@@ -17,26 +17,42 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt import oracle
-from llama_ckpt.adjudication import adjudicate, tokens_verdict
+from llama_ckpt.adjudication import Choice, adjudicate, tokens_verdict
 from llama_ckpt.compare import PointVerdict
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import Case
 from llama_ckpt.recording import Recording
 
-__all__ = ["judge_continuation", "judge_greedy"]
+__all__ = ["Noise", "judge_continuation", "judge_greedy"]
 
-def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording) -> PointVerdict:
+
+@dataclasses.dataclass(frozen=True)
+class Noise:
+    """How far rounding may move a logit.
+
+    Attributes:
+        limit: the largest relative error of a correct row of logits, from the table of limits.
+        reference: the largest absolute error seen in llama.cpp's recorded logits; 0 without them.
+    """
+
+    limit: float
+    reference: float
+
+    def adjudicate(self, step: int, got: int, wanted: int, exact: NDArray[np.float64]) -> Choice:
+        """Who is right about one token, by the oracle's logits `[vocab]` at that step."""
+        own = self.limit * float(np.sqrt(np.mean(exact * exact)))
+        return adjudicate(step, got, wanted, exact, own, self.reference)
+
+
+def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording, noise: Noise) -> PointVerdict:
     """The greedy token after every row of the free-running `logits [n, vocab]`."""
     ours = logits.float().cpu().numpy().astype(np.float64)
     chosen = oracle.argmax(ours)
     recorded = recording.greedy_tokens
     theirs: ArrayLike = oracle.argmax(exact) if recorded is None else recorded
-    error = np.abs(ours - exact).max(axis=1)
-    if recorded is not None:
-        error = error + np.abs(recording.tensors["logits"] - exact).max(axis=1)
     choices = [
-        adjudicate(row, int(got), int(wanted), exact[row], float(error[row]))
+        noise.adjudicate(row, int(got), int(wanted), exact[row])
         for row, (got, wanted) in enumerate(zip(chosen, np.asarray(theirs), strict=True))
         if got != wanted
     ]
@@ -46,13 +62,13 @@ def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording) 
 
 
 def judge_continuation(
-    model: Model, weights: OracleWeights, recording: Recording, case: Case, *, noise: float
+    model: Model, weights: OracleWeights, recording: Recording, case: Case, *, noise: Noise
 ) -> Iterator[PointVerdict]:
     """The greedy continuation, token by token, and its text.
 
     Args:
         case: a call of `generate`; `max_tokens` is as many as there are to compare.
-        noise: how far apart rounding may put two logits.
+        noise: how far rounding may move a logit.
     """
     from checkpoints import generate
 
@@ -63,7 +79,7 @@ def judge_continuation(
     if continuation is None:
         exact = step_logits(model, weights, recording, prompt + ours[:-1])
         choices = [
-            adjudicate(step, got, wanted, exact[step], noise)
+            noise.adjudicate(step, got, wanted, exact[step])
             for step, (got, wanted) in enumerate(zip(ours, oracle.argmax(exact).tolist(), strict=True))
             if got != wanted
         ]
@@ -76,7 +92,7 @@ def judge_continuation(
     while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
         step = differ[0]
         exact = step_logits(model, weights, recording, prompt + theirs[:step])[-1:]
-        choices.append(adjudicate(step, ours[step], theirs[step], exact[0], noise))
+        choices.append(noise.adjudicate(step, ours[step], theirs[step], exact[0]))
         kept = theirs[: step + 1]
         rest = {**case.arguments, "prompt_or_token_ids": prompt + kept, "max_tokens": len(theirs) - step - 1}
         ours = kept + ([token.id for token in generate(**rest)] if rest["max_tokens"] else [])

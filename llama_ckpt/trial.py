@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt import oracle
 from llama_ckpt.compare import PointVerdict, causal_mask, judge
-from llama_ckpt.continuation import judge_continuation, judge_greedy
+from llama_ckpt.continuation import Noise, judge_continuation, judge_greedy
 from llama_ckpt.limits import Forcing, limit_for
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
@@ -126,7 +126,7 @@ class Trial:
     def free_running(self, name: str) -> Iterator[PointVerdict]:
         """The same point in the model's own run from the tokens."""
         if name == "greedy_tokens":
-            yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording)
+            yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording, self.logit_noise)
         elif name in self.exact:
             yield self.verdict(None, name, self.free.get(name), self.exact[name], "free")
             if name == "logits":
@@ -162,12 +162,13 @@ class Trial:
         )
 
     @cached_property
-    def logit_noise(self) -> float:
-        """How far apart rounding alone may put two logits: ours and llama.cpp's largest errors, added."""
-        exact = self.exact["logits"]
-        own = np.abs(self.free["logits"].double().cpu().numpy() - exact).max()
+    def logit_noise(self) -> Noise:
+        """How far rounding may move a logit, in a correct program and in llama.cpp as recorded."""
+        limit = limit_for("logits", self.dtype, "free", n_layers=self.subject.model.config.n_layers)
         reference = self.reference("logits")
-        return float(own + (np.abs(reference - exact).max() if reference is not None else 0.0))
+        if reference is None:
+            return Noise(limit.row_err, 0.0)
+        return Noise(limit.row_err, float(np.abs(reference - self.exact["logits"]).max()))
 
 
 def call(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:
