@@ -80,14 +80,16 @@ EIGHT_TOKENS = next(DumpRun(dump) for dump in DUMPS if dump.startswith("f32/") a
 """Float32 weights and several tokens: what a wrong layer is tried on."""
 
 EVERY_DUMP = _parameters(
-    [DumpRun(dump, device=device) for device in ("cpu", "cuda") for dump in DUMPS]
-    + [
-        DumpRun(EIGHT_TOKENS.dump, dtype, device)
-        for device in ("cpu", "cuda")
-        for dtype in ("float16", "bfloat16")
-    ]
+    DumpRun(dump, dtype, device)
+    for device in ("cpu", "cuda")
+    for dtype, dumps in (
+        ("float32", DUMPS),
+        ("float16", ["f32/hello", EIGHT_TOKENS.dump]),
+        ("bfloat16", ["f32/hello", EIGHT_TOKENS.dump]),
+    )
+    for dump in dumps
 )
-"""Every committed dump in float32, one in half precision, all on both devices."""
+"""Every committed dump in float32, two in half precision, all on both devices."""
 
 
 def check_every_point(run: DumpRun, checkpoint: Checkpoint) -> None:
