@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
-from llama_ckpt.diagnose.named import Evidence, Predictions, name_bugs, remaining
+from llama_ckpt.diagnose.matching import distance
+from llama_ckpt.diagnose.named import Evidence, Predictions, name_bugs
 from llama_ckpt.diagnose.records import Diagnosis, SmallestLimit
 from llama_ckpt.diagnose.structure import find_structure
 from llama_ckpt.limits import Limit
@@ -54,7 +55,7 @@ def diagnose_point(
     """
     found = Diagnosis(
         name,
-        err=remaining(x, o, limit, mask)[0],
+        err=distance(x, o, mask),
         structure=find_structure(x, o, limit=limit, mask=mask, n_heads=n_heads, neighbours=neighbours),
         smallest_limit=smallest_limit(x, o, limit, mask),
     )

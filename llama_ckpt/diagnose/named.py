@@ -14,15 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_ckpt.compare import judge
 from llama_ckpt.diagnose.bugs import Bug, candidates
+from llama_ckpt.diagnose.matching import distance, passes
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.limits import Limit
-from llama_ckpt.metrics import measure
 from llama_ckpt.points import Case
 
-__all__ = ["Evidence", "Predictions", "name_bugs", "remaining"]
+__all__ = ["Evidence", "Predictions", "name_bugs"]
 
 Array: TypeAlias = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -74,28 +73,6 @@ class Predictions:
         return self._made[key]
 
 
-def remaining(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -> tuple[float, bool]:
-    """The relative error of x against a prediction p, and whether it would pass with p as the oracle.
-
-    Where both are NaN, or the same infinity, they are equal; infinite where only one is.
-    """
-    trial, predicted = np.asarray(x), np.asarray(p)
-    if trial.shape != predicted.shape:
-        return np.inf, False
-    if limit.exact:
-        share = float(np.mean(trial != predicted)) if trial.size else 0.0
-        return share, share == 0.0
-    trial, predicted = trial.astype(np.float64), predicted.astype(np.float64)
-    odd = ~(np.isfinite(trial) & np.isfinite(predicted))
-    if odd.any():
-        if not np.array_equal(trial[odd], predicted[odd], equal_nan=True):
-            return np.inf, False
-        trial, predicted = np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted)
-    err = measure(trial, predicted, mask).err
-    passes = judge("", trial, predicted, limit=limit, mask=mask, dtype=limit.dtype).verdict == "pass"
-    return err, passes
-
-
 @dataclass(frozen=True)
 class _Tried:
     """A bug, what it predicts for each piece of evidence, and what it leaves there."""
@@ -124,10 +101,10 @@ def name_bugs(
     if among is None:
         functions = dict.fromkeys(one.case.function for one in evidence)
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
-    unpatched = [remaining(one.x, one.o, one.limit, one.mask)[0] for one in evidence]
+    unpatched = [distance(one.x, one.o, one.mask) for one in evidence]
     most = EXPLAINS_MOST * max(map(_in_limits, unpatched, evidence), default=0.0)
-    tried = [t for bug in among if (t := _try(bug, evidence, made)) and (t.explained or t.score < most)]
-    tried.sort(key=lambda t: t.score)
+    tried = [found for bug in among if (found := _try(bug, evidence, made, most))]
+    tried.sort(key=lambda one: one.score)
     named = [
         NamedBug(t.bug.name, t.bug.sentence, max(t.errors), t.explained, t.bug.checkpoint) for t in tried
     ]
@@ -138,32 +115,24 @@ def _in_limits(error: float, one: Evidence) -> float:
     return error / (one.limit.err or FINEST)
 
 
-def _try(bug: Bug, evidence: Sequence[Evidence], made: Predictions) -> _Tried | None:
-    """None where the bug cannot be made, or changes nothing."""
+def _try(bug: Bug, evidence: Sequence[Evidence], made: Predictions, most: float) -> _Tried | None:
+    """None where the bug cannot be made, changes nothing, or leaves more than `most` limits somewhere."""
     predicted: list[Array] = []
+    errors: list[float] = []
+    changes = False
     for one in evidence:
         answers = made.of(bug, one.case)
         if answers is None:
             return None
         predicted.append(answers[one.name])
-    if all(_apart(p, one.o, one.mask) <= FINEST for p, one in zip(predicted, evidence, strict=True)):
-        return None
-    left = [remaining(one.x, p, one.limit, one.mask) for p, one in zip(predicted, evidence, strict=True)]
-    errors = [error for error, _ in left]
-    return _Tried(bug, predicted, errors, max(map(_in_limits, errors, evidence)), all(ok for _, ok in left))
-
-
-def _apart(a: ArrayLike, b: ArrayLike, mask: Mask | None) -> float:
-    """The relative distance of two tensors; NaN is equal to NaN."""
-    one, other = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if one.shape != other.shape:
-        return np.inf
-    same = (one == other) | (np.isnan(one) & np.isnan(other))
-    judged = np.broadcast_to(np.bool_(True) if mask is None else mask, one.shape) & ~same
-    norm = float(np.linalg.norm(other[np.isfinite(other)])) or 1.0
-    with np.errstate(invalid="ignore"):
-        distance = float(np.linalg.norm((one - other)[judged])) / norm
-    return distance if np.isfinite(distance) else np.inf
+        errors.append(distance(one.x, predicted[-1], one.mask))
+        if _in_limits(errors[-1], one) > max(most, 1.0):
+            return None
+        changes = changes or distance(predicted[-1], one.o, one.mask) > FINEST
+    score = max(map(_in_limits, errors, evidence))
+    explained = all(passes(one.x, p, one.limit, one.mask) for p, one in zip(predicted, evidence, strict=True))
+    named = changes and (explained or score < most)
+    return _Tried(bug, predicted, errors, score, explained) if named else None
 
 
 def _alike(tried: Sequence[_Tried], evidence: Sequence[Evidence]) -> list[tuple[str, ...]]:
@@ -180,4 +149,4 @@ def _alike(tried: Sequence[_Tried], evidence: Sequence[Evidence]) -> list[tuple[
 
 def _cannot_be_told_apart(a: _Tried, b: _Tried, evidence: Sequence[Evidence]) -> bool:
     parts = zip(a.predicted, b.predicted, a.errors, evidence, strict=True)
-    return all(_apart(q, p, one.mask) <= max(left, FINEST) for p, q, left, one in parts)
+    return all(distance(q, p, one.mask) <= max(left, FINEST) for p, q, left, one in parts)

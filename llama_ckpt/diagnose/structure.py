@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_ckpt.diagnose.named import remaining
+from llama_ckpt.diagnose.matching import distance, passes
 from llama_ckpt.diagnose.records import Finding
 from llama_ckpt.limits import Limit
 
@@ -55,10 +55,11 @@ def find_structure(
         neighbours: the oracle's tensors of other layers or points, by name.
     """
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
-    err, _ = remaining(trial, oracle, limit, mask)
+    err = distance(trial, oracle, mask)
     found: list[Finding] = []
     for change in changes(trial, oracle, mask):
-        left, explained = remaining(trial, change.changed, limit, mask)
+        left = distance(trial, change.changed, mask)
+        explained = passes(trial, change.changed, limit, mask)
         if explained or left < MOST * err:
             found.append(Finding(change.kind, change.sentence, left, explained))
     return sorted(found, key=lambda finding: not finding.explained)

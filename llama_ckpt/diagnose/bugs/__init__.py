@@ -17,7 +17,10 @@ __all__ = ["CALLS", "Bug", "candidates", "catalogue"]
 
 CALLS: Mapping[str, tuple[str, ...]] = {
     "block": ("rms_norm", "rope_frequencies", "qkv", "rope", "attention", "swiglu"),
-    "output_logits": ("rms_norm",),
+    "qkv": ("linear",),
+    "attention": ("linear",),
+    "swiglu": ("linear",),
+    "output_logits": ("rms_norm", "linear"),
     "logits": ("embed", "block", "output_logits"),
     "generate": ("logits", "last_logits", "argmax"),
 }
@@ -32,10 +35,16 @@ def catalogue() -> tuple[Bug, ...]:
     return tuple(bug for family in families for bug in family)
 
 
-def candidates(function: str) -> tuple[Bug, ...]:
-    """The bugs that can show in a call of the oracle's `function`, those of the function itself first."""
+@cache
+def candidates(function: str, passed: tuple[str, ...] = ()) -> tuple[Bug, ...]:
+    """The bugs that can show in a call of the oracle's `function`, those of the function itself first.
+
+    Args:
+        function: its name in the oracle, or "tokenize" or "generate".
+        passed: ids of checkpoints that passed, whose bugs it cannot be.
+    """
     reached = [function]
     for name in reached:
         reached += [called for called in CALLS.get(name, ()) if called not in reached]
-    found = [bug for bug in catalogue() if bug.function in reached]
+    found = [bug for bug in catalogue() if bug.function in reached and bug.checkpoint not in passed]
     return tuple(sorted(found, key=lambda bug: reached.index(bug.function)))

@@ -1,0 +1,59 @@
+"""How near a prediction is to the tensor on trial, and whether the rest would pass.
+
+Unlike the judge, which condemns at once what is not finite or of another shape, this holds such a tensor
+against a bug that makes just that. numpy only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.compare import judge
+from llama_ckpt.limits import Limit
+
+__all__ = ["ROUNDED", "distance", "passes"]
+
+Array: TypeAlias = NDArray[Any]
+Mask: TypeAlias = NDArray[np.bool_]
+
+ROUNDED = 1e-6
+"""Where equality is asked, a prediction nearer than float32's rounding explains the tensor."""
+
+
+def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None) -> float:
+    """||x - p|| / ||p|| where `mask` is True; of integers the share that differs.
+
+    Infinite for another shape, or where one is NaN or infinite and the other is not the same.
+    """
+    trial, predicted = np.asarray(x), np.asarray(p)
+    if trial.shape != predicted.shape:
+        return np.inf
+    if predicted.dtype.kind in "iub":
+        return float(np.mean(trial != predicted)) if trial.size else 0.0
+    if mask is not None:
+        judged = np.broadcast_to(mask, predicted.shape)
+        trial, predicted = np.where(judged, trial, 0.0), np.where(judged, predicted, 0.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        residual = trial.astype(np.float64) - predicted
+        total, norm = np.linalg.norm(residual), np.linalg.norm(predicted)
+    if np.isfinite(total) and np.isfinite(norm):
+        return float(total / norm) if norm else float(total)
+    odd = ~(np.isfinite(trial) & np.isfinite(predicted))
+    if not np.array_equal(trial[odd], predicted[odd], equal_nan=True):
+        return np.inf
+    return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted))
+
+
+def passes(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -> bool:
+    """Whether x would pass with p as the oracle's."""
+    err = distance(x, p, mask)
+    if limit.exact:  # asked of right values; a wrong program's own are rounded where it computes them
+        return err == 0.0 if limit.dtype == "integer" else err <= ROUNDED
+    if err > limit.err:
+        return False
+    finite = np.isfinite(p) & np.isfinite(x)
+    trial, predicted = np.where(finite, x, 0.0), np.where(finite, p, 0.0)
+    return judge("", trial, predicted, limit=limit, mask=mask, dtype=limit.dtype).verdict == "pass"
