@@ -82,10 +82,10 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
         row_err=float(row_errs[worst]),
         row=worst,
         element_err=float(_element_errors(residual, oracle, scale, judged).max()),
-        gain=float(np.vdot(residual, oracle)) / norm**2,
+        gain=float(np.vdot(residual / norm, oracle / norm)),  # divided first, lest the squares overflow
         bias=float(residual.sum()) / (math.sqrt(max(n, 1)) * norm),
         n=n,
-        n_gain=norm**4 / (float(np.sum(oracle**4)) or 1.0),
+        n_gain=1.0 / (float(np.sum((oracle / norm) ** 4)) or 1.0),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, overload
 
 import numpy as np
@@ -45,10 +46,7 @@ class OracleWeights:
     """A model's weights, float64; attributes as in `weights.ModelWeights`.
 
     Attributes:
-        token_embd: [vocab, width].
         blocks: a sequence of `OracleBlockWeights`, each made when it is asked for.
-        output_norm: [width].
-        output: [vocab, width]; the very array `token_embd` where the file ties the two.
 
     Raises:
         ModelFileError, UnsupportedModelError: as `check_llama`.
@@ -56,12 +54,23 @@ class OracleWeights:
 
     def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
         check_llama(file, config)
-        self.token_embd: Final[Array] = file.float64(MODEL_TENSORS["token_embd"])
+        self._file, self._tied = file, config.tied_output
         self.blocks: Final[Sequence[OracleBlockWeights]] = _Blocks(file, config.n_layers)
-        self.output_norm: Final[Array] = file.float64(MODEL_TENSORS["output_norm"])
-        self.output: Final[Array] = (
-            self.token_embd if config.tied_output else file.float64(MODEL_TENSORS["output"])
-        )
+
+    @cached_property
+    def token_embd(self) -> Array:
+        """[vocab, width]; dequantized when it is first asked for, as the others are."""
+        return self._file.float64(MODEL_TENSORS["token_embd"])
+
+    @cached_property
+    def output_norm(self) -> Array:
+        """[width]"""
+        return self._file.float64(MODEL_TENSORS["output_norm"])
+
+    @cached_property
+    def output(self) -> Array:
+        """[vocab, width]; the very array `token_embd` where the file ties the two."""
+        return self.token_embd if self._tied else self._file.float64(MODEL_TENSORS["output"])
 
 
 class _Blocks(Sequence[OracleBlockWeights]):
