@@ -7,7 +7,7 @@ bug. numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt import oracle
 from llama_ckpt.adjudication import adjudicate
+from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.comparison import ComparedPoint, TokenChoice
 from llama_ckpt.diagnose.dataflow import BlockFlow
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
@@ -23,7 +24,7 @@ from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.limits import Forcing, Limit
 from llama_ckpt.points import POINTS, Case, split_name
 
-__all__ = ["MOST_EXPLAINED", "Explainer"]
+__all__ = ["MOST_EXPLAINED", "Explainer", "is_explained"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -43,7 +44,7 @@ class Explainer:
         judged: Mapping[str, ComparedPoint],
         theirs: Mapping[str, Array],
         flow: BlockFlow,
-        whole: Mapping[str, Array] | None,
+        whole: tuple[Case, Mapping[str, Array]] | None,
         right: Mapping[str, Array],
         mask: NDArray[np.bool_],
         limit: Callable[[str, Forcing], Limit],
@@ -52,7 +53,7 @@ class Explainer:
 
         Args:
             judged: by neutral name, in order; theirs, flow, right: as in `walk`.
-            whole: the whole block on their input, for the residual sums; None without a model.
+            whole: the call of the whole block on their input and its answers; None without a model.
             mask: of the attention scores.
             limit: gives what holds at a full name.
         """
@@ -67,13 +68,35 @@ class Explainer:
             if case is None:
                 self.diagnoses.append(self._by_structure(point, compared, theirs, flow, right, mask, limit))
                 continue
-            answers = whole if case.function == "block" and whole is not None else flow.computed
-            evidence = [
-                self._evidence(judged[other], theirs[other], answers[other], case, mask, limit)
-                for other in _of_the_same_call(point, judged, flow, case)
-                if other in answers
-            ]
-            self.diagnoses.append(diagnose_points(evidence))
+
+            def evidence(case: Case, answers: Mapping[str, Array], first: str = point) -> list[Evidence]:
+                asked = _of_the_same_call(first, judged, flow, case)
+                return [self._evidence(judged[p], theirs[p], answers[p], case, mask, limit) for p in asked]
+
+            if case.function == "block" and whole is not None:
+                found = diagnose_points(evidence(*whole))
+            else:
+                found = diagnose_points(evidence(case, flow.computed))
+                if not is_explained(found) and whole is not None:
+                    among = [b for b in candidates("block") if b not in candidates(case.function)]
+                    wider = diagnose_points(evidence(*whole), among=among)
+                    if is_explained(wider):
+                        found = replace(found, named=wider.named, indistinguishable=wider.indistinguishable)
+            self.diagnoses.append(found)
+
+    def explain_whole(self, evidence: list[Evidence]) -> None:
+        """Try on the whole model what no single block explains: blocks left out or in another order.
+
+        Args:
+            evidence: the ends of the blocks and the logits, in order, with the call of the whole model.
+        """
+        if not self.diagnoses or is_explained(self.diagnoses[0]) or not evidence:
+            return
+        among = [bug for bug in candidates("logits") if bug.function == "logits"]
+        found = diagnose_points(evidence, among=among)
+        if is_explained(found):
+            first = replace(self.diagnoses[0], named=found.named, indistinguishable=found.indistinguishable)
+            self.diagnoses[0] = first
 
     def _by_structure(
         self,
@@ -153,9 +176,14 @@ class Explainer:
         return TokenChoice(row, got, wanted, best, choice.margin, noise, blame)
 
 
+def is_explained(found: Diagnosis) -> bool:
+    """Whether a bug was named that explains the tensor whole."""
+    return any(bug.explained for bug in found.named)
+
+
 def _of_the_same_call(
     point: str, judged: Mapping[str, ComparedPoint], flow: BlockFlow, case: Case
 ) -> list[str]:
     """The points that one call answers for, the wrong one first: the right ones tell what it cannot be."""
-    others = [other for other in judged if other != point and flow.cases.get(other) is case]
-    return [point, *others]
+    answered = [split_name(name)[1] for name in (*case.taps.values(), *case.returns)]
+    return [point, *(other for other in judged if other != point and other in answered)]

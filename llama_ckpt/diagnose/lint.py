@@ -153,16 +153,21 @@ def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> I
         if name not in found.zeros and name not in found.bad:
             groups.setdefault(key, []).append(name)
     identical: list[str] = []
+    twice: dict[tuple[str, ...], list[list[str]]] = {}
     for names in groups.values():
         points = {split_name(name)[1] for name in names}
         if len(names) < 2 or _may_be_equal(points, len(token_ids), positions):
             continue
         if len(points) == 1 and len(names) > 2 and len(names) == _recorded(found, *points):
             identical.append(names[0])
-            continue
-        others = ", ".join(names[1:4]) + (", …" if len(names) > 4 else "")
-        message = f"{names[0]} and {others} are equal byte for byte: one buffer was recorded twice"
-        yield LintFinding("stale_buffer", names[0], message, COPY)
+        else:
+            twice.setdefault(tuple(sorted(points)), []).append(names)
+    for each in twice.values():
+        others = ", ".join(each[0][1:4]) + (", …" if len(each[0]) > 4 else "")
+        more = f"; so are {len(each) - 1} such pairs more" if len(each) > 1 else ""
+        message = f"{each[0][0]} and {others} are equal byte for byte{more}: one buffer was recorded twice"
+        message += ", or a step between does nothing"
+        yield LintFinding("stale_buffer", each[0][0], message, COPY)
     if identical:
         points = {split_name(name)[1] for name in identical}
         message = f"all layers are identical: every block has the same {', '.join(sorted(points))}"

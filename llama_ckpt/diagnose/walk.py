@@ -7,6 +7,7 @@ its end came in. numpy only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -21,16 +22,21 @@ from llama_ckpt.diagnose.dataflow import BlockFlow, Flow, whole_block
 from llama_ckpt.diagnose.explaining import Explainer
 from llama_ckpt.diagnose.fitting import fit, pair_kind
 from llama_ckpt.diagnose.lint import Scan, find_shift
+from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.diagnose.recorded_early import without_weight
 from llama_ckpt.diagnose.sides import Sides
 from llama_ckpt.diagnose.tally import row_errors
 from llama_ckpt.dump_map import interleave_halves
 from llama_ckpt.limits import Forcing, Limit, limit_for
+from llama_ckpt.oracle_weights import KEPT_BYTES
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
 
 __all__ = ["Walk"]
 
 Array: TypeAlias = NDArray[Any]
+
+ENDS = ("embd", "output_norm", "logits")
+"""The points outside the blocks."""
 
 TURNED = ("q", "k", "q_rope", "k_rope")
 """The points whose features lie in RoPE's pairs."""
@@ -51,6 +57,7 @@ class Walk:
     shifts: dict[str, int] = field(default_factory=dict)
     distrusted: set[str] = field(default_factory=set)
     explainer: Explainer = field(default_factory=Explainer)
+    ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -66,6 +73,28 @@ class Walk:
                 self.progress(f"block {number}", number, sides.n_layers)
             exact, start = self._block(number, exact, start)
         self._head(exact, start)
+        self.explainer.explain_whole(self._whole_model())
+
+    def _whole_model(self) -> list[Evidence]:
+        """The ends of the blocks as answers of one call of the whole model; of a small model only."""
+        sides = self.sides
+        if sides.weights is None or sides.file is None or not self.ends:
+            return []
+        if 8 * sum(math.prod(info.shape) for info in sides.file.tensors.values()) > KEPT_BYTES:
+            return []
+        names = [block_point(block, "out") for block in range(sides.n_layers)] + list(ENDS[:2])
+        arguments = {
+            "token_ids": np.asarray(sides.token_ids),
+            "weights": sides.weights,
+            "config": sides.config,
+            "positions": self.flow.positions,
+        }
+        case = Case("logits", arguments, ("logits",), {name: name for name in names})
+        return [
+            Evidence(name, x, o, self._limit(name, "free"), case)
+            for name, (x, o) in self.ends.items()
+            if x.shape == o.shape
+        ]
 
     # -- their tensors ------------------------------------------------------------------------------
 
@@ -166,12 +195,12 @@ class Walk:
         if x is None:
             return exact if self.sides.weights is not None else None
         if exact is not None:
-            n = len(exact)
-            case = None
-            if self.sides.weights is not None:
-                arguments = {"token_ids": np.arange(n), "weight": exact}
-                case = Case("embed", arguments, ("embd",))
-            flow = BlockFlow({"embd": exact}, {"embd": case} if case else {}, {}, {"embd": ()})
+            cases = {}
+            if self.sides.weights is not None and not np.array_equal(x, exact):
+                # The whole table, which is large, only where it is asked what went wrong.
+                arguments = {"token_ids": self.sides.token_ids, "weight": self.sides.weights.token_embd}
+                cases["embd"] = Case("embed", arguments, ("embd",))
+            flow = BlockFlow({"embd": exact}, cases, {}, {"embd": ()})
             self._judge_step({"embd": x}, {"embd": exact}, flow, None, None)
         return x.astype(np.float64) if np.isfinite(x).all() else exact
 
@@ -243,10 +272,12 @@ class Walk:
         theirs = self._theirs_of(number, right)
         flow = self._flow(number, theirs, start, weights)
         theirs, flow = self._settle(number, theirs, flow, start, weights, right)
-        from_input = right
-        if weights is not None and start is not None and start is not exact_in:
-            from_input = whole_block(self.flow.block_case(number, start, weights))
-        self._judge_step(theirs, right, flow, number, from_input if weights is not None else None)
+        from_input, whole = right, None
+        if weights is not None and start is not None:
+            case = self.flow.block_case(number, start, weights)
+            from_input = right if start is exact_in else whole_block(case)
+            whole = case, from_input
+        self._judge_step(theirs, right, flow, number, whole)
         end = theirs.get("out")
         if end is None or not np.isfinite(end).all():
             end = flow.computed.get("out")
@@ -368,10 +399,10 @@ class Walk:
         right: Mapping[str, Array],
         flow: BlockFlow,
         number: int | None,
-        whole: Mapping[str, Array] | None,
+        whole: tuple[Case, Mapping[str, Array]] | None,
     ) -> None:
         """Judge points of one block, or those outside of the blocks where `number` is None."""
-        order = [p.name for p in BLOCK_POINTS] if number is not None else ["embd", "output_norm", "logits"]
+        order = [p.name for p in BLOCK_POINTS] if number is not None else ENDS
         judged: dict[str, ComparedPoint] = {}
         for point in order:
             if point not in theirs:
@@ -383,6 +414,8 @@ class Walk:
             read = flow.read.get(point, ())
             compared = ComparedPoint(name, own, total, read, flow.replaced.get(point, ()))
             judged[point] = replace(compared, made=_made(compared, theirs))
+            if point in (*ENDS, "out") and point in right:
+                self.ends[name] = theirs[point], right[point]
         self.result.points += judged.values()
         self.result.compared += sum(c.own is not None or c.total is not None for c in judged.values())
         self.explainer.explain(judged, theirs, flow, whole, right, self.mask, self._limit)
