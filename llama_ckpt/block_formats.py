@@ -22,7 +22,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
-__all__ = ["BLOCK_DECODERS", "PLAIN_DTYPES"]
+__all__ = ["BLOCK_DECODERS", "PLAIN_DTYPES", "iq4_integers", "planes", "scales_and_mins"]
 
 PLAIN_DTYPES: Final[Mapping[T, torch.dtype]] = MappingProxyType(
     {T.F32: torch.float32, T.F16: torch.float16, T.BF16: torch.bfloat16}
@@ -36,7 +36,7 @@ def _half(block_bytes: Tensor) -> Tensor:
     return aligned.view(torch.float16).float()
 
 
-def _planes(packed: Tensor, bits: int) -> Tensor:
+def planes(packed: Tensor, bits: int) -> Tensor:
     """Fields of `bits` bits, uint8 [..., k] → [..., 8 / bits, k]: the lowest bits of all k bytes first."""
     mask = (1 << bits) - 1
     return torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=-2)
@@ -49,25 +49,25 @@ def _bits_in_order(packed: Tensor) -> Tensor:
 
 def _q4_0(b: Tensor) -> Tensor:
     """d · (q - 8); d in bytes 0-1, then 16 bytes: low nibbles are elements 0-15, high ones 16-31."""
-    q = _planes(b[:, 2:], 4).flatten(1)
+    q = planes(b[:, 2:], 4).flatten(1)
     return _half(b[:, :2]) * (q.float() - 8)
 
 
 def _q4_1(b: Tensor) -> Tensor:
     """d · q + m."""
-    q = _planes(b[:, 4:], 4).flatten(1)
+    q = planes(b[:, 4:], 4).flatten(1)
     return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
 
 
 def _q5_0(b: Tensor) -> Tensor:
     """d · (q - 16); the fifth bits of the 32 elements in bytes 2-5, in order."""
-    q = _planes(b[:, 6:], 4).flatten(1) | (_bits_in_order(b[:, 2:6]) << 4)
+    q = planes(b[:, 6:], 4).flatten(1) | (_bits_in_order(b[:, 2:6]) << 4)
     return _half(b[:, :2]) * (q.float() - 16)
 
 
 def _q5_1(b: Tensor) -> Tensor:
     """d · q + m; the fifth bits in bytes 4-7."""
-    q = _planes(b[:, 8:], 4).flatten(1) | (_bits_in_order(b[:, 4:8]) << 4)
+    q = planes(b[:, 8:], 4).flatten(1) | (_bits_in_order(b[:, 4:8]) << 4)
     return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
 
 
@@ -79,7 +79,7 @@ def _q8_0(b: Tensor) -> Tensor:
 def _q2_k(b: Tensor) -> Tensor:
     """(d · scale) · q - (dmin · min): 16 groups of 16 elements, scale and min a nibble each."""
     scale, minimum = _half(b[:, 80:82]) * (b[:, :16] & 15), _half(b[:, 82:84]) * (b[:, :16] >> 4)
-    q = _planes(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    q = planes(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)).flatten(1)
 
 
@@ -89,14 +89,14 @@ def _q3_k(b: Tensor) -> Tensor:
     Scales have 6 bits: of scale 4 r + c, the low four are in byte c or c + 4 (low nibbles first),
     the high two in byte 8 + c, at bit 2 r.
     """
-    low, high = _planes(b[:, 96:104], 4).flatten(1), _planes(b[:, 104:108], 2).flatten(1)
+    low, high = planes(b[:, 96:104], 4).flatten(1), planes(b[:, 104:108], 2).flatten(1)
     scale = _half(b[:, 108:110]) * ((low | (high << 4)).float() - 32)
-    q = _planes(b[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
-    mask = _planes(b[:, :32], 1).reshape(-1, 16, 16)
+    q = planes(b[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
+    mask = planes(b[:, :32], 1).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * (q.float() - ((mask ^ 1) << 2).float())).flatten(1)
 
 
-def _scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
+def scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
     """The 6-bit scales and mins of Q4_K and Q5_K: uint8 [n, 12] → two of [n, 8].
 
     Bytes 0-3 and 4-7 hold scales and mins 0-3 in their low six bits; bytes 8-11 hold the low nibbles
@@ -110,26 +110,26 @@ def _scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scaled_groups_of_32(b: Tensor, q: Tensor) -> Tensor:
     """(d · scale) · q - (dmin · min), q [n, 8, 32]; header of Q4_K and Q5_K in bytes 0-15."""
-    scales, mins = _scales_and_mins(b[:, 4:16])
+    scales, mins = scales_and_mins(b[:, 4:16])
     scale, minimum = _half(b[:, :2]) * scales, _half(b[:, 2:4]) * mins
     return (scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)).flatten(1)
 
 
 def _q4_k(b: Tensor) -> Tensor:
     """Eight groups of 32 elements; 32 bytes hold two groups, low nibbles first."""
-    return _scaled_groups_of_32(b, _planes(b[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32))
+    return _scaled_groups_of_32(b, planes(b[:, 16:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32))
 
 
 def _q5_k(b: Tensor) -> Tensor:
     """As Q4_K, with the fifth bits of group g in bit g of bytes 16-47."""
-    low = _planes(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
-    return _scaled_groups_of_32(b, low | (_planes(b[:, 16:48], 1) << 4))
+    low = planes(b[:, 48:].reshape(-1, 4, 32), 4).reshape(-1, 8, 32)
+    return _scaled_groups_of_32(b, low | (planes(b[:, 16:48], 1) << 4))
 
 
 def _q6_k(b: Tensor) -> Tensor:
     """(d · scale) · (q - 32): 16 groups of 16, scales signed bytes; halves of 128 elements."""
-    low = _planes(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
-    high = _planes(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
+    low = planes(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
+    high = planes(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
     scale = _half(b[:, 208:210]) * b[:, 192:208].view(torch.int8)
     q = (low | (high << 4)).float() - 32
     return (scale.unsqueeze(-1) * q.reshape(-1, 16, 16)).flatten(1)
@@ -142,15 +142,20 @@ _IQ4_LOW: Final = int.from_bytes(bytes(v & 255 for v in _IQ4_VALUES[:8]), "littl
 _IQ4_HIGH: Final = int.from_bytes(bytes(v & 255 for v in _IQ4_VALUES[8:]), "little", signed=True)
 
 
+def iq4_integers(nibbles: Tensor) -> Tensor:
+    """Nibbles of the IQ4 formats to the values they stand for, int8."""
+    eight = torch.where(nibbles < 8, _IQ4_LOW, _IQ4_HIGH)
+    return (eight >> ((nibbles & 7) << 3)).to(torch.int8)
+
+
 def _iq4(nibbles: Tensor) -> Tensor:
     """Nibbles to the values they stand for, float32."""
-    eight = torch.where(nibbles < 8, _IQ4_LOW, _IQ4_HIGH)
-    return (eight >> ((nibbles & 7) << 3)).to(torch.int8).float()
+    return iq4_integers(nibbles).float()
 
 
 def _iq4_nl(b: Tensor) -> Tensor:
     """d · value of q; layout of Q4_0."""
-    return _half(b[:, :2]) * _iq4(_planes(b[:, 2:], 4).flatten(1))
+    return _half(b[:, :2]) * _iq4(planes(b[:, 2:], 4).flatten(1))
 
 
 def _iq4_xs(b: Tensor) -> Tensor:
@@ -162,7 +167,7 @@ def _iq4_xs(b: Tensor) -> Tensor:
     high = torch.stack([(b[:, 2:4] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1).flatten(1)
     low = torch.stack((b[:, 4:8] & 15, b[:, 4:8] >> 4), dim=-1).flatten(1)
     scale = _half(b[:, :2]) * ((low | (high << 4)).float() - 32)
-    q = _iq4(_planes(b[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 8, 32))
+    q = _iq4(planes(b[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 8, 32))
     return (scale.unsqueeze(-1) * q).flatten(1)
 
 

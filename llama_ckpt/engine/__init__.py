@@ -1,0 +1,237 @@
+"""The engine: the ladder's mathematics in fused kernels, captured once in a CUDA graph and replayed.
+
+    engine = Engine(model)                       # precision "fast"; or "high"
+    engine.logits([1, 15043])                    # [2, vocab], as model.logits
+    engine.prompt([1, 15043]); engine.greedy(64) # 64 tokens, nothing read back between them
+
+Up to 16 tokens go through the packed-weight kernels with float32 activations, longer prompts through
+the tensor cores. "fast" keeps the KV cache in float16 and rounds a long prompt's activations to
+float16; "high" keeps the cache in float32 and long prompts' activations in pairs of float16.
+`NOT_OBSERVABLE` lists the points of a block that no kernel writes anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llama_ckpt.engine.prefill import Prefill
+from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, Tap, parts_of
+from llama_ckpt.engine.weights import EngineWeights
+from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
+from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED
+from llama_ckpt.model import Model
+
+__all__ = ["NOT_OBSERVABLE", "OBSERVABLE", "Engine", "Precision", "engine_points", "unsupported"]
+
+Precision = Literal["fast", "high"]
+
+OBSERVABLE = (
+    *("embd", "q_rope", "k_rope", "v", "attn_context", "ffn_inp", "ffn_swiglu", "out", "logits"),
+    *("last_logits", "greedy_tokens"),
+)
+"""Points of the network that the engine shows."""
+
+NOT_OBSERVABLE = (
+    *("attn_norm", "q", "k", "attn_scores", "attn_probs", "attn_out"),
+    *("ffn_norm", "ffn_gate", "ffn_up", "ffn_out", "output_norm"),
+)
+"""Points that live only in registers of a fused kernel."""
+
+_BUCKETS = (512, 2048)  # slots that a captured step can look at; the last graph covers the whole cache
+
+
+def engine_points() -> tuple[str, ...]:
+    """The points that `Engine.logits` hands to its tap, in the order of the network."""
+    return tuple(point for point in OBSERVABLE if point not in ("logits", "last_logits", "greedy_tokens"))
+
+
+def unsupported(model: Model) -> str | None:
+    """Why the engine cannot run a model, or None where it can."""
+    config = model.config
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if model.device.type != "cuda" and not INTERPRETED:
+        return "the model is not on a CUDA device"
+    for name in ("width", "ffn", "q_width"):
+        if getattr(config, name) % 32:
+            return f"{name} is {getattr(config, name)}, not a multiple of 32"
+    if config.head_dim % 8:
+        return f"head_dim is {config.head_dim}, not a multiple of 8"
+    return None
+
+
+class Engine:
+    """A model's weights and cache, ready to run.
+
+    Args:
+        model: on a CUDA device.
+        precision: "fast" or "high".
+        capacity: slots in the cache; None takes the model's context.
+        graphs: capture the step and replay it; False launches its kernels each time, for the same bits.
+
+    Raises:
+        OptionError: an unknown precision, or a capacity below one.
+        UnsupportedModelError: see `unsupported`.
+    """
+
+    def __init__(
+        self, model: Model, precision: Precision = "fast", *, capacity: int | None = None, graphs: bool = True
+    ) -> None:
+        if precision not in ("fast", "high"):
+            raise OptionError("precision", got=precision, wanted="fast or high")
+        reason = unsupported(model)
+        if reason is not None:
+            kind = DeviceError if model.device.type != "cuda" else UnsupportedModelError
+            raise kind("the engine's model", got=reason, wanted="a model on CUDA, widths in multiples of 32")
+        self.config, self.precision, self.device = model.config, precision, model.device
+        self.capacity = model.config.context_length if capacity is None else capacity
+        if self.capacity < 1:
+            raise OptionError("capacity", got=capacity, wanted="1 or more")
+        self.graphs = graphs and not INTERPRETED
+        high = precision == "high"
+        with torch.inference_mode():
+            self.weights = EngineWeights(model.weights, exact=high)
+            kv = torch.float32 if high else torch.float16
+            self.buffers = Buffers(self.config, self.capacity, parts_of(self.config), self.device, kv)
+        self._step = Step(self.config, self.weights, self.buffers, pdl=not INTERPRETED)
+        self._prefill = Prefill(self.config, self.weights, self.buffers, pair=high)
+        self._captured: dict[int, torch.cuda.CUDAGraph] = {}
+        self.used = 0
+        self.next_position = 0
+
+    def reset(self) -> None:
+        """Forget every token."""
+        self.used = self.next_position = 0
+
+    @torch.inference_mode()
+    def logits(
+        self, token_ids: Sequence[int], positions: Sequence[int] | None = None, tap: Tap | None = None
+    ) -> Tensor:
+        """The logits of every token of a new sequence.
+
+        Args:
+            token_ids: `n` ids, 1 to the capacity.
+            positions: increasing; None counts from 0.
+            tap: gets the points of `engine_points`, as `logits` of checkpoint 8 names them.
+
+        Returns:
+            float32 `[n, vocab]`.
+        """
+        self.reset()
+        return self._feed(token_ids, positions, last_only=False, tap=tap)
+
+    @torch.inference_mode()
+    def prompt(self, token_ids: Sequence[int], positions: Sequence[int] | None = None) -> Tensor:
+        """Add tokens to the sequence; the last one's logits, float32 `[vocab]`."""
+        return self._feed(token_ids, positions, last_only=True, tap=None)[-1]
+
+    @torch.inference_mode()
+    def step(self, token_id: int) -> Tensor:
+        """Add one token; its logits, float32 `[vocab]`, valid until the next call."""
+        self._room(1)
+        self._place([token_id], [self.next_position])
+        self._replay()
+        self._advance(1, self.next_position)
+        return self.buffers.logits[0]
+
+    @torch.inference_mode()
+    def greedy(self, count: int) -> Tensor:
+        """The next `count` greedy tokens, int32 `[count]` on the device; nothing is read back meanwhile.
+
+        The first is chosen from the logits of the last token fed; all of them but the last are fed.
+        """
+        self._room(count - 1)
+        first = self.used
+        self._pick(first)
+        for _ in range(count - 1):
+            self._replay()
+            self._advance(1, self.next_position)
+        return self.buffers.history[first : first + count].clone()
+
+    def _feed(
+        self, token_ids: Sequence[int], positions: Sequence[int] | None, *, last_only: bool, tap: Tap | None
+    ) -> Tensor:
+        n, vocab = len(token_ids), self.config.vocab_size
+        if n == 0 or min(token_ids) < 0 or max(token_ids) >= vocab:
+            raise ShapeError(
+                "token ids", got=list(token_ids)[:8], wanted=f"at least one, each 0 to {vocab - 1}"
+            )
+        at = list(range(self.next_position, self.next_position + n)) if positions is None else list(positions)
+        if len(at) != n or at != sorted(set(at)) or at[0] < self.next_position:
+            raise ShapeError("positions", got=at[:8], wanted=f"{n} of them, increasing")
+        if at[-1] >= self.buffers.turns.shape[0]:
+            raise ContextLengthError("position", got=at[-1], wanted=f"below {self.buffers.turns.shape[0]}")
+        self._room(n)
+        if n <= FEW:
+            self._place(token_ids, at)
+            self._step.run(n, -(-(self.used + n) // SPLIT), tap)
+            rows = self.buffers.logits[n - 1 : n] if last_only else self.buffers.logits[:n]
+            rows = rows.clone()
+        else:
+            ids, where = (torch.tensor(list(v), device=self.device) for v in (token_ids, at))
+            rows = self._prefill.run(ids, where, self.used, last_only=last_only, tap=tap)
+        self.buffers.logits[0].copy_(rows[-1])
+        self._advance(n, at[-1])
+        return rows
+
+    def _room(self, n: int) -> None:
+        if self.used + n > self.capacity:
+            raise ContextLengthError(
+                "tokens in the KV cache", got=self.used + n, wanted=f"at most {self.capacity}"
+            )
+
+    def _place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
+        """Tokens, positions and slots to the device."""
+        n = len(token_ids)
+        state = torch.tensor(
+            [list(token_ids), list(positions), list(range(self.used, self.used + n))], dtype=torch.int32
+        )
+        for buffer, row in zip(
+            (self.buffers.token_ids, self.buffers.positions, self.buffers.slots), state, strict=True
+        ):
+            buffer[:n].copy_(row)
+
+    def _advance(self, n: int, last_position: int) -> None:
+        self.used += n
+        self.next_position = last_position + 1
+
+    def _pick(self, slot: int) -> None:
+        """Choose from `logits[0]` and put the state of the next step in place: that token, in `slot`."""
+        self._place_state(slot - 1, self.next_position - 1)
+        self._step.choose()
+
+    def _place_state(self, slot: int, position: int) -> None:
+        self.buffers.slots[:1].fill_(slot)
+        self.buffers.positions[:1].fill_(position)
+
+    def _replay(self) -> None:
+        """One step from the state on the device, which moves on to the next token."""
+        needed = self.used + 1
+        bucket = next((size for size in _BUCKETS if needed <= size < self.capacity), self.capacity)
+        splits = -(-bucket // SPLIT)
+        if not self.graphs:
+            self._step.run(1, splits)
+            self._step.choose()
+            return
+        if bucket not in self._captured:
+            self._captured[bucket] = self._capture(splits)
+        self._captured[bucket].replay()
+
+    def _capture(self, splits: int) -> torch.cuda.CUDAGraph:
+        """Record a step. Its kernels run once before, to be compiled; then the state is put back."""
+        b = self.buffers
+        saved = [buffer.clone() for buffer in (b.token_ids, b.positions, b.slots, b.history)]
+        self._step.run(1, splits)
+        self._step.choose()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step.run(1, splits)
+            self._step.choose()
+        for buffer, value in zip((b.token_ids, b.positions, b.slots, b.history), saved, strict=True):
+            buffer.copy_(value)
+        return graph

@@ -1,0 +1,236 @@
+"""A few tokens through the whole model: five fused kernels a block, static buffers, one stream.
+
+    embed -> [qkv + RoPE + cache | attention | output + residual | gate, up, SwiGLU | down + residual] x n
+          -> output head -> greedy choice
+
+Token, position and slot live on the device, so one token's step can be captured in a CUDA graph once
+and replayed. Activations are float32 throughout; only the cache may be narrower.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from checkpoints.c01b_rope import rope_frequencies
+from llama_ckpt.config import LlamaConfig
+from llama_ckpt.engine.weights import EngineBlock, EngineWeights
+from llama_ckpt.kernels.choosing import choose_kernel
+from llama_ckpt.kernels.decode_attention import attention_kernel
+from llama_ckpt.kernels.fused import (
+    embed_kernel,
+    gate_up_kernel,
+    matvec_kernel,
+    qkv_kernel,
+    residual_kernel,
+)
+from llama_ckpt.kernels.launching import Tile, from_pieces, launch_options, reading_arguments, tile_for
+from llama_ckpt.kernels.planes import Planes
+
+__all__ = ["FEW", "SPLIT", "Buffers", "Step"]
+
+FEW = 16
+"""Most tokens that go through the step's kernels together."""
+
+SPLIT = 64
+"""Slots that one program of the attention kernel looks at."""
+
+Tap = Callable[[str, Tensor], object]
+
+
+class Buffers:
+    """What steps read and write, at fixed addresses.
+
+    Attributes:
+        token_ids, positions, slots: int32 [FEW], of the tokens in progress.
+        history: int32 [capacity + 1], the token chosen for each slot.
+        keys, values: [n_layers, n_kv_heads, capacity, head_dim], float16 or float32.
+        logits: float32 [FEW, vocab].
+        turns: float32 [context, head_dim / 2, 2], cos and sin, from float64 angles.
+    """
+
+    def __init__(
+        self, config: LlamaConfig, capacity: int, parts: int, device: torch.device, kv: torch.dtype
+    ) -> None:
+        def floats(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device=device)
+
+        def ints(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int32, device=device)
+
+        self.token_ids, self.positions, self.slots, self.history = (
+            *(ints(FEW) for _ in range(3)),
+            ints(capacity + 1),
+        )
+        cache = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
+        self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
+        self.x, self.xg, self.squares = (
+            floats(FEW, config.width),
+            floats(FEW, config.width),
+            floats(FEW, parts),
+        )
+        self.query, self.context = floats(FEW, config.q_width), floats(FEW, config.q_width)
+        self.hidden, self.logits = floats(FEW, config.ffn), floats(FEW, config.vocab_size)
+        self.max_splits = -(-capacity // SPLIT)
+        splits = (FEW, config.n_heads, self.max_splits)
+        self.parts, self.stats = floats(*splits, config.head_dim), floats(*splits, 2)
+        self.counters = ints(FEW, config.n_heads)
+        positions = torch.arange(max(config.context_length, capacity), dtype=torch.float64, device=device)
+        angles = positions[:, None] * rope_frequencies(config, device)
+        self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).float().contiguous()
+
+
+class Step:
+    """Launches the kernels of a step on given buffers.
+
+    Args:
+        config: the model's shape.
+        weights: its planes.
+        buffers: see `Buffers`.
+        pdl: overlap each kernel's start with the end of the one before.
+    """
+
+    def __init__(self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pdl: bool) -> None:
+        self.config, self.weights, self.buffers, self.pdl = config, weights, buffers, pdl
+        self.parts = parts_of(config)
+        self.parts2 = _power_of_two(self.parts)
+
+    def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
+        """Bring `n` tokens from `token_ids` to `logits`; `splits` programs a head look at the cache."""
+        b, c, gains = self.buffers, self.config, self._gains()
+        embed_kernel[(n,)](
+            b.token_ids, self.weights.embedding, gains[0], b.x, b.xg, b.squares, c.width,
+            PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
+        )  # fmt: skip
+        if tap:
+            tap("embd", b.x[:n].clone())
+        for number, block in enumerate(self.weights.blocks):
+            self._block(number, block, gains[2 * number + 1], gains[2 * number + 2], n, splits, tap)
+        self._head(n)
+
+    def choose(self) -> None:
+        """The greedy token of row 0, and the state of the next step."""
+        b = self.buffers
+        vocab = self.config.vocab_size
+        choose_kernel[(1,)](
+            b.logits, b.token_ids, b.positions, b.slots, b.history, vocab,
+            VOCAB2=_power_of_two(vocab), **self._plain(32),
+        )  # fmt: skip
+
+    def _gains(self) -> list[Tensor]:
+        """The norm weights in the order in which the stream meets them."""
+        blocks = self.weights.blocks
+        gains = [gain for block in blocks for gain in (block.attn_norm, block.ffn_norm)]
+        return [*gains, self.weights.output_norm]
+
+    def _plain(self, warps: int) -> dict[str, Any]:
+        options = launch_options(32 * warps, self.pdl)
+        return {name: value for name, value in options.items() if name != "ASM"}
+
+    def _reading(self, planes: Planes) -> tuple[Tile, dict[str, Any]]:
+        tile = tile_for(planes)
+        return tile, {
+            **reading_arguments(planes, tile),
+            **launch_options(tile.threads, self.pdl),
+            "U": planes.shape[1] // 32,
+        }
+
+    def _block(
+        self,
+        number: int,
+        w: EngineBlock,
+        ffn_gain: Tensor,
+        next_gain: Tensor,
+        n: int,
+        splits: int,
+        tap: Tap | None,
+    ) -> None:
+        see = block_tap(number, tap)
+        for first_row, planes in w.qkv:
+            self._qkv(number, first_row, planes, n)
+        self._attention(number, n, splits)
+        if see:
+            self._show_attention(number, n, see)
+        self._residual(w.wo, self.buffers.context, ffn_gain, n)
+        if see:
+            see("ffn_inp", self.buffers.x[:n].clone())
+        self._gate_up(w.gate_up, n)
+        if see:
+            see("ffn_swiglu", from_pieces(self.buffers.hidden[:n]).contiguous())
+        self._residual(w.down, self.buffers.hidden, next_gain, n)
+        if see:
+            see("out", self.buffers.x[:n].clone())
+
+    def _show_attention(self, number: int, n: int, see: Tap) -> None:
+        """Turned queries, and keys and values as the cache holds them."""
+        b, heads = self.buffers, self.config.n_heads
+        see("q_rope", b.query[:n].view(n, heads, -1).clone())
+        slots = b.slots[:n].long()
+        see("k_rope", b.keys[number][:, slots].transpose(0, 1).float())
+        see("v", b.values[number][:, slots].transpose(0, 1).float())
+        see("attn_context", from_pieces(b.context[:n]).contiguous())
+
+    def _qkv(self, number: int, first_row: int, planes: Planes, n: int) -> None:
+        b, c = self.buffers, self.config
+        tile, reading = self._reading(planes)
+        rows = planes.shape[0]
+        qkv_kernel[(n, -(-rows // tile.rows))](
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.turns, b.positions, b.slots,
+            b.query, b.keys[number], b.values[number], first_row, rows, c.q_width, c.kv_width,
+            b.keys.shape[2], c.rms_norm_eps,
+            HEAD=c.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading,
+        )  # fmt: skip
+
+    def _attention(self, number: int, n: int, splits: int) -> None:
+        b, c = self.buffers, self.config
+        attention_kernel[(c.n_heads, splits, n)](
+            b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
+            b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
+            HEAD=c.head_dim, HEAD2=_power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
+            **self._plain(4),
+        )  # fmt: skip
+
+    def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
+        b, c = self.buffers, self.config
+        tile, reading = self._reading(planes)
+        residual_kernel[(n, self.parts)](
+            planes.q, planes.scale, planes.super, h, b.x, gain, b.xg, b.squares, c.width, **reading
+        )
+
+    def _gate_up(self, planes: Planes, n: int) -> None:
+        b, c = self.buffers, self.config
+        tile, reading = self._reading(planes)
+        gate_up_kernel[(n, -(-planes.shape[0] // tile.rows))](
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.hidden, c.ffn, c.rms_norm_eps,
+            PARTS=self.parts, PARTS2=self.parts2, **reading,
+        )  # fmt: skip
+
+    def _head(self, n: int) -> None:
+        b, c = self.buffers, self.config
+        planes = self.weights.output
+        tile, reading = self._reading(planes)
+        matvec_kernel[(n, -(-c.vocab_size // tile.rows))](
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.logits, c.vocab_size,
+            b.logits.stride(0), c.rms_norm_eps,
+            NORM=True, PARTS=self.parts, PARTS2=self.parts2, **reading,
+        )  # fmt: skip
+
+
+RESIDUAL_ROWS = 8  # of every tile that writes the residual stream: both write the same number of parts
+
+
+def parts_of(config: LlamaConfig) -> int:
+    """Partial sums of squares that the writers of the residual stream leave."""
+    return -(-config.width // RESIDUAL_ROWS)
+
+
+def block_tap(number: int, tap: Tap | None) -> Tap | None:
+    """The tap of one block: short names of points made full."""
+    return tap and (lambda point, tensor: tap(f"blk.{number}.{point}", tensor))
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,75 @@
+"""Kernel: attention of single tokens over the cache, in splits of fixed size, combined in order.
+
+A program takes one head of one token and SPLIT slots; the last of a head's programs to finish adds
+their parts up, always in the order of the splits, so that the bits do not depend on who was last. How
+many splits are launched changes nothing but how many find nothing to do.
+"""
+
+from __future__ import annotations
+
+from llama_ckpt.kernels.compiler import gdc_launch_dependents, gdc_wait, jit, tl
+from llama_ckpt.kernels.fused import place
+
+__all__: list[str] = []
+
+
+@jit
+def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_ptr, counter_ptr, context_ptr,
+                     capacity, group, scale, HEAD: tl.constexpr, HEAD2: tl.constexpr, SPLIT: tl.constexpr,
+                     MAX_SPLITS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Context of one head and token; query [tokens, heads, HEAD], cache [kv heads, capacity, HEAD].
+
+    A token sees the slots up to its own. part [tokens, heads, MAX_SPLITS, HEAD] and stats
+    [tokens, heads, MAX_SPLITS, 2] are scratch; counter [tokens, heads] is zero before and after.
+    """
+    head = tl.program_id(0)
+    split = tl.program_id(1)
+    token = tl.program_id(2)
+    n_heads = tl.num_programs(0)
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
+    n_slots = tl.load(slots_ptr + token) + 1
+    n_splits = (n_slots + SPLIT - 1) // SPLIT
+    if split < n_splits:
+        d = tl.arange(0, HEAD2)
+        s = split * SPLIT + tl.arange(0, SPLIT)
+        here = token * n_heads + head
+        query = tl.load(query_ptr + here * HEAD + d, d < HEAD, 0.0) * scale
+        cell = (head // group).to(tl.int64) * capacity * HEAD + s[:, None] * HEAD + d[None, :]
+        seen = (s[:, None] < n_slots) & (d[None, :] < HEAD)
+        key = tl.load(key_ptr + cell, seen, 0.0).to(tl.float32)
+        value = tl.load(value_ptr + cell, seen, 0.0).to(tl.float32)
+        score = tl.where(s < n_slots, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        top = tl.max(score, axis=0)
+        weight = tl.exp(score - top)
+        total = tl.sum(weight, axis=0)
+        context = tl.sum(weight[:, None] * value, axis=0)
+        at = context_ptr + token * n_heads * HEAD + place(head * HEAD + d, n_heads * HEAD // 32)
+        if n_splits == 1:
+            tl.store(at, context / total, d < HEAD)
+        else:
+            tl.store(part_ptr + (here * MAX_SPLITS + split) * HEAD + d, context, d < HEAD)
+            tl.store(stats_ptr + (here * MAX_SPLITS + split) * 2, top)
+            tl.store(stats_ptr + (here * MAX_SPLITS + split) * 2 + 1, total)
+            tl.debug_barrier()
+            finished = tl.atomic_add(counter_ptr + here, 1, sem="acq_rel", scope="gpu")
+            if finished == n_splits - 1:
+                tl.debug_barrier()
+                top = float("-inf")
+                total = 0.0
+                context = tl.zeros((HEAD2,), tl.float32)
+                for i in range(0, n_splits):
+                    stats = stats_ptr + (here * MAX_SPLITS + i) * 2
+                    t = tl.load(stats, cache_modifier=".cg")
+                    part = tl.load(
+                        part_ptr + (here * MAX_SPLITS + i) * HEAD + d, d < HEAD, 0.0, cache_modifier=".cg"
+                    )
+                    highest = tl.maximum(top, t)
+                    old = tl.exp(top - highest)
+                    new = tl.exp(t - highest)
+                    context = context * old + part * new
+                    total = total * old + tl.load(stats + 1, cache_modifier=".cg") * new
+                    top = highest
+                tl.store(at, context / total, d < HEAD)
+                tl.store(counter_ptr + here, 0)
