@@ -81,6 +81,13 @@ class ComparedPoint:
         candidates = [one for one in (self.own, self.total) if one is not None]
         return next((one for one in candidates if one.verdict == "fail"), candidates[-1])
 
+    @property
+    def blame(self) -> str:
+        """Who is off: as in `PointVerdict`, and "unknown" where nobody can tell without the oracle."""
+        if self.made == "unknown":
+            return "unknown"
+        return "target" if self.made else self.leading.blame
+
     def to_json(self) -> dict[str, Any]:
         """One flat record with `own` and `total` below it."""
         block, point = split_name(self.name)
@@ -90,7 +97,7 @@ class ComparedPoint:
             "point": point,
             "verdict": self.verdict,
             "made": self.made,
-            "blame": self.leading.blame,
+            "blame": self.blame,
             "reads": list(self.read),
             "computed_inputs": list(self.computed),
             "own": None if self.own is None else self.own.to_json(),
@@ -219,7 +226,9 @@ class Comparison:
         first = self.first_wrong
         if first is not None:
             where = {"here": "made here", "inherited": "inherited", "unknown": "own or inherited: not known"}
-            return f"{first.name} is the first wrong point, {where[first.made]}: {first.leading.reason}"
+            looks = self.diagnoses[0].sentence() if self.diagnoses else ""
+            why = looks or first.leading.reason.partition(";")[0]
+            return f"{first.name} is the first wrong point, {where[first.made]}: {why}"
         if self.findings:
             more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
             return self.findings[0].message + more
@@ -240,7 +249,7 @@ class Comparison:
             "reason": self.reason,
             "first_wrong": None if first is None else first.name,
             "made": None if first is None else first.made,
-            "blame": None if first is None else first.leading.blame,
+            "blame": None if first is None else first.blame,
             "theirs": dict(self.theirs),
             "reference": None if self.reference is None else dict(self.reference),
             "model": None if self.model is None else dict(self.model),

@@ -279,7 +279,7 @@ def _say_what_is_lacking(sides: Sides) -> None:
 
 def _lacking(sides: Sides) -> Iterator[str]:
     if sides.weights is None:
-        yield "no --model: no oracle, so own and inherited error are told apart only where no weights are needed"
+        yield "no --model: own and inherited error are told apart only where no weights are needed"
         yield "no --model: whether you or llama.cpp is off cannot be told, and no bug can be named"
         if sides.comparable and not sides.tight:
             yield "the reference rounds its activations: without --model only large errors are seen"

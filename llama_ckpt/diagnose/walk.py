@@ -368,7 +368,7 @@ class Walk:
         return False
 
     def _say_half_split(self, number: int, theirs: Mapping[str, Array]) -> None:
-        """State the layout; a rotation of other pairs than those that the weights are laid out for is a bug."""
+        """State the layout; where RoPE turns other pairs than the weights are laid out for, that is a bug."""
         self.result.notes.append(
             "q and k lie in half-split order, pairs (i, i + head_dim/2), as Hugging Face has them: undone"
         )

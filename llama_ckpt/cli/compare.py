@@ -1,0 +1,73 @@
+"""`llama-ckpt compare`: judge a dump that any program wrote. Loads no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from llama_ckpt.cli.progress import ProgressBar
+from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
+from llama_ckpt.diagnose.compare_dump import compare_dump
+from llama_ckpt.report.comparison import comparison_lines
+
+__all__ = ["EXAMPLE", "NAME", "command"]
+
+NAME = "compare"
+EXAMPLE = (
+    "Example: llama-ckpt compare theirs.safetensors --model mine.gguf --reference dumps --html report.html"
+)
+
+
+def command(
+    theirs: Annotated[Path, typer.Argument(metavar="DUMP", help="A safetensors file of your tensors.")],
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="llama.cpp's dumps, from llama-ckpt capture.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="M.gguf", help="The model, for the float64 oracle.")
+    ] = None,
+    names: Annotated[
+        Path | None, typer.Option("--map", metavar="FILE", help="What your names, axes and layouts mean.")
+    ] = None,
+    dump: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of the reference's dumps; else by the tokens.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(help="What you compute in; else as declared or stored."),
+    ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Only some points were recorded: the others are not missing.")
+    ] = False,
+    json_file: JsonFile = None,
+    junit_file: JunitFile = None,
+    html_file: HtmlFile = None,
+) -> None:
+    """Judge the tensors that your program wrote.
+
+    The first wrong point, whether the error is made there or inherited, who is off, and the bug that it
+    looks like. Without --reference and --model: a dump of the embedded model.
+
+    Exit code 0 when all is right, 1 when not, 2 for bad input.
+    """
+    files = ReportFiles(json_file, junit_file, html_file)
+    with ProgressBar() as bar:
+        report = compare_dump(
+            theirs,
+            reference=reference,
+            model=model,
+            names=names,
+            dump=dump,
+            dtype=dtype,
+            partial=partial,
+            progress=bar,
+        )
+    console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
+    for line in comparison_lines(report):
+        console.print(Text.assemble(*line))
+    files.write(report.to_json())
+    raise typer.Exit(report.exit_code)

@@ -1,0 +1,118 @@
+"""A report as JUnit XML, which every CI server reads.
+
+A suite for each checkpoint (one for a compared dump, with what the lint found), a case for each kind of
+point and way of feeding it; a failing case names the first point that fails and how many do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+from xml.etree import ElementTree
+
+__all__ = ["junit"]
+
+Record: TypeAlias = Mapping[str, Any]
+
+
+def junit(report: Record) -> str:
+    """The report as an XML document.
+
+    Args:
+        report: the JSON of a ladder's or of a comparison's report.
+    """
+    root = ElementTree.Element("testsuites", name="llama_ckpt")
+    suites = (
+        [_compared(report)] if report.get("kind") == "comparison" else map(_checkpoint, report["checkpoints"])
+    )
+    totals = {"tests": 0, "failures": 0, "skipped": 0}
+    for suite in suites:
+        root.append(suite)
+        totals = {key: value + int(suite.get(key, "0")) for key, value in totals.items()}
+    for key, value in totals.items():
+        root.set(key, str(value))
+    ElementTree.indent(root)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _suite(name: str, seconds: float, cases: Sequence[ElementTree.Element]) -> ElementTree.Element:
+    suite = ElementTree.Element("testsuite", name=name, time=f"{seconds:.3f}", tests=str(len(cases)))
+    for kind in ("failure", "skipped"):
+        found = sum(case.find(kind) is not None for case in cases)
+        suite.set("failures" if kind == "failure" else kind, str(found))
+    suite.extend(cases)
+    return suite
+
+
+def _case(suite: str, name: str, failure: str | None = None, detail: str = "") -> ElementTree.Element:
+    case = ElementTree.Element("testcase", classname=f"llama_ckpt.{suite}", name=name)
+    if failure is not None:
+        element = ElementTree.SubElement(case, "failure", message=_allowed(failure))
+        element.text = _allowed(detail or failure)
+    return case
+
+
+def _allowed(text: str) -> str:
+    """Without the control characters that XML cannot hold."""
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "?", text)
+
+
+def _checkpoint(record: Record) -> ElementTree.Element:
+    """One checkpoint: its points by dump, forcing and kind."""
+    name = f"{record['id']} {record['title']}"
+    if record["verdict"] == "skipped":
+        case = _case(record["id"], record["title"])
+        ElementTree.SubElement(case, "skipped", message=_allowed(record["reason"]))
+        return _suite(name, record["seconds"], [case])
+    groups: dict[str, list[Record]] = {}
+    for point in record["points"]:
+        groups.setdefault(f"{point['dump']} {point['forcing']} {_kind(point['name'])}", []).append(point)
+    cases = [_grouped(record["id"], group, points) for group, points in groups.items()]
+    if record["verdict"] == "fail" and not any(case.find("failure") is not None for case in cases):
+        cases.append(_case(record["id"], record["title"], record["reason"]))
+    return _suite(name, record["seconds"], cases)
+
+
+def _kind(name: str) -> str:
+    return re.sub(r"^blk\.\d+\.", "", name)
+
+
+def _grouped(suite: str, name: str, points: Sequence[Record]) -> ElementTree.Element:
+    failing = [point for point in points if point["verdict"] == "fail"]
+    if not failing:
+        return _case(suite, name)
+    lines = [f"{point['name']}: {point['reason']}" for point in failing[:20]]
+    lines += [f"and {len(failing) - 20} more"] if len(failing) > 20 else []
+    message = f"{failing[0]['name']}: {failing[0]['reason']}; {len(failing)} of {len(points)} fail"
+    return _case(suite, name, message, "\n".join(lines))
+
+
+def _compared(report: Record) -> ElementTree.Element:
+    """A dump: each finding of the lint, then the points by kind, then the greedy tokens."""
+    cases = [
+        _case("lint", f"{finding['kind']} {finding['point']}".strip(), finding["message"], finding["hint"])
+        for finding in report["findings"]
+    ]
+    groups: dict[str, list[Record]] = {}
+    for point in report["points"]:
+        groups.setdefault(point["point"], []).append(point | {"reason": _reason(point)})
+    cases += [_grouped("points", kind, points) for kind, points in groups.items()]
+    cases += list(_tokens(report))
+    if report["verdict"] == "fail" and not any(case.find("failure") is not None for case in cases):
+        cases.append(_case("points", "verdict", report["reason"]))
+    return _suite(str(report["theirs"]["path"]), report["seconds"], cases)
+
+
+def _reason(point: Record) -> str:
+    """Why a point fails, with whether the error is made there."""
+    leading = next((one for one in (point["own"], point["total"]) if one and one["verdict"] == "fail"), None)
+    return f"{point['made']}: {leading['reason']}" if leading else ""
+
+
+def _tokens(report: Record) -> Iterator[ElementTree.Element]:
+    if not report["tokens"]:
+        return
+    wrong = [token for token in report["tokens"] if token["blame"] == "target"]
+    text = "; ".join(f"after row {t['row']}: got {t['got']}, wanted {t['wanted']}" for t in wrong[:20])
+    yield _case("tokens", "greedy tokens", text if wrong else None)
