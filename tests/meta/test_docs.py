@@ -66,6 +66,8 @@ def test_the_readme_lists_the_ladder_and_the_tree() -> None:
         )
     for path in sorted(ROOT.glob("llama_ckpt/*.py")):
         assert path.name in README, f"README.md's tree lacks {path.name}"
+    for package in sorted(ROOT.glob("llama_ckpt/*/__init__.py")):
+        assert f" {package.parent.name}/ " in README, f"README.md's tree lacks {package.parent.name}/"
 
 
 def test_the_readme_names_only_files_that_exist() -> None:
