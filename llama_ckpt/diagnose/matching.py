@@ -23,8 +23,10 @@ ROUNDED = 1e-6
 """Where equality is asked, a prediction nearer than float32's rounding explains the tensor."""
 
 
-def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None) -> float:
-    """||x - p|| / ||p|| where `mask` is True; of integers the share that differs.
+def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: float = 0.0) -> float:
+    """||x - p|| / ||p|| where `mask` is True, without the share of elements `spared` that are furthest off.
+
+    Of integers the share that differs.
 
     Infinite for another shape, or where one is NaN or infinite and the other is not the same.
     """
@@ -37,14 +39,16 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None) -> float:
         judged = np.broadcast_to(mask, predicted.shape)
         trial, predicted = np.where(judged, trial, 0.0), np.where(judged, predicted, 0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        residual = trial.astype(np.float64) - predicted
-        total, norm = np.linalg.norm(residual), np.linalg.norm(predicted)
+        residual = (trial.astype(np.float64) - predicted).ravel()
+        if spared and (n := int(spared * residual.size)):
+            residual = np.partition(np.abs(residual), residual.size - n)[:-n]
+        total, norm = np.linalg.norm(residual), np.linalg.norm(predicted.astype(np.float64).ravel())
     if np.isfinite(total) and np.isfinite(norm):
         return float(total / norm) if norm else float(total)
     odd = ~(np.isfinite(trial) & np.isfinite(predicted))
     if not np.array_equal(trial[odd], predicted[odd], equal_nan=True):
         return np.inf
-    return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted))
+    return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted), spared=spared)
 
 
 def passes(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -> bool:

@@ -8,7 +8,7 @@ are diagnosed. A bug that a model cannot show (a wrong group where nothing is gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.compare import causal_mask, judge
-from llama_ckpt.diagnose.benign import ROUNDING, VARIANTS, Variant
-from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
+from llama_ckpt.diagnose.benign import Variant
+from llama_ckpt.diagnose.bugs import Bug, candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_points, smallest_limit
 from llama_ckpt.diagnose.mutant_models import Given
 from llama_ckpt.diagnose.named import Evidence, Predictions
-from llama_ckpt.diagnose.patched_oracle import RIGHT, DoesNotApply, PatchedOracle
+from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.diagnose.rival_metrics import RIVALS
 from llama_ckpt.limits import Forcing, Limit, limit_for
@@ -56,7 +56,7 @@ class Judged:
 
 @dataclass
 class Bench:
-    """One prompt on one model in one precision: every case of the ladder, what is exact, what a bug makes of it."""
+    """One prompt on one model in one precision: every case, what is exact, and what a bug makes of it."""
 
     given: Given
     ladder: Sequence[Checkpoint]

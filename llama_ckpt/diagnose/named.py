@@ -29,6 +29,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 EXPLAINS_MOST = 0.1
 """A bug is named when it leaves less than this share of the error."""
 
+SPARED = 0.1
+"""Share of the elements that a bug need not explain."""
+
 FINEST = 1e-12
 """Two tensors nearer than this are equal, even where nothing is left to compare that with."""
 
@@ -80,8 +83,8 @@ class _Tried:
     bug: Bug
     predicted: Sequence[Array]
     errors: Sequence[float]
-    score: float  # the largest error in units of its limit
     explained: bool
+    rank: float  # the largest error: in limits where it is explained, else as a share of the whole
 
 
 def name_bugs(
@@ -101,38 +104,54 @@ def name_bugs(
     if among is None:
         functions = dict.fromkeys(one.case.function for one in evidence)
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
-    unpatched = [distance(one.x, one.o, one.mask) for one in evidence]
-    most = EXPLAINS_MOST * max(map(_in_limits, unpatched, evidence), default=0.0)
-    tried = [found for bug in among if (found := _try(bug, evidence, made, most))]
-    tried.sort(key=lambda one: one.score)
+    unpatched = _worst([_errors(one, one.o) for one in evidence], evidence)
+    tried = [found for bug in among if (found := _try(bug, evidence, made, unpatched))]
+    tried.sort(key=lambda one: (not one.explained, one.rank))
     named = [
         NamedBug(t.bug.name, t.bug.sentence, max(t.errors), t.explained, t.bug.checkpoint) for t in tried
     ]
     return named, _alike(tried, evidence)
 
 
-def _in_limits(error: float, one: Evidence) -> float:
-    return error / (one.limit.err or FINEST)
+def _errors(one: Evidence, p: ArrayLike) -> tuple[float, float]:
+    """The error against a prediction, and without the elements that fit it least.
+
+    A bug that rounds may round a few elements the other way than the oracle with that bug does.
+    """
+    return distance(one.x, p, one.mask), distance(one.x, p, one.mask, spared=SPARED)
 
 
-def _try(bug: Bug, evidence: Sequence[Evidence], made: Predictions, most: float) -> _Tried | None:
-    """None where the bug cannot be made, changes nothing, or leaves more than `most` limits somewhere."""
+def _worst(errors: Sequence[tuple[float, float]], evidence: Sequence[Evidence]) -> tuple[float, float]:
+    """The largest of each kind of error, in units of the limit."""
+    units = [one.limit.err or FINEST for one in evidence]
+    whole, most = zip(*errors, strict=True)
+    return tuple(max(e / unit for e, unit in zip(kind, units, strict=False)) for kind in (whole, most))  # type: ignore[return-value]
+
+
+def _try(
+    bug: Bug, evidence: Sequence[Evidence], made: Predictions, unpatched: tuple[float, float]
+) -> _Tried | None:
+    """None where the bug cannot be made, changes nothing, or leaves too much."""
     predicted: list[Array] = []
-    errors: list[float] = []
-    changes = False
+    errors: list[tuple[float, float]] = []
+    changes, enough = False, [EXPLAINS_MOST * error for error in unpatched]
     for one in evidence:
         answers = made.of(bug, one.case)
         if answers is None:
             return None
         predicted.append(answers[one.name])
-        errors.append(distance(one.x, predicted[-1], one.mask))
-        if _in_limits(errors[-1], one) > max(most, 1.0):
+        errors.append(_errors(one, predicted[-1]))
+        worst = _worst(errors, evidence)
+        near = any(left < most for left, most in zip(worst, enough, strict=True))
+        if not near and worst[0] > 1.0:
             return None
         changes = changes or distance(predicted[-1], one.o, one.mask) > FINEST
-    score = max(map(_in_limits, errors, evidence))
-    explained = all(passes(one.x, p, one.limit, one.mask) for p, one in zip(predicted, evidence, strict=True))
-    named = changes and (explained or score < most)
-    return _Tried(bug, predicted, errors, score, explained) if named else None
+    parts = list(zip(evidence, predicted, strict=True))
+    explained = worst[0] <= 1.0 and all(passes(one.x, p, one.limit, one.mask) for one, p in parts)
+    if not changes or not (explained or near):
+        return None
+    share = min(left / (most or FINEST) for left, most in zip(worst, unpatched, strict=True))
+    return _Tried(bug, predicted, [whole for whole, _ in errors], explained, worst[0] if explained else share)
 
 
 def _alike(tried: Sequence[_Tried], evidence: Sequence[Evidence]) -> list[tuple[str, ...]]:

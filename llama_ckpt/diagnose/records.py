@@ -7,7 +7,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Finding:
 
     Attributes:
         kind: "gain", "bias", "sign", "permutation", "heads", "position", "layer", "token", "head",
-            "feature", "axes", "saturation", "constant".
+            "feature", "axes", "rounding", "saturation", "constant".
         sentence: what was found, with its figures.
         remaining_error: the relative error that is left when the change is undone.
         explained: whether what is left would pass.
@@ -26,6 +29,20 @@ class Finding:
     sentence: str
     remaining_error: float
     explained: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """The oracle's tensor changed in some way, to be held against the tensor on trial.
+
+    Attributes:
+        kind, sentence: as in `Finding`.
+        changed: the tensor, of the trial's shape.
+    """
+
+    kind: str
+    sentence: str
+    changed: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,23 @@
 """What simple change of the oracle's tensor gives the tensor on trial, and what is left then.
 
-The changes are tried from the simplest on: constant, sign, gain, bias, a shift of positions or layers,
-axes or heads or features in another order, one bad token, head or feature, saturation, a gain for each
-token or feature. numpy only.
+The changes are tried from the simplest on: a constant, the sign, a gain, a bias, rounding, saturation; rows
+of other tokens or layers; heads, features or axes in another order; one bad token, head or feature; and a
+gain or a bias for each of them. numpy only.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_ckpt.diagnose.matching import distance, passes
-from llama_ckpt.diagnose.records import Finding
+from llama_ckpt.diagnose import orders, shares
+from llama_ckpt.diagnose.matching import ROUNDED, distance, passes
+from llama_ckpt.diagnose.records import Change, Finding
+from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.limits import Limit
 
 __all__ = ["find_structure"]
@@ -26,14 +28,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 MOST = 0.1
 """A change is reported when it leaves less than this share of the error."""
 
-
-@dataclass(frozen=True)
-class Change:
-    """The oracle's tensor changed in some way."""
-
-    kind: str
-    sentence: str
-    changed: Array
+LARGEST_FLOAT16 = 65504.0
 
 
 def find_structure(
@@ -45,7 +40,7 @@ def find_structure(
     n_heads: int | None = None,
     neighbours: Mapping[str, ArrayLike] | None = None,
 ) -> list[Finding]:
-    """The changes that give x from o, or most of it, the simplest that explains it first.
+    """The changes that give x from o, the simplest first; where none does, those that give most of it.
 
     Args:
         x, o: the tensor on trial and the oracle's, the token first.
@@ -56,15 +51,86 @@ def find_structure(
     """
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
     err = distance(trial, oracle, mask)
+    if limit.dtype == "integer" or err == 0.0:
+        return []
+    if mask is not None and trial.shape == oracle.shape:
+        trial, oracle = np.where(mask, trial, 0.0), np.where(mask, oracle, 0.0)
     found: list[Finding] = []
-    for change in changes(trial, oracle, mask):
-        left = distance(trial, change.changed, mask)
-        explained = passes(trial, change.changed, limit, mask)
+    for change in _changes(trial, oracle, n_heads, neighbours or {}):
+        if any(one.explained and one.kind == change.kind for one in found):
+            continue  # the same with more numbers to fit
+        left = distance(trial, change.changed)
+        explained = left <= max(limit.err, ROUNDED if limit.exact else 0.0)
+        explained = explained and passes(trial, change.changed, limit)
         if explained or left < MOST * err:
             found.append(Finding(change.kind, change.sentence, left, explained))
-    return sorted(found, key=lambda finding: not finding.explained)
+    whole = [one for one in found if one.explained]
+    return whole or sorted(found, key=lambda one: one.remaining_error)
 
 
-def changes(x: Array, o: Array, mask: Mask | None) -> Iterator[Change]:
+def _changes(
+    x: Array, o: Array, n_heads: int | None, neighbours: Mapping[str, ArrayLike]
+) -> Iterator[Change]:
     """Every change that is tried, the simplest first."""
+    if x.shape != o.shape:
+        yield from orders.other_axes(x, o)
+        return
+    if not np.isfinite(x).all():
+        yield from _beyond_the_range(x, o)
+        return
+    yield from _of_all_elements(x, o)
+    for name, array in neighbours.items():
+        if np.shape(array) == x.shape:
+            yield Change("layer", f"it is the tensor of {name}", np.asarray(array, np.float64))
+    heads = _with_heads(x, o, n_heads)
+    if x.ndim > 1:
+        yield from orders.in_other_order(x, o, heads)
+        yield from shares.only_some(x, o, heads)
+        yield from shares.one_for_each(x, o, heads)
+
+
+def _with_heads(x: Array, o: Array, n_heads: int | None) -> tuple[Array, Array] | None:
+    """Both as `[token, head, feature]`; None where there are no heads."""
+    if x.ndim == 3:
+        return x, o
+    if n_heads and x.ndim == 2 and x.shape[1] % n_heads == 0:
+        shape = (len(x), n_heads, -1)
+        return x.reshape(shape), o.reshape(shape)
+    return None
+
+
+def _beyond_the_range(x: Array, o: Array) -> Iterator[Change]:
+    """Infinite where float16 ends."""
+    beyond = np.abs(o) > LARGEST_FLOAT16
+    changed = np.where(beyond, np.copysign(np.inf, o), o)
+    yield Change("saturation", "it is infinite where the value is beyond float16's 65,504", changed)
+
+
+def _of_all_elements(x: Array, o: Array) -> Iterator[Change]:
+    """Changes that treat every element alike."""
+    if np.ptp(x) == 0:
+        what = "it is all zeros" if x.flat[0] == 0 else f"every element is {x.flat[0]:.6g}"
+        yield Change("constant", what, x)
+        return
     yield Change("sign", "the sign is flipped", -o)
+    gain = float(np.vdot(x, o) / (np.vdot(o, o) or 1.0))
+    yield Change("gain", f"there is a gain of {_number(gain, x.shape)}", gain * o)
+    bias = float(np.mean(x - o))
+    yield Change("bias", f"there is a bias of {bias:.6g}", o + bias)
+    slope, offset = np.polyfit(o.ravel(), x.ravel(), 1) if np.ptp(o) > 0 else (1.0, bias)
+    yield Change("gain", f"there is a gain of {slope:.6g} and a bias of {offset:.6g}", slope * o + offset)
+    for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
+        if np.array_equal(rounded(x), x):
+            yield Change("rounding", f"it is rounded to {name}", rounded(o))
+    top = np.abs(x).max()
+    if np.sum(np.abs(x) >= top * (1 - 1e-6)) > 1:
+        yield Change("saturation", f"it is cut at {top:.6g}", np.clip(o, -top, top))
+
+
+def _number(value: float, shape: tuple[int, ...]) -> str:
+    """A number, and what it is of the shape's sizes: "8 = sqrt(64)"."""
+    for size, power in itertools.product(dict.fromkeys(shape[:0:-1]), (0.5, -0.5, 1.0, -1.0)):
+        if size > 1 and abs(value / size**power - 1) < 1e-4:
+            name = f"sqrt({size})" if abs(power) == 0.5 else str(size)
+            return f"{value:.6g} = {'1/' if power < 0 else ''}{name}"
+    return f"{value:.6g}"
