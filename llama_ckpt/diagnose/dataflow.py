@@ -1,6 +1,7 @@
 """How data flows through a block, step by step, so that each step can be asked on somebody's own inputs.
 
-    in -> attn_norm -> q, k, v -> q_rope, k_rope -> (scores, probs, context) attn_out -> ffn_inp = in + attn_out
+    in -> attn_norm -> q, k, v -> q_rope, k_rope -> (scores, probs, context) attn_out
+       -> ffn_inp = in + attn_out
        -> ffn_norm -> (gate, up, swiglu) ffn_out -> out = ffn_inp + ffn_out
 
 A step's inputs are theirs where they recorded them, and the oracle's, computed from the nearest ones that

@@ -164,16 +164,12 @@ class Explainer:
             return TokenChoice(row, got, wanted, None, np.nan, np.nan, "" if got == wanted else "unknown")
         o = exact[row]
         best = int(oracle.argmax(o))
-        # Their own error counts as noise only as far as rounding explains it.
-        rounding = limit.element_err * (np.abs(o).max() + np.sqrt(np.mean(o * o)))
-        noise = min(float(np.nan_to_num(np.abs(x[row] - o), nan=np.inf).max()), float(rounding))
-        if reference is not None:
-            noise += float(np.abs(reference[row] - o).max())
-        choice = adjudicate(row, got, wanted if got != wanted else best, o, noise)
-        blame = "" if got == wanted == best else choice.blame
-        if got == wanted != best and blame == "target":
-            blame = "reference"  # they choose alike, and the oracle otherwise
-        return TokenChoice(row, got, wanted, best, choice.margin, noise, blame)
+        noise = limit.row_err * float(np.sqrt(np.mean(o * o)))
+        theirs = 0.0 if reference is None else float(np.abs(reference[row] - o).max())
+        if got == wanted == best:
+            return TokenChoice(row, got, wanted, best, np.nan, noise, "")
+        choice = adjudicate(row, got, wanted, o, noise, theirs)
+        return TokenChoice(row, got, wanted, best, choice.margin, max(noise, theirs), choice.blame)
 
 
 def is_explained(found: Diagnosis) -> bool:
