@@ -114,7 +114,7 @@ def qkv(
     n_kv_heads: int,
     tap: Tap | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Project `x [n, width]` to queries `[n, n_heads, head_dim]`, keys and values `[n, n_kv_heads, head_dim]`."""
+    """Project `x [n, width]` to q `[n, n_heads, head_dim]`, k and v `[n, n_kv_heads, head_dim]`."""
     x = _float64(x)
     n = len(x)
     q = _linear(x, wq).reshape(n, n_heads, -1)  # heads are contiguous runs of wq's rows
@@ -209,7 +209,7 @@ def block(
     sequence_ids: ArrayLike | None = None,
     tap: Tap | None = None,
 ) -> Array:
-    """One transformer block, `[n, width]` to `[n, width]`: attention, then feed-forward, each around a residual.
+    """One block, `[n, width]` to `[n, width]`: attention, then feed-forward, each beside a residual.
 
     `weights` has attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down.
     Taps every point of a block but the last, `out`, which is returned.
