@@ -46,6 +46,8 @@ def _list(items: Json) -> Json:
     return {"type": "array", "items": items}
 
 
+NAMES = ["started", "token", "metrics", "end", "error"]
+EVENT = _object(event={"enum": NAMES}, data={"type": "string", "contentMediaType": "application/json"})
 USAGE = _object(prompt_tokens=NUMBER, completion_tokens=NUMBER, total_tokens=NUMBER)
 MESSAGE = _object(role={"const": "assistant"}, content=TEXT)
 OPENAI_ERROR = _object(message=TEXT, type=TEXT, code=TEXT, optional={"param": {"type": ["string", "null"]}})
@@ -103,7 +105,7 @@ def describe(client_timeout: float) -> Json:
 
 
 def _paths() -> Json:
-    stream = ("text/event-stream", {"type": "string"})
+    stream = ("text/event-stream", EVENT)
     health = ("application/json", _reference("Health"))
     models = ("application/json", _reference("Models"))
     prometheus = ("text/plain", {"type": "string"})
@@ -159,7 +161,7 @@ def _post(summary: str, body: str, responses: Json) -> Json:
 
 def _openai(summary: str, body: str, answer: str) -> Json:
     whole = _json(summary, answer)
-    whole["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    whole["content"]["text/event-stream"] = {"schema": _object(data=TEXT)}
     failures = {
         "500": _json("The generation failed", "Faults", "OpenAIError"),
         "503": _json("Not now, or the job was cancelled", "Faults", "OpenAIError"),

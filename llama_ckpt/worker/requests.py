@@ -34,6 +34,13 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _boolean(value: Any) -> Any:
+    # 0 equals False in Python, and would pass for it in a Literal.
+    if not isinstance(value, bool):
+        raise ValueError("Input should be a valid boolean")
+    return value
+
+
 def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
@@ -48,6 +55,8 @@ Temperature = Annotated[float, Field(ge=0, le=2)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**64), WHOLE]
 Zero = Annotated[float, Field(ge=0, le=0)]
+One = Annotated[int, Field(ge=1, le=1), WHOLE]
+No = Annotated[Literal[False], BeforeValidator(_boolean)]
 
 
 class _Body(BaseModel):
@@ -125,7 +134,7 @@ class OpenAIRequest(_Sampled):
     ) = None
     stream: bool | None = False
     stream_options: dict[str, Any] | None = None
-    n: Literal[1] | None = 1
+    n: One | None = 1
     presence_penalty: Zero | None = 0.0
     frequency_penalty: Zero | None = 0.0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
@@ -151,8 +160,8 @@ class CompletionRequest(OpenAIRequest):
         ),
     ]
     max_tokens: MaxTokens | None = 16
-    echo: Literal[False] | None = False
-    best_of: Literal[1] | None = 1
+    echo: No | None = False
+    best_of: One | None = 1
     logprobs: None = None
     suffix: None = None
 
@@ -182,6 +191,6 @@ class ChatRequest(OpenAIRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_tokens: MaxTokens | None = Field(None, description="As many as the context and the limit allow.")
     max_completion_tokens: MaxTokens | None = Field(None, description="The newer name of max_tokens.")
-    logprobs: Literal[False] | None = False
+    logprobs: No | None = False
     tools: Annotated[list[Any], Field(max_length=0)] | None = None
     response_format: None = None
