@@ -228,16 +228,25 @@ def test_a_ladder_that_nobody_watches_any_more_does_not_count_as_failed() -> Non
         assert process.wait() == 141
 
 
+def hear_interrupts() -> None:
+    """A shell starts what it runs in the background deaf to SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_an_interrupt_is_quiet() -> None:
     with subprocess.Popen(
-        [*COMMAND, "tokenize"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*COMMAND, "tokenize"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hear_interrupts,
     ) as process:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         process.stdin.write(b"Hello\n")
         process.stdin.flush()
         process.stdout.readline()  # it is at work
         process.send_signal(signal.SIGINT)
-        assert process.wait() == 130
+        assert process.wait(timeout=60) == 130
         assert process.stderr.read() == b""
 
 
