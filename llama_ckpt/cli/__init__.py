@@ -12,7 +12,17 @@ from typing import Annotated
 import typer
 
 from llama_ckpt import __version__
-from llama_ckpt.cli import capture, compare, explain, generate, inspect, make_seeded, tokenize, validate
+from llama_ckpt.cli import (
+    capture,
+    compare,
+    explain,
+    generate,
+    inspect,
+    make_seeded,
+    mutants,
+    tokenize,
+    validate,
+)
 from llama_ckpt.cli.boundary import CommandGroup
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -43,7 +53,7 @@ def _options(
     """Name the first layer of a Llama-2 that is wrong, by how much, and compared with what."""
 
 
-_MODULES = (validate, compare, explain, generate, tokenize, inspect, capture, make_seeded)
+_MODULES = (validate, compare, explain, generate, tokenize, inspect, capture, make_seeded, mutants)
 for _module in _MODULES:
     app.command(_module.NAME, epilog=_module.EXAMPLE)(_module.command)
 

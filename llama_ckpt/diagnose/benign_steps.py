@@ -131,7 +131,7 @@ def padded_keys(
     n, free = len(at), 5
     later = np.concatenate([at, np.full(free, at.max() + 1)])
     q, k, v = (
-        np.concatenate([float32(right, x), np.ones_like(x[:free], np.float32)])
+        np.concatenate([float32(right, x), np.ones((free, *x.shape[1:]), np.float32)])
         for x in map(np.asarray, (q, k, v))
     )
 

@@ -3,7 +3,7 @@
 A mutant is a bug laid over a program that rounds in float32, another order of sums for each seed, so that
 a diagnosis has to see through the rounding. It is held, case by case and in the ladder's order, against
 the oracle; the first checkpoint with a failing point has killed it, and the tensors of that checkpoint
-are diagnosed. A bug that a model cannot show (a wrong group where nothing is grouped) is not counted there.
+are diagnosed. A bug that a prompt cannot show is not counted there.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llama_ckpt.diagnose.rival_metrics import RIVALS
 from llama_ckpt.limits import Forcing, Limit, limit_for
 from llama_ckpt.points import POINTS, Case, Checkpoint, block_point, split_name
 
-__all__ = ["Bench", "BugRun", "FalseAlarm", "Judged", "run_bug", "run_variant"]
+__all__ = ["Bench", "BugRun", "FalseAlarm", "Judged", "VariantRun", "run_bug", "run_variant"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -189,20 +189,24 @@ class BugRun:
 
 
 def run_bug(bug: Bug, bench: Bench, rounding: Variant) -> BugRun | None:
-    """Climb the ladder with a bug over a program that rounds; None where this model cannot show it."""
-    program = bug.over(rounding.program)
-    shown, passed = False, list[str]()
+    """Climb the ladder with a bug over a program that rounds.
+
+    None where this prompt cannot show it at its own checkpoint: a wrong group where nothing is grouped, a
+    window of 4 tokens over 4 tokens.
+    """
+    if not any(bench.shows(bug, case) for case in bench.cases[bug.checkpoint]):
+        return None
+    program, passed = bug.over(rounding.program), list[str]()
     for checkpoint in bench.ladder:
         cases = [case for case in bench.cases[checkpoint.id] if bug in candidates(case.function)]
         if not any(bench.shows(bug, case) for case in cases):
             passed.append(checkpoint.id)
             continue
-        shown = True
         by_case = [list(bench.judged(program, case)) for case in cases]
         if any(one.saw for judged in by_case for one in judged):
             return _killed(bug, bench, checkpoint, by_case, tuple(passed))
         passed.append(checkpoint.id)
-    return BugRun(bug, bench.given.label) if shown else None
+    return BugRun(bug, bench.given.label)
 
 
 def _killed(
