@@ -203,7 +203,8 @@ def train(model: Llama, stream: Tensor, held_out: Tensor, bos_id: int, options: 
         if (step + 1) % options.evaluate_every == 0:
             value, _ = held_out_loss(model, held_out, bos_id)
             print(
-                f"step {step + 1}: train {loss.item():.3f}, held out {value:.3f}, {time.monotonic() - began:.0f} s"
+                f"step {step + 1}: train {loss.item():.3f}, held out {value:.3f}, "
+                f"{time.monotonic() - began:.0f} s"
             )
             if value < best:
                 best, best_step = value, step + 1
