@@ -2,6 +2,7 @@
 
     report = validate()                       # the embedded model, every checkpoint
     report = validate(["1", "1B"], model="mine.gguf", dtype="float16")
+    report = validate("1", implementation=my_rms_norm)   # somebody's own layer in the place of ours
     report.exit_code                          # 0 all pass, 1 one fails
 
 Checkpoints are found by their modules' names, `checkpoints/cNN_*.py`; nothing lists them.
@@ -21,8 +22,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llama_ckpt.compare import PointVerdict
+from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.errors import OptionError
+from llama_ckpt.implementation import Implementation, load_implementation
 from llama_ckpt.model import pick_device, pick_dtype
+from llama_ckpt.observer import Observer
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 from llama_ckpt.subjects import Selection, select
@@ -71,6 +75,7 @@ class CheckpointResult:
         compared, of: how many points were compared, of how many there are.
         seconds: spent on it.
         points: every point judged, in order.
+        diagnoses: what the first failures look like.
     """
 
     id: str
@@ -81,6 +86,7 @@ class CheckpointResult:
     of: int = 0
     seconds: float = 0.0
     points: list[JudgedPoint] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """The record that stands under `checkpoints` in the report."""
@@ -89,6 +95,7 @@ class CheckpointResult:
             **plain,
             "seconds": round(self.seconds, 3),
             "points": [point.to_json() for point in self.points],
+            "diagnoses": [one.to_json() for one in self.diagnoses],
         }
 
 
@@ -101,6 +108,8 @@ class LadderReport:
         notes: sentences about how the recordings came about.
         compared: False where llama.cpp should have been compared and was not.
         checkpoints: one result each, in the ladder's order.
+        implementation: how somebody's own layer was given; None where ours were tried.
+        maps: histograms and errors by token, where they were asked for.
     """
 
     model: str
@@ -109,6 +118,8 @@ class LadderReport:
     notes: list[str]
     compared: bool
     checkpoints: list[CheckpointResult]
+    implementation: str | None = None
+    maps: Mapping[str, Any] | None = None
     schema: int = SCHEMA
 
     @property
@@ -118,8 +129,10 @@ class LadderReport:
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it."""
-        head = {name: getattr(self, name) for name in ("schema", "model", "device", "dtype", "notes")}
-        return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints]}
+        names = ("schema", "model", "device", "dtype", "notes", "implementation")
+        head = {"kind": "ladder", **{name: getattr(self, name) for name in names}}
+        maps = {} if self.maps is None else {"maps": self.maps}
+        return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints], **maps}
 
 
 @cache
@@ -152,14 +165,17 @@ def normalize_ids(ids: Iterable[str] | None) -> tuple[str, ...]:
 
 
 def validate(
-    ids: Iterable[str] | None = None,
+    ids: str | Iterable[str] | None = None,
     *,
     model: str | Path | None = None,
     dumps: str | Path | None = None,
     device: str = "auto",
     dtype: str = "float32",
+    implementation: str | Callable[..., Any] | None = None,
+    arrays: str = "auto",
     stop_on_failure: bool = False,
     oracle_only: bool = False,
+    maps: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     on_checkpoint: Callable[[CheckpointResult], None] | None = None,
     probes: Mapping[str, Probe] | None = None,
@@ -167,12 +183,16 @@ def validate(
     """Climb the ladder.
 
     Args:
-        ids: the checkpoints; None climbs all of them.
+        ids: the checkpoints, or a single one; None climbs all of them.
         model: a GGUF file; None takes the embedded model and its dumps.
         dumps: a folder of reference dumps; None captures a given model's first.
         device: "auto", "cpu" or "cuda". dtype: "float32", "float16" or "bfloat16".
+        implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
+            without `ids` the checkpoint is the one whose function has the same name.
+        arrays: what it is called with: "torch", "numpy", or "auto".
         stop_on_failure: skip what comes after the first failing checkpoint.
         oracle_only: judge without llama.cpp.
+        maps: keep histograms and errors by token for a page.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
         probes: by checkpoint id, what is judged with it once; the command line adds the worker to 0.
@@ -180,7 +200,9 @@ def validate(
     Raises:
         LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
     """
-    wanted = normalize_ids(ids)
+    ids = [ids] if isinstance(ids, str) else ids
+    own = None if implementation is None else implemented(implementation, ids, arrays)
+    wanted = normalize_ids(ids if own is None else [own.checkpoint.id])
     ladder = [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
     picked = str(pick_device(device))
     pick_dtype(dtype)
@@ -188,8 +210,12 @@ def validate(
         selection = select(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
         )
-        trials = open_trials(selection, progress)
+        observer = Observer(keep_tally=maps)
+        trials = open_trials(selection, progress, own, observer)
         report = LadderReport(selection.name, picked, dtype, list(selection.notes), selection.compared, [])
+        if own is not None:
+            report.implementation, probes = own.name, None
+            report.notes += own.notes()
         for checkpoint in ladder:
             result = CheckpointResult(checkpoint.id, checkpoint.title)
             report.checkpoints.append(result)
@@ -201,18 +227,43 @@ def validate(
                 if probes and checkpoint.id in probes:
                     run_probe(probes[checkpoint.id], Path(model or embedded_model()), report, result)
                 conclude(result, checkpoint, failed)
+                result.diagnoses = observer.take()
             if on_checkpoint:
                 on_checkpoint(result)
+    report.maps = observer.tally.to_json() if maps else None
     return report
 
 
-def open_trials(selection: Selection, progress: Callable[[str, int, int], None] | None) -> list[Trial]:
+def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arrays: str) -> Implementation:
+    """Somebody's function, and the checkpoint that it is for.
+
+    Raises:
+        OptionError: not one checkpoint, or a function that cannot be loaded.
+    """
+    name = given.rpartition(":")[2] if isinstance(given, str) else getattr(given, "__name__", "")
+    asked = [str(one) for one in ids or ()]
+    if not asked:
+        asked = [one.id for one in discover() if one.function.__name__ == name]
+    if len(asked) != 1:
+        wanted = "the one that it is for, such as 1"
+        raise OptionError(f"checkpoint of the implementation {name}", got=asked or "none", wanted=wanted)
+    (wanted_id,) = normalize_ids(asked)
+    checkpoint = next(one for one in discover() if one.id == wanted_id)
+    return load_implementation(given, checkpoint, arrays=arrays)
+
+
+def open_trials(
+    selection: Selection,
+    progress: Callable[[str, int, int], None] | None,
+    implementation: Implementation | None,
+    observer: Observer,
+) -> list[Trial]:
     """A trial for each recording of each subject."""
     trials = []
     for subject in selection.subjects:
         if progress:
             progress(f"loading {subject.label}", 0, 0)
-        trials += [Trial(subject, recording) for recording in subject.recordings]
+        trials += [Trial(subject, recording, implementation, observer) for recording in subject.recordings]
     return trials
 
 

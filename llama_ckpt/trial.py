@@ -3,13 +3,14 @@
 Teacher-forced, each call gets its inputs from the recording, so an error shows where it is made.
 Free-running, the whole model runs from the tokens, so errors add up as they do in use. Both are
 judged against the oracle on the same inputs and, where there is one, against llama.cpp's tensor.
+Somebody's own implementation takes the layer function's place in both.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +21,10 @@ from numpy.typing import NDArray
 from llama_ckpt import oracle
 from llama_ckpt.compare import PointVerdict, causal_mask, judge
 from llama_ckpt.continuation import Noise, judge_continuation, judge_greedy
+from llama_ckpt.implementation import Implementation, Rejected
 from llama_ckpt.limits import Forcing, limit_for
 from llama_ckpt.model import Model
+from llama_ckpt.observer import Observer
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
 from llama_ckpt.recording import Recording, oracle_given, torch_given
@@ -48,6 +51,8 @@ class Trial:
 
     subject: Subject
     recording: Recording
+    implementation: Implementation | None = None
+    observer: Observer = field(default_factory=Observer)
 
     @property
     def dtype(self) -> str:
@@ -60,6 +65,8 @@ class Trial:
         for verdict in self.teacher_forced(checkpoint):
             judged.append(verdict.name)
             yield verdict
+        if self.implementation is not None and checkpoint.function.__name__ == "logits":
+            judged += [*self.exact]  # its cases are of the functions that it calls, which are ours
         for name in dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged):
             yield from self.free_running(name)
 
@@ -70,17 +77,47 @@ class Trial:
         oracle_cases = checkpoint.cases(oracle_given(self.recording, model, weights))
         module = sys.modules[checkpoint.function.__module__]
         for case, exact in zip(layer_cases, oracle_cases, strict=True):
+            if self.implementation is not None:
+                if self.implementation.replaces(case.function):
+                    yield from self.implemented(checkpoint, self.implementation, case, exact)
+                continue
             if case.function == "generate":
                 yield from self.end_to_end(case)
                 continue
             layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
             wanted = self.oracle_answer(exact)
-            for name, tensor in call(layer, case, taps=True).items():
-                yield self.verdict(checkpoint, name, tensor, wanted[name], "teacher")
+            made = call(layer, case, taps=True)
+            verdicts = [
+                self.verdict(checkpoint, name, x, wanted[name], "teacher") for name, x in made.items()
+            ]
+            yield from verdicts
+            self.observer.explain(verdicts, made, wanted, exact, self)
             if case.taps:
                 for name, tensor in call(layer, case, taps=False).items():
                     found = self.verdict(checkpoint, name, tensor, wanted[name], "teacher")
                     yield replace(found, name=name + UNTAPPED)
+
+    def implemented(
+        self, checkpoint: Checkpoint, implementation: Implementation, case: Case, exact: Case
+    ) -> Iterator[PointVerdict]:
+        """One case of somebody's own function; what it does wrong before its tensors fails their points."""
+        if case.function == "generate":
+            with implementation.installed():
+                try:
+                    yield from self.end_to_end(case)
+                except Rejected as error:
+                    yield rejected("continuation", "free", error)
+            return
+        shown = [*case.taps.values(), *case.returns] if implementation.takes_tap else case.returns
+        try:
+            made = implementation.call(case, self.subject.model.dtype, taps=True)
+        except Rejected as error:
+            yield from (rejected(name, "teacher", error) for name in shown)
+            return
+        wanted = self.oracle_answer(exact)
+        verdicts = [self.verdict(checkpoint, name, made.get(name), wanted[name], "teacher") for name in shown]
+        yield from verdicts
+        self.observer.explain(verdicts, made, wanted, exact, self)
 
     def oracle_answer(self, case: Case) -> dict[str, Any]:
         """What the oracle computes of a case; for what it has no function, what llama.cpp recorded."""
@@ -98,6 +135,8 @@ class Trial:
         max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or sampled) else None
         trial, dtype = as_numpy(x)
         causal = point in POINTS and POINTS[point].causal
+        mask = causal_mask(self.recording.positions) if causal else None
+        self.observer.saw(self.recording.label, name, forcing, trial, o, mask)
         return judge(
             name,
             trial,
@@ -105,7 +144,7 @@ class Trial:
             limit=limit_for(name, self.dtype, forcing, n_layers=self.subject.model.config.n_layers),
             r=self.reference(name),
             max_abs=max_abs,
-            mask=causal_mask(self.recording.positions) if causal else None,
+            mask=mask,
             dtype=dtype,
         )
 
@@ -125,11 +164,17 @@ class Trial:
 
     def free_running(self, name: str) -> Iterator[PointVerdict]:
         """The same point in the model's own run from the tokens."""
+        if self.broken is not None:
+            if name == "greedy_tokens" or name in self.exact:
+                yield rejected(name, "free", self.broken)
+            return
         if name == "greedy_tokens":
             yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording, self.logit_noise)
         elif name in self.exact:
             yield self.verdict(None, name, self.free.get(name), self.exact[name], "free")
             if name == "logits":
+                if self.implementation is not None:
+                    return  # the same function: whether it is asked to show its steps is its own business
                 fused = self.subject.model.logits(self.recording.token_ids, self.recording.positions)
                 found = self.verdict(None, name, fused, self.exact[name], "free")
                 yield replace(found, name=name + UNTAPPED)
@@ -139,8 +184,36 @@ class Trial:
         """Every point of the model's own run."""
         seen: dict[str, torch.Tensor] = {}
         model, recording = self.subject.model, self.recording
-        seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
+        own = self.implementation
+        if own is None:
+            seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
+        elif own.replaces("logits"):
+            seen["logits"] = own(
+                model.tensor(recording.token_ids),
+                model.weights,
+                config=model.config,
+                positions=model.tensor(recording.positions),
+                dtype=model.dtype,
+                tap=seen.__setitem__,
+                dtype_on_trial=model.dtype,
+            )
+        else:
+            with own.installed():
+                seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
         return seen
+
+    @cached_property
+    def broken(self) -> Rejected | None:
+        """Why the free run came to nothing, where an implementation's fault it is."""
+        try:
+            _ = self.free
+        except Rejected as error:
+            return error
+        except Exception as error:
+            if self.implementation is None:
+                raise  # ours
+            return Rejected(f"its tensors broke the layers after it: {type(error).__name__}: {error}")
+        return None
 
     @cached_property
     def exact(self) -> dict[str, NDArray[np.float64]]:
@@ -169,6 +242,11 @@ class Trial:
         if reference is None:
             return Noise(limit.row_err, 0.0)
         return Noise(limit.row_err, float(np.abs(reference - self.exact["logits"]).max()))
+
+
+def rejected(name: str, forcing: Forcing, error: Rejected) -> PointVerdict:
+    """The failure of a point that an implementation never came to."""
+    return PointVerdict(name, forcing, "fail", "target", str(error))
 
 
 def call(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:

@@ -43,13 +43,16 @@ class Tally:
 
     Attributes:
         counts: for (neutral point, "own" or "total") how many elements have an error in each bin.
-        rows: for a point's full name the total error of each token; of the blocks' ends only.
+        rows: for a dump's label and a point's full name the total error of each token; of the blocks'
+            ends only.
     """
 
     counts: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
-    rows: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    rows: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
 
-    def add(self, name: str, kind: str, x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> None:
+    def add(
+        self, name: str, kind: str, x: ArrayLike, o: ArrayLike, mask: Mask | None = None, label: str = ""
+    ) -> None:
         """Count one tensor of `kind` "own" or "total"; one of another shape than o's is passed over."""
         if np.shape(x) != np.shape(o) or np.ndim(o) == 0:
             return
@@ -65,7 +68,7 @@ class Tally:
         counted = np.bincount(bins, minlength=len(EDGES) - 1)
         self.counts[key] = self.counts.get(key, np.zeros(len(EDGES) - 1, np.int64)) + counted
         if kind == "total" and point in ("embd", "out", "output_norm", "logits"):
-            self.rows[name] = tuple(float(error) for error in row_errors(x, o, mask))
+            self.rows[label, name] = tuple(float(error) for error in row_errors(x, o, mask))
 
     def to_json(self) -> dict[str, Any]:
         """`edges` (exponents of ten), `histograms` and `rows`."""
@@ -75,5 +78,7 @@ class Tally:
                 {"point": point, "kind": kind, "counts": counts.tolist()}
                 for (point, kind), counts in self.counts.items()
             ],
-            "rows": [{"name": name, "errs": list(errs)} for name, errs in self.rows.items()],
+            "rows": [
+                {"dump": label, "name": name, "errs": list(errs)} for (label, name), errs in self.rows.items()
+            ],
         }

@@ -17,7 +17,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("llama_ckpt", "checkpoints", "reference_dumps")
 
-RUNS_THE_LADDER = ("ladder", "trial", "subjects", "recording", "continuation")
+RUNS_THE_LADDER = (
+    "ladder",
+    "trial",
+    "subjects",
+    "recording",
+    "continuation",
+    "implementation",
+    "observer",
+)
 ABOVE_CHECKPOINTS = (*RUNS_THE_LADDER, "model", "engine", "diagnose", "report", "worker", "cli")
 """What in llama_ckpt may import `checkpoints`, and is imported by nothing below."""
 
