@@ -82,11 +82,12 @@ def test_a_worker_whose_log_nobody_reads(reciter_model: Path) -> None:
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     assert process.stderr is not None
     try:
-        port = json.loads(process.stderr.readline())["port"]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
-            while client.get("/health").status_code != 200:
-                pass
-            for number in range(150):
+        line = {}
+        while line.get("message") != "ready":
+            line = json.loads(process.stderr.readline())
+        url = f"http://127.0.0.1:{line['port']}"
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            for number in range(60):
                 execute(client, request(f"unread-{number}" + "x" * 400, prompt="a", max_tokens=1))
             assert client.get("/health").status_code == 200
         process.terminate()
