@@ -67,7 +67,7 @@ def test_the_installed_command_is_there() -> None:
     assert done.returncode == 0 and done.stdout.startswith("llama_ckpt ")
 
 
-def refused(worker: RunningWorker, sentence: str, code: int = 2) -> None:
+def check_refused(worker: RunningWorker, sentence: str, code: int = 2) -> None:
     """The worker ends with that code, and its last line says why."""
     last = worker.end()
     assert worker.process.returncode == code
@@ -82,19 +82,19 @@ def test_bad_model_files(tmp_path: Path, embedded_model: Path) -> None:
         names = {"missing.gguf": "No such file", "text.gguf": "GGUF", "half.gguf": "tensor"}
         workers = {name: RunningWorker(tmp_path / name, callback_url=manager.url) for name in names}
         for name, sentence in names.items():
-            refused(workers[name], sentence)
+            check_refused(workers[name], sentence)
         assert manager.calls == []
 
 
 def test_a_context_longer_than_the_models(embedded_model: Path) -> None:
     with running(embedded_model, "--max-context", "4097") as worker:
-        refused(worker, "--max-context: got 4097, wanted at most the model's context of 4096")
+        check_refused(worker, "--max-context: got 4097, wanted at most the model's context of 4096")
 
 
 def test_a_port_in_use(worker: RunningWorker) -> None:
     with pool_manager(200) as manager:
         with running(model_path(), "--port", str(worker.port), callback_url=manager.url) as second:
-            refused(second, f"cannot listen on 127.0.0.1:{worker.port}: Address already in use")
+            check_refused(second, f"cannot listen on 127.0.0.1:{worker.port}: Address already in use")
         assert manager.calls == []
 
 
@@ -102,7 +102,7 @@ def test_a_port_in_use(worker: RunningWorker) -> None:
 def test_a_missing_gpu(embedded_model: Path) -> None:
     with pool_manager(200) as manager:
         with running(embedded_model, "--device", "cuda", callback_url=manager.url) as worker:
-            refused(worker, "device: got cuda, wanted one of 0 CUDA devices")
+            check_refused(worker, "device: got cuda, wanted one of 0 CUDA devices")
         assert manager.calls == []
 
 
@@ -153,7 +153,7 @@ def test_test_mode_is_logged(worker: RunningWorker) -> None:
 
 def test_a_callback_that_refuses(reciter_model: Path) -> None:
     with pool_manager(307) as manager, running(reciter_model, callback_url=manager.url) as worker:
-        refused(worker, "answered 307, wanted 2xx", code=1)
+        check_refused(worker, "answered 307, wanted 2xx", code=1)
 
 
 def test_the_models_process_ends_while_loading(reciter_model: Path) -> None:
@@ -161,7 +161,7 @@ def test_the_models_process_ends_while_loading(reciter_model: Path) -> None:
         worker.logged("loading the model")
         pid = worker.model_pid()
         os.kill(pid, signal.SIGKILL)
-        refused(worker, "the model's process ended while loading, signal 9", code=1)
+        check_refused(worker, "the model's process ended while loading, signal 9", code=1)
 
 
 def test_several_workers_side_by_side(worker: RunningWorker, reciter: RunningWorker) -> None:
