@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -15,6 +13,7 @@ from rich.text import Text
 import llama_ckpt
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar
+from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.cli.worker_points import worker_points
 from llama_ckpt.report import terminal
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLE", "NAME", "command"]
 
 NAME = "validate"
-EXAMPLE = "Example: llama-ckpt validate 1 1B --model llama-2-7b.Q4_0.gguf --json report.json"
+EXAMPLE = "Example: llama-ckpt validate 1 --impl mine.norms:rms_norm --html report.html"
 STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
 
 
@@ -46,11 +45,18 @@ def command(
     oracle_only: Annotated[
         bool, typer.Option("--oracle-only", help="Judge by the float64 oracle, without llama.cpp.")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
+    impl: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Your own layer in the place of one checkpoint's."),
     ] = None,
+    arrays: Annotated[
+        Literal["auto", "torch", "numpy"], typer.Option(help="What --impl is called with.")
+    ] = "auto",
+    json_file: JsonFile = None,
+    junit_file: JunitFile = None,
+    html_file: HtmlFile = None,
 ) -> None:
-    """Hold every checkpoint against its references.
+    """Hold every checkpoint, or your own layer, against references.
 
     These are the tensors of the real llama.cpp and a float64 oracle.
 
@@ -65,26 +71,25 @@ def command(
         "dtype": dtype,
         "oracle_only": oracle_only,
     }
+    layer = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))
-    to_stdout = json_file == Path("-")
-    if json_file is not None and not to_stdout:
-        json_file.touch()  # now, not after minutes of work, is the time to find that it cannot be written
+    files = ReportFiles(json_file, junit_file, html_file)
     with ProgressBar() as bar:
-        screen = _Screen(_Console(stderr=to_stdout, highlight=False, soft_wrap=True), bar, options)
+        screen = _Screen(
+            _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True), bar, options | layer
+        )
         report = llama_ckpt.validate(
             ids,
             **options,
+            **layer,
+            maps=html_file is not None,
             stop_on_failure=stop_on_failure,
             progress=bar,
             on_checkpoint=screen.show,
             probes={"0": worker_points},
         )
     screen.finish(report)
-    text = json.dumps(report.to_json(), indent=1) + "\n"
-    if to_stdout:
-        sys.stdout.write(text)
-    elif json_file is not None:
-        json_file.write_text(text, encoding="utf-8")
+    files.write(report.to_json())
     raise typer.Exit(report.exit_code)
 
 

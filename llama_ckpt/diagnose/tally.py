@@ -5,6 +5,7 @@ Filled while points are judged, so that no tensor has to be kept. numpy only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -79,6 +80,7 @@ class Tally:
                 for (point, kind), counts in self.counts.items()
             ],
             "rows": [
-                {"dump": label, "name": name, "errs": list(errs)} for (label, name), errs in self.rows.items()
+                {"dump": label, "name": name, "errs": [e if math.isfinite(e) else None for e in errs]}
+                for (label, name), errs in self.rows.items()
             ],
         }

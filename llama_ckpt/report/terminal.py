@@ -110,13 +110,25 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
         "computed": f"in {dtype} on {device}",
         "dump": first.dump,
         "inherited": _inherited(failing),
+        **_explained(result),
         "stands on": result.reason.partition("it stands on ")[2],
         "also fail": _named(rest),
         "repeat": repeat,
+        "next": f"llama-ckpt explain {result.id}",
     }
     for name, fact in facts.items():
         if fact:
             yield f"    {name:<12}{fact}"
+
+
+def _explained(result: CheckpointResult) -> dict[str, str]:
+    """What the first failure looks like, and the smallest limit that would pass."""
+    if not result.diagnoses:
+        return {}
+    sentences = [one.sentence() for one in result.diagnoses if one.sentence()]
+    least = result.diagnoses[0].smallest_limit
+    passing = "" if least is None else f"{least.factor:.3g} times the limit ({least.metric})"
+    return {"looks like": sentences[0] if sentences else "", "would pass": passing}
 
 
 def _inherited(failing: Sequence[JudgedPoint]) -> str:
@@ -153,12 +165,22 @@ def _named(points: Sequence[JudgedPoint]) -> str:
 
 
 def repeat_command(
-    checkpoint: str, *, model: object, dumps: object, device: str, dtype: str, oracle_only: bool
+    checkpoint: str,
+    *,
+    model: object,
+    dumps: object,
+    device: str,
+    dtype: str,
+    oracle_only: bool,
+    implementation: str | None = None,
+    arrays: str = "auto",
 ) -> str:
     """The command line that runs just this checkpoint again, on the same device in the same dtype."""
     words = ["llama-ckpt", "validate", checkpoint]
     for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
         words += [option, str(value)] if value is not None else []
+    words += ["--impl", implementation] if implementation is not None else []
+    words += ["--arrays", arrays] if arrays != "auto" else []
     return shlex.join(words + (["--oracle-only"] if oracle_only else []))
 
 

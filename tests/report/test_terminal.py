@@ -82,6 +82,7 @@ def test_failure_says_everything() -> None:
         "computed": "in float32 on cpu",
         "dump": "f32/hello",
         "repeat": "again",
+        "next": "llama-ckpt explain 1",
     }
 
 
