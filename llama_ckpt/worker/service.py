@@ -17,7 +17,7 @@ from llama_ckpt.worker.logs import correlation_id, log
 from llama_ckpt.worker.model_link import Encoded, LoadedModel, ModelLink, ModelLostError, Part
 from llama_ckpt.worker.options import WorkerOptions
 from llama_ckpt.worker.replies import BadRequestError, Fault, UnavailableError
-from llama_ckpt.worker.requests import MAX_TOKENS, ExecuteRequest, OpenAIRequest
+from llama_ckpt.worker.requests import MAX_TOKENS, ChatRequest, ExecuteRequest, OpenAIRequest
 from llama_ckpt.worker.telemetry import Telemetry, resident_bytes
 
 __all__ = ["Service", "State"]
@@ -118,9 +118,10 @@ class Service:
         stop = tuple(request.stop or ())
         job = Job(next(self._numbers), job_id, correlation_id.get(), max_tokens or 0, sampling, stop)
         self.queue.admit(job)
+        field = "messages" if isinstance(request, ChatRequest) else "prompt"
         try:
-            encoded = await self._encode(parts)
-            job.max_tokens = self._tokens_to_make(encoded, max_tokens)
+            encoded = await self._encode(parts, field)
+            job.max_tokens = self._tokens_to_make(encoded, max_tokens, field)
         except BaseException:
             self.queue.withdraw(job)
             raise
@@ -142,23 +143,23 @@ class Service:
             message = f"the queue is full: {self.options.queue_size} jobs wait"
             raise UnavailableError("queue", message, self.queue.retry_after)
 
-    async def _encode(self, parts: Sequence[Part]) -> Encoded:
+    async def _encode(self, parts: Sequence[Part], field: str) -> Encoded:
         try:
             return await self.link.encode(parts)
         except TokenizerError as error:
-            raise BadRequestError([Fault("prompt", "vocabulary", str(error))]) from None
+            raise BadRequestError([Fault(field, "vocabulary", str(error))]) from None
         except ModelLostError:
             raise UnavailableError("faulted", WHY["faulted"]) from None
 
-    def _tokens_to_make(self, encoded: Encoded, asked: int | None) -> int:
+    def _tokens_to_make(self, encoded: Encoded, asked: int | None, field: str) -> int:
         room = self.loaded.max_context - encoded.count
         wanted = asked or max(1, min(MAX_TOKENS, room))
         if encoded.count == 0:
-            raise BadRequestError([Fault("prompt", "min_tokens", "the prompt has no tokens")])
+            raise BadRequestError([Fault(field, "min_tokens", "the prompt has no tokens")])
         if wanted > room:
             message = f"prompt and max_tokens have {encoded.count} + {wanted} tokens, "
             message += f"the context holds {self.loaded.max_context}"
-            raise BadRequestError([Fault("prompt", "context", message)])
+            raise BadRequestError([Fault(field, "context", message)])
         return wanted
 
     def _on_message(self, message: Mapping[str, Any]) -> None:

@@ -90,7 +90,6 @@ class HttpServer(uvicorn.Server):
 
     Args:
         service: what to serve.
-        seconds: after which a connection that has not sent a whole request is cut off.
     """
 
     def __init__(self, service: Service) -> None:

@@ -87,7 +87,7 @@ def test_all_words_of_the_protocol_are_explained() -> None:
     sources = "".join(
         path.read_text("utf-8") for path in (Path(__file__).parents[2] / "llama_ckpt/worker").glob("*.py")
     )
-    words |= set(re.findall(r'(?:Fault|_bad|UnavailableError)\(\s*"\w+",\s*"(\w+)"', sources))
+    words |= set(re.findall(r'(?:Fault|_bad|UnavailableError)\(\s*(?:"\w+"|field),\s*"(\w+)"', sources))
     assert len(words) > 25
     assert not {word for word in words if f"`{word}`" not in PAGE}
     assert f"{BODY_BYTES:,}" in PAGE

@@ -143,6 +143,13 @@ def test_messages_too_long_together(reciting_api: openai.OpenAI) -> None:
         reciting_api.chat.completions.create(messages=messages, **GREEDY)
 
 
+def test_a_chat_that_does_not_fit(reciting_api: openai.OpenAI) -> None:
+    messages: Any = [{"role": "user", "content": "a" * 200}]
+    with pytest.raises(openai.BadRequestError, match="the context holds 128") as caught:
+        reciting_api.chat.completions.create(messages=messages, max_tokens=5, **GREEDY)
+    assert (caught.value.param, caught.value.code) == ("messages", "context")
+
+
 def test_a_failure_is_an_error(reciting_api: openai.OpenAI) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         reciting_api.completions.create(prompt="n", **GREEDY)
