@@ -71,7 +71,7 @@ def command(
         "dtype": dtype,
         "oracle_only": oracle_only,
     }
-    layer = {} if impl is None else {"implementation": impl, "arrays": arrays}
+    layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))
     files = ReportFiles(json_file, junit_file, html_file)
     with ProgressBar() as bar:
