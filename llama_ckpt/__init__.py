@@ -21,6 +21,8 @@ from llama_ckpt.errors import LlamaCkptError
 
 if TYPE_CHECKING:
     from llama_ckpt.config import LlamaConfig as LlamaConfig
+    from llama_ckpt.diagnose.compare_dump import compare_dump as compare_dump
+    from llama_ckpt.export import export_weights as export_weights
     from llama_ckpt.gguf_file import GGUFFile as GGUFFile
     from llama_ckpt.gguf_file import open_gguf as open_gguf
     from llama_ckpt.ladder import LadderReport as LadderReport
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from llama_ckpt.model import Model as Model
     from llama_ckpt.model import generate as generate
     from llama_ckpt.model import load as load
+    from llama_ckpt.module_recorder import record as record
     from llama_ckpt.seeded_model import make_seeded as make_seeded
     from llama_ckpt.tokenizer import Tokenizer as Tokenizer
 
@@ -42,11 +45,14 @@ __all__ = [
     "Model",
     "Tokenizer",
     "__version__",
+    "compare_dump",
     "discover",
+    "export_weights",
     "generate",
     "load",
     "make_seeded",
     "open_gguf",
+    "record",
     "validate",
 ]
 
@@ -56,11 +62,14 @@ _HOMES = {
     "LlamaConfig": "config",
     "Model": "model",
     "Tokenizer": "tokenizer",
+    "compare_dump": "diagnose.compare_dump",
     "discover": "ladder",
+    "export_weights": "export",
     "generate": "model",
     "load": "model",
     "make_seeded": "seeded_model",
     "open_gguf": "gguf_file",
+    "record": "module_recorder",
     "validate": "ladder",
 }
 """Public name to the module of this package that defines it."""

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import OptionError
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
 
-__all__ = ["LAYOUTS", "DumpMap", "Rule", "interleave_halves", "read_map"]
+__all__ = ["LAYOUTS", "DumpMap", "Rule", "interleave_halves", "pair_kind", "read_map"]
 
 LAYOUTS = ("half-split", "ne", "scaled")
 """What a map may say of how values are stored."""
@@ -48,6 +48,31 @@ def interleave_halves(x: NDArray[Any]) -> NDArray[Any]:
     """Put the last axis from half-split order (all first members, then all second) into pairs."""
     half = x.shape[-1] // 2
     return np.stack((x[..., :half], x[..., half:]), axis=-1).reshape(x.shape)
+
+
+def pair_kind(before: NDArray[Any], after: NDArray[Any], positions: Sequence[int]) -> str | None:
+    """Which features RoPE turned together: "neighbours", "half-split", or None where nothing tells.
+
+    A rotation keeps the length of each pair, whatever its angle. One token at position 0 is not turned,
+    and heads of two features have one pair in either order.
+
+    Args:
+        before, after: `[n, heads, head_dim]`, q and q_rope, in one layout.
+        positions: of the tokens.
+    """
+    turned = np.asarray(positions) != 0
+    if not turned.any() or before.shape[-1] < 4:
+        return None
+    a, b = before[turned].astype(np.float64), after[turned].astype(np.float64)
+    half = a.shape[-1] // 2
+    lengths = {
+        "neighbours": [np.hypot(x[..., 0::2], x[..., 1::2]) for x in (a, b)],
+        "half-split": [np.hypot(x[..., :half], x[..., half:]) for x in (a, b)],
+    }
+    off = {k: float(np.linalg.norm(x - y) / (np.linalg.norm(x) or 1)) for k, (x, y) in lengths.items()}
+    kind = min(off, key=off.__getitem__)
+    other = max(off.values())
+    return kind if off[kind] < 0.03 and other > 3 * off[kind] else None
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@
 
 What a program may say of its run stands in the file's `__metadata__`, all of it optional; what is absent
 is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `weights_sha256`,
-`dtype` (what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`. Token ids
-and positions may also be integer tensors of those names. numpy and safetensors only.
+`dtype` (what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes`
+(what the reader of a report should know). Token ids and positions may also be integer tensors of those names. numpy and safetensors only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Declared:
         dtype: "float32", "float16" or "bfloat16": what was computed in.
         points: neutral names without a block's number; blocks: numbers of blocks. Together they say
             what was recorded on purpose, so that nothing else counts as missing.
-        producer: a name for reports.
+        producer, notes: for reports.
     """
 
     token_ids: tuple[int, ...] | None = None
@@ -63,6 +63,7 @@ class Declared:
     points: tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
     producer: str | None = None
+    notes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,7 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
         points=None if points is None else tuple(points),
         blocks=whole("blocks"),
         producer=metadata.get("producer"),
+        notes=metadata.get("notes"),
     )
 
 
@@ -244,20 +246,21 @@ def save_dump(
     weights_sha256: str | None = None,
     dtype: str | None = None,
     producer: str | None = None,
+    notes: str | None = None,
 ) -> None:
     """Write a dump that `open_their_dump` reads; any other writer of safetensors does as well.
 
     Args:
         path: the file to write.
         tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
-        token_ids, positions, weights_sha256, dtype, producer: as in `Declared`.
+        token_ids, positions, weights_sha256, dtype, producer, notes: as in `Declared`.
 
     Raises:
         OptionError: no tensors.
     """
     if not tensors:
         raise OptionError("tensors", got="none", wanted="at least one")
-    facts = {"weights_sha256": weights_sha256, "dtype": dtype, "producer": producer}
+    facts = {"weights_sha256": weights_sha256, "dtype": dtype, "producer": producer, "notes": notes}
     metadata = {key: value for key, value in facts.items() if value is not None}
     for key, numbers in (("token_ids", token_ids), ("positions", positions)):
         if numbers is not None:

@@ -16,6 +16,7 @@ from llama_ckpt.cli import (
     capture,
     compare,
     explain,
+    export,
     generate,
     inspect,
     make_seeded,
@@ -53,7 +54,7 @@ def _options(
     """Name the first layer of a Llama-2 that is wrong, by how much, and compared with what."""
 
 
-_MODULES = (validate, compare, explain, generate, tokenize, inspect, capture, make_seeded, mutants)
+_MODULES = (validate, compare, explain, generate, tokenize, inspect, export, capture, make_seeded, mutants)
 for _module in _MODULES:
     app.command(_module.NAME, epilog=_module.EXAMPLE)(_module.command)
 

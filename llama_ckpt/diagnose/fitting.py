@@ -20,7 +20,7 @@ from llama_ckpt.config import LlamaConfig
 from llama_ckpt.diagnose.comparison import LintFinding
 from llama_ckpt.points import POINTS, split_name
 
-__all__ = ["Fitted", "axis_sizes", "fit", "pair_kind", "sizes_from_shapes"]
+__all__ = ["Fitted", "axis_sizes", "fit", "sizes_from_shapes"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -137,28 +137,3 @@ def _shape_finding(name: str, x: Array, shape: tuple[int, ...], axes: Sequence[s
     if x.ndim == len(shape) and x.shape[1:] == shape[1:]:
         message += f": {x.shape[0]} tokens for {shape[0]}"
     return LintFinding("shape", name, message, MAP_HINT)
-
-
-def pair_kind(before: Array, after: Array, positions: Sequence[int]) -> str | None:
-    """Which features RoPE turned together: "neighbours", "half-split", or None where nothing tells.
-
-    A rotation keeps the length of each pair, whatever its angle. One token at position 0 is not turned,
-    and heads of two features have one pair in either order.
-
-    Args:
-        before, after: `[n, heads, head_dim]`, q and q_rope, in one layout.
-        positions: of the tokens.
-    """
-    turned = np.asarray(positions) != 0
-    if not turned.any() or before.shape[-1] < 4:
-        return None
-    a, b = before[turned].astype(np.float64), after[turned].astype(np.float64)
-    half = a.shape[-1] // 2
-    lengths = {
-        "neighbours": [np.hypot(x[..., 0::2], x[..., 1::2]) for x in (a, b)],
-        "half-split": [np.hypot(x[..., :half], x[..., half:]) for x in (a, b)],
-    }
-    off = {k: float(np.linalg.norm(x - y) / (np.linalg.norm(x) or 1)) for k, (x, y) in lengths.items()}
-    kind = min(off, key=off.__getitem__)
-    other = max(off.values())
-    return kind if off[kind] < 0.03 and other > 3 * off[kind] else None

@@ -269,6 +269,8 @@ def _say_what_is_lacking(sides: Sides) -> None:
     for line in _lacking(sides):
         sides.cannot_tell.append(line)
     declared = sides.theirs.declared
+    if declared.notes:
+        sides.notes.append(f"the dump says: {declared.notes}")
     silent = [key for key in ("token_ids", "positions", "weights_sha256") if getattr(declared, key) is None]
     if silent:
         sides.notes.append(f"not declared by the dump, so not checked: {', '.join(silent)}")

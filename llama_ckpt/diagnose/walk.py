@@ -20,13 +20,13 @@ from llama_ckpt.compare import PointVerdict, causal_mask, judge
 from llama_ckpt.diagnose.comparison import ComparedPoint, Comparison, LayerErrors, LintFinding
 from llama_ckpt.diagnose.dataflow import BlockFlow, Flow, whole_block
 from llama_ckpt.diagnose.explaining import Explainer
-from llama_ckpt.diagnose.fitting import fit, pair_kind
+from llama_ckpt.diagnose.fitting import fit
 from llama_ckpt.diagnose.lint import Scan, find_shift
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.diagnose.recorded_early import without_weight
 from llama_ckpt.diagnose.sides import Sides
 from llama_ckpt.diagnose.tally import row_errors
-from llama_ckpt.dump_map import interleave_halves
+from llama_ckpt.dump_map import interleave_halves, pair_kind
 from llama_ckpt.limits import Forcing, Limit, limit_for
 from llama_ckpt.oracle_weights import KEPT_BYTES
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name

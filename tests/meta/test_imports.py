@@ -30,7 +30,8 @@ ABOVE_CHECKPOINTS = (*RUNS_THE_LADDER, "model", "engine", "diagnose", "report", 
 """What in llama_ckpt may import `checkpoints`, and is imported by nothing below."""
 
 COMPUTES = ("block_formats", "quants", "weights", "kv_cache", "sampling", "kernels", "report.pages")
-LOADS_TORCH = (*COMPUTES, *RUNS_THE_LADDER, "model", "engine", "diagnose", "worker")
+RECORDS = ("module_recorder", "transformers_llama")
+LOADS_TORCH = (*COMPUTES, *RECORDS, *RUNS_THE_LADDER, "model", "engine", "diagnose", "worker")
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""
 
 
