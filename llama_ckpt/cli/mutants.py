@@ -32,7 +32,9 @@ def command(
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
     ] = None,
 ) -> None:
-    """Show that every known bug is caught and named, and that nothing right is condemned.
+    """Show that every known bug is caught and named.
+
+    And that nothing right is condemned.
 
     A row a bug: the checkpoint that killed it, the point and the metrics that saw it, what the
     diagnosis called it. Then a row a benign variant, and what other tools' metrics make of all.
