@@ -57,7 +57,7 @@ class Tally:
         """Count one tensor of `kind` "own" or "total"; one of another shape than o's is passed over."""
         if np.shape(x) != np.shape(o) or np.ndim(o) == 0:
             return
-        point = split_name(name)[1]
+        point = split_name(name)[1].split(".")[0]  # "sampling.2" counts as "sampling"
         with np.errstate(all="ignore"):
             errors = element_errors(x, o, mask)
             if mask is not None:

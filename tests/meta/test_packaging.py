@@ -42,7 +42,7 @@ def test_wheel_carries_the_model_the_dumps_and_every_module(wheel: zipfile.ZipFi
         wanted = {
             str(path.relative_to(ROOT))
             for path in (ROOT / package).rglob("*")
-            if path.suffix in (".py", ".gguf", ".json", ".safetensors", ".typed")
+            if path.suffix in (".py", ".gguf", ".json", ".safetensors", ".typed", ".css")
         }
         assert wanted and wanted <= packed, sorted(wanted - packed)
     assert any(name.endswith("licenses/LICENSE") for name in packed)

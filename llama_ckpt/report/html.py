@@ -1,0 +1,311 @@
+"""A report as one self-contained page: no script, nothing loaded, light and dark, printable.
+
+page(report.to_json())        # of a ladder or of a comparison
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from llama_ckpt import __version__
+from llama_ckpt.report import charts
+from llama_ckpt.report.view import Judged, View, view
+
+__all__ = ["page"]
+
+MOST_ROWS = 40
+"""So many rows of the table of verdicts; the JSON has them all."""
+
+OFF = {
+    "target": "yours",
+    "reference": "llama.cpp",
+    "noise": "nobody: rounding",
+    "tie": "nobody: a tie",
+    "unknown": "not known",
+    "": "nobody",
+}
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The whole page.
+
+    Args:
+        report: the JSON of a ladder's or a comparison's report, as read or as `to_json` gives it.
+    """
+    seen = view(report)
+    sections = (_head, _findings, _explained, _ladder, _growth, _maps, _tokens_map, _histograms, _verdicts)
+    body = "".join("".join(section(seen)) for section in (*sections, _provenance))
+    style = (files(__package__) / "page.css").read_text("utf-8")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>llama_ckpt: {escape(seen.title)}, {seen.verdict}</title>\n<style>\n{style}</style>\n"
+        f"</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
+
+
+def _section(title: str, text: str, parts: Iterable[str]) -> Iterator[str]:
+    """A section with a heading; nothing where there is nothing in it."""
+    inner = "".join(parts)
+    if inner:
+        yield f"<section><h2>{escape(title)}</h2>"
+        yield f"<p class='lead'>{text}</p>" if text else ""
+        yield f"{inner}</section>\n"
+
+
+def _head(seen: View) -> Iterator[str]:
+    word = {"pass": "pass", "fail": "fail"}[seen.verdict]
+    yield f"<header><p class='kind'>llama_ckpt · {escape(seen.title)}</p>"
+    yield f"<h1><span class='badge {word}'>{word.upper()}</span> {escape(seen.sentence)}</h1><dl class='facts'>"
+    yield from (f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in seen.facts)
+    yield "</dl>"
+    for why, command in seen.steps:
+        yield f"<p class='next'><b>Next:</b> {escape(why)}"
+        yield f"<code>{escape(command)}</code></p>" if command else "</p>"
+    yield "</header>\n"
+
+
+def _findings(seen: View) -> Iterator[str]:
+    title = "Failing checkpoints" if seen.checkpoints else "The dump itself"
+    rows = (
+        f"<li><b>{escape(kind)}</b> {escape(message)}<small>{escape(hint)}</small></li>"
+        for kind, message, hint in seen.findings
+    )
+    inner = "".join(rows)
+    yield from _section(title, "", [f"<ul class='findings'>{inner}</ul>"] if inner else [])
+
+
+def _explained(seen: View) -> Iterator[str]:
+    cards = [_card(found) for found in seen.explained]
+    yield from _section("What it looks like", "", cards)
+
+
+def _card(found: Mapping[str, Any]) -> str:
+    """One diagnosis: named bugs, what the residual looks like, the smallest limit."""
+    lines = [f"<h3><code>{escape(found['point'])}</code> <small>err {_number(found['err'])}</small></h3><ul>"]
+    for bug in found["named"][:4]:
+        mark = "explains it" if bug["explained"] else "explains most of it"
+        left = _number(bug["remaining_error"])
+        lines.append(
+            f"<li><b>{escape(bug['sentence'])}</b> <small>{mark}; remaining error {left}</small></li>"
+        )
+    for group in found["indistinguishable"][:2]:
+        lines.append(f"<li>not to be told apart from this tensor: {escape(', '.join(group))}</li>")
+    for one in found["structure"][:3]:
+        left = _number(one["remaining_error"])
+        lines.append(f"<li>{escape(one['sentence'])} <small>remaining error {left}</small></li>")
+    least = found["smallest_limit"]
+    if least:
+        lines.append(
+            f"<li>would pass with {least['factor']:.3g} times the limit ({escape(least['metric'])})</li>"
+        )
+    return f"<article>{''.join(lines)}</ul></article>"
+
+
+def _ladder(seen: View) -> Iterator[str]:
+    heads = ("id", "checkpoint", "verdict", "compared", "seconds")
+    rows = [
+        (
+            one["id"],
+            one["title"],
+            one["verdict"],
+            f"{one['compared']} of {one['of']}",
+            f"{one['seconds']:.1f}",
+        )
+        for one in seen.checkpoints
+    ]
+    yield from _section("The ladder", "", [_table(heads, rows)] if rows else [])
+
+
+def _growth(seen: View) -> Iterator[str]:
+    drawn = [line for line in seen.curves if any(line.values)]
+    chart = charts.curves(drawn, "relative error by block")
+    grown = [value for value in seen.amplification if value]
+    text = f"Relative error at <code>{escape(seen.curve_point)}</code>, block by block."
+    if seen.amplification:
+        text += (
+            " <i>Own</i> is the error a block makes on its own input, <i>inherited</i> what came in with it."
+        )
+    if grown:
+        mean = math.exp(sum(math.log(value) for value in grown) / len(grown))
+        worst = max(range(len(seen.amplification)), key=lambda block: seen.amplification[block] or 0.0)
+        text += f" A block hands on {mean:.2f} times the error it gets, on average; block {worst} most,"
+        text += f" {seen.amplification[worst]:.2f} times."
+    names = " ".join(
+        f"<span class='key'><i class='swatch {line.name.replace('.', '')}'></i>{line.name}</span>"
+        for line in drawn
+    )
+    figure = f"<figure class='wide'>{chart}<figcaption>{names}</figcaption></figure>" if chart else ""
+    yield from _section("Growth of the error", text, [figure] if figure else [])
+
+
+def _maps(seen: View) -> Iterator[str]:
+    """Layer x point, for the own error and for the total one."""
+    figures = []
+    for kind, title in (("own", "Own error"), ("total", "Total error")):
+        chart = _point_map(seen, kind)
+        if chart:
+            figures.append(f"<figure>{chart}<figcaption>{title}, over its limit</figcaption></figure>")
+    legend = "".join(
+        f"<span class='key'><i class='swatch l{number}'></i>{text}</span>"
+        for number, text in enumerate(charts.LEVELS)
+    )
+    legend += "<span class='key'><i class='swatch bad'></i>no figure: shape, NaN, missing</span>"
+    inner = [f"<div class='pair'>{''.join(figures)}</div><p class='legend'>{legend}</p>"] if figures else []
+    text = "Each tensor's error over its limit, the worst of the recordings; up to 1 passes."
+    yield from _section("Layers and points", text, inner)
+
+
+def _point_map(seen: View, kind: str) -> str:
+    worst: dict[tuple[str, int], Judged] = {}
+    for one in seen.judged:
+        if one.kind != kind or one.ratio is None:
+            continue
+        key = (one.point, one.block or 0)
+        if key not in worst or one.ratio > (worst[key].ratio or 0.0):
+            worst[key] = one
+    rows = []
+    for point in seen.points():
+        blocks = [block for name, block in worst if name == point]
+        if not blocks:
+            continue
+        inside = any(one.point == point and one.block is not None for one in worst.values())
+        columns = range(seen.n_blocks if inside else 1)
+        rows.append((point, [_cell(worst.get((point, block))) for block in columns]))
+    return charts.heat_map(rows, f"{kind} error over limit, point by block")
+
+
+def _cell(one: Judged | None) -> tuple[float | None, str]:
+    if one is None:
+        return None, ""
+    found = one.verdict
+    where = f" ({one.dump})" if one.dump else ""
+    return one.ratio, f"{one.name}{where}: err {_number(found['err'])}, limit {_number(found['limit'])}"
+
+
+def _tokens_map(seen: View) -> Iterator[str]:
+    """Token x layer, of the end of each block."""
+    n = max((len(errs) for _, _, errs in seen.rows), default=0)
+    limits = {
+        (one.block, one.kind): one.verdict["limit"]
+        for one in seen.judged
+        if one.point == "out" and one.kind == "total"
+    }
+    by_block = {block: errs for _, block, errs in seen.rows}
+    rows = []
+    for token in range(min(n, 64)):
+        cells = []
+        for block in range(max(by_block, default=-1) + 1):
+            errs, limit = by_block.get(block), limits.get((block, "total"))
+            err = errs[token] if errs is not None and token < len(errs) else None
+            ratio = err / limit if err is not None and limit else None
+            cells.append((ratio, f"token {token}, block {block}: err {_number(err)}"))
+        name = f"{token}: {seen.token_ids[token]}" if token < len(seen.token_ids) else f"token {token}"
+        rows.append((name, cells))
+    chart = charts.heat_map(rows, "total error of each token at each block's end")
+    text = "Total error of each token at the end of each block, over the block's limit."
+    text += f" Recording: {escape(seen.rows_dump)}." if seen.rows_dump else ""
+    yield from _section(
+        "Tokens and layers", text, [f"<figure class='wide'>{chart}</figure>"] if chart else []
+    )
+
+
+def _histograms(seen: View) -> Iterator[str]:
+    """A small histogram for each point, over all blocks."""
+    limits: dict[tuple[str, str], float] = {}
+    for one in seen.judged:
+        if one.verdict["limit"] is not None:
+            limits[one.point, one.kind] = one.verdict["limit"]
+    order = seen.points()
+    figures = []
+    for kind, title in (("own", "own"), ("total", "total")):
+        found = {one["point"]: one["counts"] for one in seen.histograms if one["kind"] == kind}
+        for point in sorted(found, key=lambda p: order.index(p) if p in order else len(order)):
+            if kind == "total" and point not in ("embd", "out", "output_norm", "logits"):
+                continue
+            chart = charts.histogram(seen.edges, found[point], limits.get((point, kind)), f"{point}, {title}")
+            figures.append(f"<figure>{chart}<figcaption><code>{point}</code> {title}</figcaption></figure>")
+    text = (
+        "How many elements have which relative error, |x − o| / (|o| + rms of its row); bars by the logarithm"
+    )
+    text += " of the count. The line is the limit on the whole tensor's error."
+    yield from _section(
+        "Residuals", text, [f"<div class='small'>{''.join(figures)}</div>"] if figures else []
+    )
+
+
+def _verdicts(seen: View) -> Iterator[str]:
+    """The table of adjudication: what failed, or where somebody is off; then the greedy tokens."""
+    heads = ("point", "verdict", "err", "llama.cpp", "distance", "limit", "closer", "who is off", "made")
+    listed = [one for one in seen.judged if one.failed or one.verdict["blame"] in ("reference", "tie")]
+    listed.sort(key=lambda one: (not one.failed, one.kind != "own"))
+    rows = [_verdict_row(one) for one in listed[:MOST_ROWS]]
+    more = len(listed) - MOST_ROWS
+    parts = [_table(heads, rows)] if rows else []
+    if more > 0:
+        parts.append(f"<p class='lead'>and {more} more, in the JSON.</p>")
+    if seen.tokens:
+        parts.append("<h3>Greedy tokens</h3>")
+        parts.append(
+            _table(("after row", "yours", "wanted", "oracle", "margin", "noise", "who is off"), _tokens(seen))
+        )
+    text = "Where x, llama.cpp and the oracle do not agree, and who is off: err is yours against the oracle,"
+    text += " llama.cpp its own."
+    yield from _section("Adjudication", text if rows or seen.tokens else "", parts)
+
+
+def _verdict_row(one: Judged) -> tuple[str, ...]:
+    found = one.verdict
+    name = f"{one.name} {one.kind}" + (f" {one.dump}" if one.dump else "")
+    numbers = (_number(found[key]) for key in ("err", "err_reference", "distance", "limit"))
+    closer = {"target": "yours", "reference": "llama.cpp"}.get(found["closer"], found["closer"] or "—")
+    return (name, found["verdict"], *numbers, closer, OFF[found["blame"]], one.made or "—")
+
+
+def _tokens(seen: View) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(token["row"]),
+            str(token["got"]),
+            str(token["wanted"]),
+            "—" if token["exact"] is None else str(token["exact"]),
+            _number(token["margin"]),
+            _number(token["noise"]),
+            OFF[token["blame"]],
+        )
+        for token in seen.tokens[:MOST_ROWS]
+    ]
+
+
+def _provenance(seen: View) -> Iterator[str]:
+    rows = [f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in seen.provenance]
+    rows.append(f"<div><dt>llama_ckpt</dt><dd>{__version__}</dd></div>")
+    notes = "".join(f"<li>{escape(note)}</li>" for note in seen.notes)
+    parts = [f"<dl class='facts long'>{''.join(rows)}</dl>"] + ([f"<ul>{notes}</ul>"] if notes else [])
+    yield from _section("Provenance", "", parts)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table; on a phone each row becomes a card, its cells labelled by the headings."""
+    head = "".join(f"<th>{escape(one)}</th>" for one in heads)
+    body = "".join(
+        f"<tr class='{escape(row[1]) if row[1] in ('pass', 'fail', 'skipped') else ''}'>"
+        + "".join(
+            f"<td data-label='{escape(label)}'>{escape(cell)}</td>"
+            for label, cell in zip(heads, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _number(value: float | None) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "—"
+    return "0" if value == 0 else f"{value:.1e}"
