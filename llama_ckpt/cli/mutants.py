@@ -22,7 +22,8 @@ EXAMPLE = "Example: llama-ckpt mutants rope-half-split norm-eps-other --seeds 3"
 
 def command(
     bugs: Annotated[
-        list[str] | None, typer.Argument(metavar="BUG", help="Names of bugs; all without any.")
+        list[str] | None,
+        typer.Argument(metavar="BUG", help="Names of bugs, to try them alone; else all, and what is benign."),
     ] = None,
     seeds: Annotated[int, typer.Option(metavar="N", min=1, help="How many seeds to make models of.")] = 10,
     embedded: Annotated[
@@ -42,6 +43,7 @@ def command(
     Exit code 0 when every bug is killed by the checkpoint that it names, 95% are named first and
     there is no false alarm; else 1.
     """
+    from llama_ckpt.diagnose.benign import VARIANTS
     from llama_ckpt.diagnose.bugs import catalogue
     from llama_ckpt.diagnose.mutant_report import run_mutants
     from llama_ckpt.report import mutants as rows
@@ -55,7 +57,8 @@ def command(
         json_file.touch()  # now, not after a minute of work, is the time to find that it cannot be written
     with ProgressBar() as bar:
         chosen = [known[name] for name in bugs] if bugs else None
-        report = run_mutants(seeds, embedded=embedded, bugs=chosen, progress=bar)
+        variants = () if bugs else VARIANTS
+        report = run_mutants(seeds, embedded=embedded, bugs=chosen, variants=variants, progress=bar)
     console = Console(stderr=to_stdout, highlight=False, soft_wrap=True)
     for line, style in rows.lines(report):
         console.print(Text(line, style))

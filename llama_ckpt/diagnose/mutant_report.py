@@ -241,6 +241,7 @@ def run_mutants(
     *,
     embedded: bool = True,
     bugs: Sequence[Bug] | None = None,
+    variants: Sequence[Variant] = VARIANTS,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> MutantReport:
     """Try every bug and every benign variant on every prompt.
@@ -248,11 +249,11 @@ def run_mutants(
     Args:
         seeds: how many seeds; each makes one model and prompt of each shape.
         embedded: llama.cpp's dumps of the embedded model too.
-        bugs: some of the catalogue; None: all.
+        bugs: some of the catalogue; None: all. variants: the benign ones.
         progress: called with what is tried, how many prompts are done, and of how many.
     """
     rows = {bug.name: BugRow(bug) for bug in (catalogue() if bugs is None else bugs)}
-    variants = {variant.name: VariantRow(variant) for variant in VARIANTS}
+    right = {variant.name: VariantRow(variant) for variant in variants}
     seeded = (seeded_given(shape, seed) for seed in range(seeds) for shape in SHAPES)
     prompts: list[str] = []
     for number, given in enumerate(chain(seeded, embedded_given() if embedded else ())):
@@ -260,9 +261,9 @@ def run_mutants(
             progress(given.label, number, seeds * len(SHAPES))
         prompts.append(given.label)
         chosen = [row.bug for row in rows.values()]
-        for run in runs_of(given, number // len(SHAPES), bugs=chosen):
+        for run in runs_of(given, number // len(SHAPES), bugs=chosen, variants=variants):
             if isinstance(run, BugRun):
                 rows[run.bug.name].runs.append(run)
             else:
-                variants[run.variant.name].runs.append(run)
-    return MutantReport(seeds, prompts, list(rows.values()), list(variants.values()))
+                right[run.variant.name].runs.append(run)
+    return MutantReport(seeds, prompts, list(rows.values()), list(right.values()))

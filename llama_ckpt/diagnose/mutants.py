@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.compare import causal_mask, judge
 from llama_ckpt.diagnose.benign import Variant
-from llama_ckpt.diagnose.bugs import Bug, candidates
+from llama_ckpt.diagnose.bugs import Bug, candidates, reached_from
 from llama_ckpt.diagnose.diagnosis import diagnose_points, smallest_limit
 from llama_ckpt.diagnose.mutant_models import Given
 from llama_ckpt.diagnose.named import Evidence, Predictions
@@ -83,7 +83,7 @@ class Bench:
 
     def shows(self, bug: Bug, case: Case) -> bool:
         """Whether the bug changes anything in this call."""
-        if bug not in candidates(case.function):
+        if bug.function not in reached_from(case.function):
             return False
         predicted = self.predictions.of(bug, case)
         exact = self.exact(case)
@@ -198,7 +198,7 @@ def run_bug(bug: Bug, bench: Bench, rounding: Variant) -> BugRun | None:
         return None
     program, passed = bug.over(rounding.program), list[str]()
     for checkpoint in bench.ladder:
-        cases = [case for case in bench.cases[checkpoint.id] if bug in candidates(case.function)]
+        cases = [c for c in bench.cases[checkpoint.id] if bug.function in reached_from(c.function)]
         if not any(bench.shows(bug, case) for case in cases):
             passed.append(checkpoint.id)
             continue

@@ -78,7 +78,7 @@ def _not_there(order: Order) -> Order | None:
     for step in sorted(set(steps.tolist()), key=abs):
         source = np.arange(n) - step
         inside = (source >= 0) & (source < n)
-        if step and inside.sum() >= max(1, n // 2) and np.array_equal(order[inside], source[inside]):
+        if step and inside.sum() >= n - max(1, n // 4) and np.array_equal(order[inside], source[inside]):
             return np.flatnonzero(~inside)
     return None
 

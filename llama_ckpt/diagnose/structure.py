@@ -130,7 +130,7 @@ def _of_all_elements(x: Array, o: Array) -> Iterator[Change]:
 def _number(value: float, shape: tuple[int, ...]) -> str:
     """A number, and what it is of the shape's sizes: "8 = sqrt(64)"."""
     for size, power in itertools.product(dict.fromkeys(shape[:0:-1]), (0.5, -0.5, 1.0, -1.0)):
-        if size > 1 and abs(value / size**power - 1) < 1e-4:
+        if size >= 8 and abs(value / size**power - 1) < 1e-4:
             name = f"sqrt({size})" if abs(power) == 0.5 else str(size)
             return f"{value:.6g} = {'1/' if power < 0 else ''}{name}"
     return f"{value:.6g}"

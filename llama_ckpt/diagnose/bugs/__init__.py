@@ -13,7 +13,7 @@ from functools import cache
 
 from llama_ckpt.diagnose.bugs.record import Bug
 
-__all__ = ["CALLS", "Bug", "candidates", "catalogue"]
+__all__ = ["CALLS", "Bug", "candidates", "catalogue", "reached_from"]
 
 CALLS: Mapping[str, tuple[str, ...]] = {
     "block": ("rms_norm", "rope_frequencies", "qkv", "rope", "attention", "swiglu"),
@@ -36,6 +36,15 @@ def catalogue() -> tuple[Bug, ...]:
 
 
 @cache
+def reached_from(function: str) -> tuple[str, ...]:
+    """The function itself and all that it calls, directly or not."""
+    reached = [function]
+    for name in reached:
+        reached += [called for called in CALLS.get(name, ()) if called not in reached]
+    return tuple(reached)
+
+
+@cache
 def candidates(function: str, passed: tuple[str, ...] = ()) -> tuple[Bug, ...]:
     """The bugs that can show in a call of the oracle's `function`, those of the function itself first.
 
@@ -43,8 +52,6 @@ def candidates(function: str, passed: tuple[str, ...] = ()) -> tuple[Bug, ...]:
         function: its name in the oracle, or "tokenize" or "generate".
         passed: ids of checkpoints that passed, whose bugs it cannot be.
     """
-    reached = [function]
-    for name in reached:
-        reached += [called for called in CALLS.get(name, ()) if called not in reached]
+    reached = reached_from(function)
     found = [bug for bug in catalogue() if bug.function in reached and bug.checkpoint not in passed]
     return tuple(sorted(found, key=lambda bug: reached.index(bug.function)))

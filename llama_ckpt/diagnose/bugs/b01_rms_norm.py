@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import Patch, PatchedOracle
+from llama_ckpt.diagnose.rounding import to_float16
 
 __all__ = ["BUGS"]
 
@@ -57,9 +58,8 @@ def mean_square(x: Array) -> Array:
 
 def half_mean_square(x: Array) -> Array:
     """Squares rounded to float16, and so is their sum: infinite above 65,504."""
-    squares = np.square(x.astype(np.float16)).astype(np.float32)
-    total = squares.sum(axis=-1, keepdims=True).astype(np.float16)
-    return np.asarray(total / x.shape[-1], dtype=x.dtype)
+    squares = to_float16(np.square(to_float16(x)))
+    return np.asarray(to_float16(squares.sum(axis=-1, keepdims=True)) / x.shape[-1])
 
 
 def other_eps(eps: float) -> float:

@@ -167,7 +167,8 @@ def transposed(wo: Array) -> Array:
 
 def itself_hidden(query: Array, key: Array) -> Array:
     """The first token keeps itself, or nothing would be left to it."""
-    return (key < query) | ((query == query.min()) & (key == query))
+    sees: Array = (key < query) | ((query == query.min()) & (key == query))
+    return sees
 
 
 def bug(name: str, sentence: str, **wrong: Any) -> Bug:
