@@ -66,6 +66,13 @@ class LlamaConfig:
     defaulted: tuple[str, ...] = ()
 
     @property
+    def hyperparameters(self) -> dict[str, float]:
+        """What decides the numbers and cannot be read off the weights: two files with the same weights
+        and other values here are other models."""
+        names = ("n_heads", "n_kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scale")
+        return {name: float(getattr(self, name)) for name in names}
+
+    @property
     def q_width(self) -> int:
         """Elements of all query heads together; `width` unless the head size is explicit."""
         return self.n_heads * self.head_dim

@@ -187,6 +187,24 @@ class DumpSet:
                 hint=f"record this model: llama-ckpt capture --model {model} --out DIR",
             )
 
+    def require_hyperparameters(self, hyperparameters: Mapping[str, float], model: str) -> None:
+        """Refuse dumps of the same weights under another configuration than that of `model`.
+
+        Layers and oracle compute with the model's own configuration and would agree with each other,
+        so a wrong epsilon in the file would look like an error of llama.cpp.
+
+        Raises:
+            DumpError: one differs.
+        """
+        for name, recorded in self.manifest.model.hyperparameters.items():
+            if hyperparameters.get(name) != recorded:
+                raise DumpError(
+                    f"{name} of {model}",
+                    got=hyperparameters.get(name),
+                    wanted=f"{recorded}, as {self.path} was recorded with",
+                    hint="mend the file's metadata, or record it: llama-ckpt capture",
+                )
+
 
 def open_dumps(path: str | os.PathLike[str]) -> DumpSet:
     """Open a folder of dumps; reads and checks its manifest, not yet the tensors.

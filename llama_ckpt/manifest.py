@@ -37,6 +37,8 @@ class ModelRecord:
         weights_sha256: over the dequantized float32 values (see `gguf_file.weights_sha256`);
             the same for an F16 file and its exact float32 upcast.
         tensor_types: the element types of the file's tensors, sorted: `("F16", "F32")`.
+        hyperparameters: `LlamaConfig.hyperparameters`: the same weights with another epsilon are
+            another model, whatever their checksum.
         derived_from: None, or `{"sha256": of the file it was made from, "how": …}`.
     """
 
@@ -44,6 +46,7 @@ class ModelRecord:
     sha256: str
     weights_sha256: str
     tensor_types: tuple[str, ...]
+    hyperparameters: Mapping[str, float]
     derived_from: Mapping[str, str] | None = None
 
     @property

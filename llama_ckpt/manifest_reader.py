@@ -93,8 +93,13 @@ def _model(fields: _Fields) -> ModelRecord:
         sha256=fields.take("sha256", str),
         weights_sha256=fields.take("weights_sha256", str),
         tensor_types=fields.several("tensor_types", str),
+        hyperparameters=_numbers(fields.record("hyperparameters")),
         derived_from=derived,
     )
+
+
+def _numbers(fields: _Fields) -> dict[str, float]:
+    return {name: fields.take(name, float) for name in fields.value}
 
 
 def _producer(fields: _Fields) -> Producer:

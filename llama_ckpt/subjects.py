@@ -122,6 +122,8 @@ def recorded_subjects(
     for weights_hash, group in groups.items():
         file = path if weights_hash == own else derived(path, group[0], scratch)
         model = load(file, device=device, dtype=dtype)
+        for dumps in group:
+            dumps.require_hyperparameters(model.config.hyperparameters, str(file))
         recordings = [recording for dumps in group for recording in open_all(dumps, model.file)]
         label = group[0].path.name
         yield Subject(label, model, OracleWeights(model.file, model.config), tuple(recordings))

@@ -16,7 +16,14 @@ __all__ = ["ENTRY", "MODEL", "PRODUCER", "tensors"]
 SIZES = {"token": 3, "key": 3, "width": 8, "head": 4, "kv_head": 2, "head_dim": 6, "q_width": 24}
 SIZES |= {"ffn": 10, "vocab": 20}
 
-MODEL = ModelRecord("sample", "5a" * 32, "3e" * 32, ("F16", "F32"), {"sha256": "77" * 32, "how": "F32"})
+MODEL = ModelRecord(
+    "sample",
+    "5a" * 32,
+    "3e" * 32,
+    ("F16", "F32"),
+    {"rms_norm_eps": 1e-5},
+    {"sha256": "77" * 32, "how": "F32"},
+)
 PRODUCER = Producer(
     "llama.cpp",
     "llama.cpp 0.5.0, ggml 0.25.3",

@@ -223,6 +223,13 @@ def test_dumps_of_other_weights_are_refused(folder: Path) -> None:
         dumps.require_weights("00" * 32, "mine.gguf")
 
 
+def test_dumps_under_another_configuration_are_refused(folder: Path) -> None:
+    dumps = open_dumps(folder)
+    dumps.require_hyperparameters({"rms_norm_eps": 1e-5, "n_heads": 4.0}, "same.gguf")
+    with pytest.raises(DumpError, match=r"rms_norm_eps of mine.gguf: got 1e-06, wanted 1e-05"):
+        dumps.require_hyperparameters({"rms_norm_eps": 1e-6}, "mine.gguf")
+
+
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "model": ({"model": replace(MODEL, sha256="00" * 32)}, "dumps of another model"),
     "producer": ({"producer": replace(PRODUCER, threads=8)}, "recorded in another way"),

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from llama_ckpt.capture.launch import run_recorder
 from llama_ckpt.capture.request import Request
+from llama_ckpt.config import LlamaConfig
 from llama_ckpt.dumps import open_dumps, write_dump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
@@ -143,6 +144,7 @@ def _model_record(file: GGUFFile, derived_from: Mapping[str, str] | None) -> Mod
         sha256=file.sha256(),
         weights_sha256=weights_sha256(file),
         tensor_types=tuple(sorted({info.type.name for info in file.tensors.values()})),
+        hyperparameters=LlamaConfig.from_gguf(file).hyperparameters,
         derived_from=dict(derived_from) if derived_from else None,
     )
 

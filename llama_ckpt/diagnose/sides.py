@@ -118,6 +118,8 @@ def _open_reference(sides: Sides, folder: Path, name: str | None) -> None:
     dumps = open_dumps(folder)
     if sides.file is not None and dumps.manifest.model.sha256 != sides.file.sha256():
         dumps.require_weights(weights_sha256(sides.file), str(sides.file.path))
+    if sides.file is not None and sides.config is not None:
+        dumps.require_hyperparameters(sides.config.hyperparameters, str(sides.file.path))
     sides.dumps = dumps
     sides.dump = dumps.dump(name if name is not None else _find_entry(sides, dumps).name)
     sides.n_layers = sides.dump.entry.n_layers
