@@ -30,6 +30,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 def float32(right: PatchedOracle, x: Any) -> Array:
+    """Whatever it is, as float32."""
     return np.asarray(x, dtype=np.float32)
 
 
@@ -145,6 +146,7 @@ def padded_keys(
 
 
 def powers_of_two(right: PatchedOracle, x: Array) -> Array:
+    """exp(x) as 2^(x log2(e)), as kernels for GPUs compute it."""
     e = np.exp2((x - x.max(axis=-1, keepdims=True)) * np.float32(math.log2(math.e)))
     return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
@@ -163,6 +165,7 @@ def other_exp(right: PatchedOracle, x: Array) -> Array:
 
 
 def sigmoid_by_tanh(right: PatchedOracle, a: Array) -> Array:
+    """sigmoid(a) as (1 + tanh(a / 2)) / 2."""
     return np.asarray(np.float32(0.5) * (1 + np.tanh(a * np.float32(0.5))))
 
 

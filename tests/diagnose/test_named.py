@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -188,3 +190,10 @@ def test_json_is_plain() -> None:
     again = json.loads(json.dumps(found, allow_nan=False))
     assert again["named"][0]["name"] == "rope-half-split" and again["sentence"].startswith("RoPE turns pairs")
     assert again["smallest_limit"]["metric"] in again["smallest_limit"]
+
+
+def test_a_diagnosis_needs_no_torch() -> None:
+    code = "import sys, llama_ckpt.diagnose.diagnosis, llama_ckpt.diagnose.bugs as bugs; bugs.catalogue(); "
+    code += "print(*[name for name in ('torch', 'checkpoints') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
