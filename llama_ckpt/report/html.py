@@ -61,7 +61,8 @@ def _section(title: str, text: str, parts: Iterable[str]) -> Iterator[str]:
 def _head(seen: View) -> Iterator[str]:
     word = {"pass": "pass", "fail": "fail"}[seen.verdict]
     yield f"<header><p class='kind'>llama_ckpt · {escape(seen.title)}</p>"
-    yield f"<h1><span class='badge {word}'>{word.upper()}</span> {escape(seen.sentence)}</h1><dl class='facts'>"
+    yield f"<h1><span class='badge {word}'>{word.upper()}</span> {escape(seen.sentence)}</h1>"
+    yield "<dl class='facts'>"
     yield from (f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in seen.facts)
     yield "</dl>"
     for why, command in seen.steps:
