@@ -8,8 +8,8 @@ nothing that the model does, an import of seconds or a long prompt, ever keeps a
 
     options      the command line                  requests      bodies of requests, as pydantic checks them
     lifecycle      start-up, signals, exit codes   service     the worker's state; from a request to a job
-    serving        the socket and the HTTP server  jobs        a job, the queue, one generation at a time
-    announce       the call to the pool manager    events      what a job tells
+    serving        the socket and the HTTP server  job_queue   the queue, one generation at a time
+    announce       the call to the pool manager    jobs, events  a job, and what it tells
     model_link     the model's process, from here  streaming   events on their way to a client
     model_process  the model's process, inside     protocol    /health, /execute, /cancel, /metrics
     chat           Llama-2's chat template         openai_api  /v1/…, as OpenAI's clients know it

@@ -92,6 +92,7 @@ class ModelLink:
         self._encoding: dict[int, asyncio.Future[Encoded]] = {}
         self._numbers = itertools.count()
         self._reading: asyncio.Task[None] | None = None
+        self._relaying: asyncio.Task[None] | None = None
         self._stopped = False
 
     @property
@@ -107,8 +108,9 @@ class ModelLink:
         """
         program, environment = python_module("llama_ckpt.worker.model_process")
         self._process = await asyncio.create_subprocess_exec(
-            *program, stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE, env=environment
+            *program, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=LONGEST_LINE, env=environment
         )
+        self._relaying = asyncio.create_task(self._relay())
         wanted = ("model", "device", "dtype", "max_context")
         self._order("load", **{name: getattr(options, name) for name in wanted})
         answer = await self._message()
@@ -170,6 +172,8 @@ class ModelLink:
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()
                 await self._process.wait()
+        if self._relaying:
+            self._relaying.cancel()
 
     def _order(self, what: str, **fields: object) -> None:
         if self._process and self._process.stdin and not self._process.stdin.is_closing():
@@ -192,6 +196,12 @@ class ModelLink:
             if not future.done():
                 future.set_exception(ModelLostError(reason))
         self._on_lost(reason)
+
+    async def _relay(self) -> None:
+        """Put what libraries print there into the log, which is JSON."""
+        assert self._process is not None and self._process.stderr is not None
+        while line := await self._process.stderr.readline():
+            log("warning", "the model's process printed", text=line.decode("utf-8", "replace").rstrip())
 
     def _settle(self, message: Mapping[str, Any]) -> None:
         future = self._encoding.get(message["id"])

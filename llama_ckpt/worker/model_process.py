@@ -49,11 +49,14 @@ class Outbox:
         self._stream, self._lock = stream, threading.Lock()
 
     def send(self, what: str, **fields: object) -> None:
-        """Write one message."""
+        """Write one message; nobody to read it means that the worker has gone."""
         line = json.dumps({"is": what, **fields})
-        with self._lock:
-            self._stream.write(line + "\n")
-            self._stream.flush()
+        try:
+            with self._lock:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+        except BrokenPipeError:
+            os._exit(0)
 
 
 class Engine:
@@ -110,12 +113,13 @@ class Engine:
 
     def _generate(self, job: int, order: Message) -> None:
         from checkpoints.c12_end_to_end import generate
+        from llama_ckpt.engine.session import session_for
         from llama_ckpt.sampling import SamplingOptions
 
         tokens, reason, stop_string = 0, "cancelled", None
         told = time.monotonic()
         for token in generate(
-            self._model,
+            session_for(self._model) or self._model,  # the engine, where it can run the model
             order["token_ids"],
             max_tokens=order["max_tokens"],
             sampling=SamplingOptions(**order["sampling"]),

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from llama_ckpt.errors import TokenizerError
-from llama_ckpt.worker.jobs import Job, JobQueue
+from llama_ckpt.worker.job_queue import JobQueue
+from llama_ckpt.worker.jobs import Job
 from llama_ckpt.worker.logs import correlation_id, log
 from llama_ckpt.worker.model_link import Encoded, LoadedModel, ModelLink, ModelLostError, Part
 from llama_ckpt.worker.options import WorkerOptions

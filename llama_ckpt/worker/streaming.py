@@ -10,7 +10,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from llama_ckpt.worker.events import Event
-from llama_ckpt.worker.jobs import Job, JobQueue
+from llama_ckpt.worker.job_queue import JobQueue
+from llama_ckpt.worker.jobs import Job
 
 __all__ = ["EventStream", "watched"]
 

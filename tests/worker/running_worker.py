@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,22 @@ class RunningWorker:
         model: the GGUF file.
         options: further words of its command line.
         callback_url: test mode unless told otherwise.
+        environment: variables to set for it.
     """
 
-    def __init__(self, model: Path | str, *options: str, callback_url: str = TEST_MODE) -> None:
+    def __init__(
+        self,
+        model: Path | str,
+        *options: str,
+        callback_url: str = TEST_MODE,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         command = [sys.executable, "-m", "llama_ckpt.worker", "--worker-id", "test", "--port", "0"]
         command += ["--model", str(model), "--callback-url", callback_url, *options]
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        variables = {**os.environ, **(environment or {})}
+        self.process = subprocess.Popen(
+            command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=variables
+        )
         self.log: list[Json] = []
         self._news, self._closed = threading.Condition(), False
         threading.Thread(target=self._read, daemon=True).start()
@@ -121,9 +132,9 @@ class RunningWorker:
 
 
 @contextmanager
-def running(model: Path | str, *options: str, callback_url: str = TEST_MODE) -> Iterator[RunningWorker]:
-    """A worker for the length of a block."""
-    worker = RunningWorker(model, *options, callback_url=callback_url)
+def running(model: Path | str, *options: str, **others: Any) -> Iterator[RunningWorker]:
+    """A worker for the length of a block; arguments as `RunningWorker` takes them."""
+    worker = RunningWorker(model, *options, **others)
     try:
         yield worker
     finally:

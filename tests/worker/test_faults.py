@@ -53,6 +53,20 @@ def test_out_of_memory(embedded_model: Path) -> None:
         assert events[1]["code"] == "VRAM_OOM" and "memory" in events[1]["message"]
         assert execute(client, request("small"))[-1]["stop_reason"] == "MAX_TOKENS"
         assert client.get("/health").status_code == 200
+        check_the_model_goes_with(worker)
+
+
+def check_the_model_goes_with(worker: RunningWorker) -> None:
+    """A worker that is killed in the middle of a job: its model's standard input ends, and it with it."""
+    with (
+        worker.client() as client,
+        client.stream("POST", "/execute", json=request("orphan", max_tokens=2000)) as answer,
+    ):
+        assert next(parsed(answer.iter_lines()))["type"] == "started"
+        model = os.pidfd_open(worker.model_pid())
+        worker.process.kill()
+        assert select.select([model], [], [], 20)[0], "the model's process is still there"
+        os.close(model)
 
 
 def test_the_models_process_is_killed(embedded_model: Path) -> None:
@@ -73,19 +87,6 @@ def test_the_models_process_is_killed(embedded_model: Path) -> None:
         assert client.post("/v1/completions", json={"prompt": "Hello"}).status_code == 503
         assert [len(worker.ends_of(job_id)) for job_id in ("running", "waiting", "late")] == [1, 1, 0]
         assert worker.stop() == 0
-
-
-def test_the_model_goes_when_the_worker_is_killed(embedded_model: Path) -> None:
-    """Its standard input ends, and it with it, in the middle of a job."""
-    with running(embedded_model) as worker, worker.ready().client() as client:
-        with client.stream("POST", "/execute", json=request("orphan", max_tokens=2000)) as answer:
-            assert next(parsed(answer.iter_lines()))["type"] == "started"
-            waiting = os.pidfd_open(worker.model_pid())
-            worker.process.kill()
-            try:
-                assert select.select([waiting], [], [], 20)[0], "the model's process is still there"
-            finally:
-                os.close(waiting)
 
 
 class Lines(io.StringIO):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tests.worker.running_worker import RunningWorker, running
-from tools.worker_load import Load, Outcome, Report, anonymous_bytes, check_log, run_load
+from tools.worker_load import PROMPTS, Load, Outcome, Report, anonymous_bytes, check_log, run_load
 
 Record = Callable[[str, object], None]
 
@@ -27,8 +28,8 @@ def test_64_clients_and_500_requests(embedded_model: Path, record_testsuite_prop
     """A third hang up in the middle, a tenth are malformed; the queue is a little too small for all."""
     with running(embedded_model, "--queue-size", "56") as worker:
         url = worker.ready().url
-        load = Load(url, requests=500, clients=64, tokens=4)
-        report, memory = grown(worker, load, Load(url, requests=64, clients=64, tokens=4, seed=1))
+        load = Load(url, requests=500, clients=64, tokens=4, prompts=PROMPTS[:3])
+        report, memory = grown(worker, load, replace(load, requests=64, seed=1))
         assert worker.stop() == 0
         worker.end()
     record_testsuite_property("load", json.dumps(report.summary() | {"memory": memory}))

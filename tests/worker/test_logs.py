@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 
 from llama_ckpt.worker.logs import JsonLines, correlation_id
-from tests.worker.running_worker import execute, request
+from tests.worker.running_worker import execute, request, running
 
 
 def lines_of(*records: logging.LogRecord) -> list[dict[str, object]]:
@@ -95,3 +95,12 @@ def test_a_worker_whose_log_nobody_reads(reciter_model: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_libraries_print_is_in_the_log_as_json(reciter_model: Path, tmp_path: Path) -> None:
+    """Here a module that Python imports by itself in every process prints in the model's."""
+    printing = "import sys\nif sys.flags.safe_path: print('a native warning', file=sys.stderr)\n"
+    (tmp_path / "sitecustomize.py").write_text(printing)
+    with running(reciter_model, environment={"PYTHONPATH": str(tmp_path)}) as worker:
+        line = worker.ready().logged("the model's process printed")
+        assert (line["level"], line["text"]) == ("warning", "a native warning")
