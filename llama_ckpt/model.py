@@ -15,11 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from checkpoints.c08_logits import logits as logits_layer
+from checkpoints.c12_end_to_end import LanguageModel
 from checkpoints.c12_end_to_end import generate as generate_tokens
 from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
@@ -183,6 +185,7 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: Sequence[str] = (),
+    precision: Literal["fast", "high", "layers"] = "fast",
 ) -> Iterator[str]:
     """Continue a prompt and yield the text as it comes, whole characters only.
 
@@ -192,11 +195,18 @@ def generate(
         max_tokens: at most so many.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.SamplingOptions`.
         stop: strings that end the text and are not part of it.
+        precision: on CUDA, how the engine computes: see `engine`. "layers" computes with the checkpoints'
+            own layers in the model's dtype instead, as the CPU always does.
 
     Raises:
         OptionError, ContextLengthError: as `checkpoints.generate`.
     """
+    runner: LanguageModel = model
+    if model.device.type == "cuda" and precision != "layers":
+        from llama_ckpt.engine.session import session_for
+
+        runner = session_for(model, precision) or model
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    for token in generate_tokens(model, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
+    for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
         if token.text:
             yield token.text

@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 
 from llama_ckpt.kernels.launching import Tile, matvec, to_pieces
-from llama_ckpt.kernels.planes import Planes, repack
+from llama_ckpt.kernels.planes import Pack, Planes, repack
 from llama_ckpt.quants import PackedWeight, Weight
 
 SHAPES = {"output": (4096, 4096), "qkv": (12288, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
@@ -84,10 +84,20 @@ def launch(planes: Planes, pieces: torch.Tensor, y: torch.Tensor, tile: Tile | N
 
     tile = tile or tile_for(planes)
     matvec_kernel[(1, -(-planes.shape[0] // tile.rows))](
-        planes.q, planes.scale, planes.super, pieces, pieces, y, planes.shape[0], y.stride(0), 0.0,
+        planes.q, planes.scale, planes.super, pieces, pieces, pieces, y, planes.shape[0], y.stride(0), 0.0,
         U=planes.shape[1] // 32, NORM=False, PARTS=1, PARTS2=1,
         **reading_arguments(planes, tile), **launch_options(tile.threads, True),
     )  # fmt: skip
+
+
+def unrolls(planes: Planes, threads: int, rows: int) -> tuple[int, ...]:
+    """Numbers of steps in flight that make sense."""
+    if planes.layout.pack == Pack.TILES:
+        return (2, 4, 8) if rows == 32 else ()
+    if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE):
+        return (1,)
+    steps = -(-planes.shape[1] // (8 * threads))
+    return tuple(n for n in (1, 2, 4) if steps % n == 0)
 
 
 def main() -> None:
@@ -105,10 +115,7 @@ def main() -> None:
             planes = repack(weight)
             for threads in map(int, options.threads.split(",")):
                 for r in map(int, options.rows.split(",")):
-                    for unroll in (1, 2, 4) if kind in ("F32", "F16", "BF16") else (1,):
-                        steps = -(-width // (8 * threads))
-                        if unroll > 1 and steps % unroll:
-                            continue
+                    for unroll in unrolls(planes, threads, r):
                         tile = Tile(r, threads, unroll)
                         took = microseconds(planes, tile)
                         results.append({"type": kind, "shape": name, "rows": r, "threads": threads,

@@ -13,6 +13,7 @@ import typer
 
 from llama_ckpt import __version__
 from llama_ckpt.cli import (
+    bench,
     capture,
     compare,
     explain,
@@ -54,7 +55,7 @@ def _options(
     """Name the first layer of a Llama-2 that is wrong, by how much, and compared with what."""
 
 
-_MODULES = (validate, compare, explain, generate, tokenize, inspect, export, capture, make_seeded, mutants)
+_MODULES = (validate, compare, explain, generate, tokenize, inspect, export, capture, make_seeded, mutants, bench)
 for _module in _MODULES:
     app.command(_module.NAME, epilog=_module.EXAMPLE)(_module.command)
 

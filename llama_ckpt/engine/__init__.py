@@ -107,6 +107,17 @@ class Engine:
         """Forget every token."""
         self.used = self.next_position = 0
 
+    def rewind(self, used: int) -> None:
+        """Keep the first `used` tokens of a sequence without gaps in its positions, and forget the rest.
+
+        Raises:
+            OptionError: fewer than one, or more than were fed or generated.
+        """
+        if not 1 <= used <= self.used:
+            raise OptionError("tokens to keep", got=used, wanted=f"1 to {self.used}")
+        self.next_position -= self.used - used
+        self.used = used
+
     @torch.inference_mode()
     def logits(
         self, token_ids: Sequence[int], positions: Sequence[int] | None = None, tap: Tap | None = None

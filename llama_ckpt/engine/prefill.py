@@ -119,9 +119,9 @@ class Prefill:
         c, b, n = self.config, self.buffers, qkv.shape[0]
         query = torch.empty(n, c.n_heads, c.head_dim, dtype=b.keys.dtype, device=qkv.device)
         keys, values = b.keys[number], b.values[number]
-        turn_kernel[(n, c.n_heads + 2 * c.n_kv_heads)](
+        turn_kernel[(n, -(-qkv.shape[1] // 2048))](
             qkv, b.turns, positions, slots, query, keys, values, c.q_width, c.kv_width, b.keys.shape[2],
-            HEAD=c.head_dim, PAIRS2=1 << (c.head_dim // 2 - 1).bit_length(), num_warps=1,
+            HEAD=c.head_dim, BLOCK=2048, num_warps=8,
         )  # fmt: skip
         k, v = (cache[None, :, : start + n] for cache in (keys, values))
         mask = None

@@ -46,8 +46,10 @@ class Buffers:
 
     Attributes:
         token_ids, positions, slots: int32 [FEW], of the tokens in progress.
+        x, xg: float32, the residual stream,
+        and in pieces times the next norm's weight; xf the same in fragments.
         history: int32 [capacity + 1], the token chosen for each slot.
-        keys, values: [n_layers, n_kv_heads, capacity, head_dim], float16 or float32.
+        keys, values: [n_layers, n_kv_heads, capacity in whole splits, head_dim], float16 or float32.
         logits: float32 [FEW, vocab].
         turns: float32 [context, head_dim / 2, 2], cos and sin, from float64 angles.
     """
@@ -65,13 +67,16 @@ class Buffers:
             *(ints(FEW) for _ in range(3)),
             ints(capacity + 1),
         )
-        cache = (config.n_layers, config.n_kv_heads, capacity, config.head_dim)
+        # Whole splits, and zeros: a masked slot has probability 0, and 0 times a stray NaN would be NaN.
+        cache = (config.n_layers, config.n_kv_heads, -(-capacity // SPLIT) * SPLIT, config.head_dim)
         self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
         self.x, self.xg, self.squares = (
             floats(FEW, config.width),
             floats(FEW, config.width),
             floats(FEW, parts),
         )
+        self.xf, self.hidden_f = ints(FEW, config.width), ints(FEW, config.ffn)
+        self.context_f = ints(FEW, config.q_width)
         self.query, self.context = floats(FEW, config.q_width), floats(FEW, config.q_width)
         self.hidden, self.logits = floats(FEW, config.ffn), floats(FEW, config.vocab_size)
         self.max_splits = -(-capacity // SPLIT)
@@ -95,14 +100,14 @@ class Step:
 
     def __init__(self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pdl: bool) -> None:
         self.config, self.weights, self.buffers, self.pdl = config, weights, buffers, pdl
-        self.parts = parts_of(config)
-        self.parts2 = _power_of_two(self.parts)
+        self.parts = self.parts2 = 1  # what the last writer of the residual stream left
 
     def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
         """Bring `n` tokens from `token_ids` to `logits`; `splits` programs a head look at the cache."""
         b, c, gains = self.buffers, self.config, self._gains()
+        self.parts = self.parts2 = 1
         embed_kernel[(n,)](
-            b.token_ids, self.weights.embedding, gains[0], b.x, b.xg, b.squares, c.width,
+            b.token_ids, self.weights.embedding, gains[0], b.x, b.xg, b.xf, b.squares, c.width,
             PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
         )  # fmt: skip
         if tap:
@@ -154,13 +159,13 @@ class Step:
         self._attention(number, n, splits)
         if see:
             self._show_attention(number, n, see)
-        self._residual(w.wo, self.buffers.context, ffn_gain, n)
+        self._residual(w.wo, self.buffers.context, self.buffers.context_f, ffn_gain, n)
         if see:
             see("ffn_inp", self.buffers.x[:n].clone())
         self._gate_up(w.gate_up, n)
         if see:
             see("ffn_swiglu", from_pieces(self.buffers.hidden[:n]).contiguous())
-        self._residual(w.down, self.buffers.hidden, next_gain, n)
+        self._residual(w.down, self.buffers.hidden, self.buffers.hidden_f, next_gain, n)
         if see:
             see("out", self.buffers.x[:n].clone())
 
@@ -178,7 +183,7 @@ class Step:
         tile, reading = self._reading(planes)
         rows = planes.shape[0]
         qkv_kernel[(n, -(-rows // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.squares, b.turns, b.positions, b.slots,
+            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.turns, b.positions, b.slots,
             b.query, b.keys[number], b.values[number], first_row, rows, c.q_width, c.kv_width,
             b.keys.shape[2], c.rms_norm_eps,
             HEAD=c.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading,
@@ -188,23 +193,28 @@ class Step:
         b, c = self.buffers, self.config
         attention_kernel[(c.n_heads, splits, n)](
             b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
+            b.context_f,
             b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
             HEAD=c.head_dim, HEAD2=_power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
             **self._plain(4),
         )  # fmt: skip
 
-    def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
+    def _residual(self, planes: Planes, h: Tensor, fragments: Tensor, gain: Tensor, n: int) -> None:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
+        self.parts = -(-c.width // tile.rows)
+        self.parts2 = _power_of_two(self.parts)
         residual_kernel[(n, self.parts)](
-            planes.q, planes.scale, planes.super, h, b.x, gain, b.xg, b.squares, c.width, **reading
-        )
+            planes.q, planes.scale, planes.super, h, fragments, b.x, gain, b.xg, b.xf, b.squares, c.width,
+            **reading,
+        )  # fmt: skip
 
     def _gate_up(self, planes: Planes, n: int) -> None:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
         gate_up_kernel[(n, -(-planes.shape[0] // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.squares, b.hidden, c.ffn, c.rms_norm_eps,
+            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.hidden, b.hidden_f, c.ffn,
+            c.rms_norm_eps,
             PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip
 
@@ -213,18 +223,18 @@ class Step:
         planes = self.weights.output
         tile, reading = self._reading(planes)
         matvec_kernel[(n, -(-c.vocab_size // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.squares, b.logits, c.vocab_size,
+            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.logits, c.vocab_size,
             b.logits.stride(0), c.rms_norm_eps,
             NORM=True, PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip
 
 
-RESIDUAL_ROWS = 8  # of every tile that writes the residual stream: both write the same number of parts
+LEAST_ROWS = 4  # of any tile
 
 
 def parts_of(config: LlamaConfig) -> int:
-    """Partial sums of squares that the writers of the residual stream leave."""
-    return -(-config.width // RESIDUAL_ROWS)
+    """The most partial sums of squares that a writer of the residual stream leaves for a token."""
+    return -(-config.width // LEAST_ROWS)
 
 
 def block_tap(number: int, tap: Tap | None) -> Tap | None:

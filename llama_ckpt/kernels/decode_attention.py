@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import gdc_launch_dependents, gdc_wait, jit, tl
 from llama_ckpt.kernels.fused import place
+from llama_ckpt.kernels.tensor_cores import put_fragments
 
 __all__: list[str] = []
 
 
 @jit
 def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_ptr, counter_ptr, context_ptr,
-                     capacity, group, scale, HEAD: tl.constexpr, HEAD2: tl.constexpr, SPLIT: tl.constexpr,
+                     fragments_ptr, capacity, group, scale, HEAD: tl.constexpr, HEAD2: tl.constexpr,
+                     SPLIT: tl.constexpr,
                      MAX_SPLITS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Context of one head and token; query [tokens, heads, HEAD], cache [kv heads, capacity, HEAD].
 
@@ -26,6 +28,7 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
     split = tl.program_id(1)
     token = tl.program_id(2)
     n_heads = tl.num_programs(0)
+    TOGETHER: tl.constexpr = 16  # splits that are added up in one go
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
@@ -36,18 +39,24 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
         s = split * SPLIT + tl.arange(0, SPLIT)
         here = token * n_heads + head
         query = tl.load(query_ptr + here * HEAD + d, d < HEAD, 0.0) * scale
-        cell = (head // group).to(tl.int64) * capacity * HEAD + s[:, None] * HEAD + d[None, :]
-        seen = (s[:, None] < n_slots) & (d[None, :] < HEAD)
-        key = tl.load(key_ptr + cell, seen, 0.0).to(tl.float32)
-        value = tl.load(value_ptr + cell, seen, 0.0).to(tl.float32)
-        score = tl.where(s < n_slots, tl.sum(key * query[None, :], axis=1), float("-inf"))
+        base = (head // group).to(tl.int64) * capacity * HEAD
+        cell = s[:, None] * HEAD + d[None, :]  # the cache is whole splits: no slot needs a mask
+        if HEAD == HEAD2:
+            key = tl.load(key_ptr + base + cell)
+            value = tl.load(value_ptr + base + cell)
+        else:
+            key = tl.load(key_ptr + base + cell, d[None, :] < HEAD, 0.0)
+            value = tl.load(value_ptr + base + cell, d[None, :] < HEAD, 0.0)
+        score = tl.where(s < n_slots, tl.sum(key.to(tl.float32) * query[None, :], axis=1), float("-inf"))
         top = tl.max(score, axis=0)
         weight = tl.exp(score - top)
         total = tl.sum(weight, axis=0)
-        context = tl.sum(weight[:, None] * value, axis=0)
+        context = tl.sum(weight[:, None] * value.to(tl.float32), axis=0)
         at = context_ptr + token * n_heads * HEAD + place(head * HEAD + d, n_heads * HEAD // 32)
+        fragments = fragments_ptr + token * n_heads * HEAD
         if n_splits == 1:
             tl.store(at, context / total, d < HEAD)
+            put_fragments(fragments, head * HEAD + d, context / total, d < HEAD, n_heads * HEAD)
         else:
             tl.store(part_ptr + (here * MAX_SPLITS + split) * HEAD + d, context, d < HEAD)
             tl.store(stats_ptr + (here * MAX_SPLITS + split) * 2, top)
@@ -59,17 +68,20 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
                 top = float("-inf")
                 total = 0.0
                 context = tl.zeros((HEAD2,), tl.float32)
-                for i in range(0, n_splits):
+                for start in range(0, n_splits, TOGETHER):
+                    i = start + tl.arange(0, TOGETHER)
                     stats = stats_ptr + (here * MAX_SPLITS + i) * 2
-                    t = tl.load(stats, cache_modifier=".cg")
-                    part = tl.load(
-                        part_ptr + (here * MAX_SPLITS + i) * HEAD + d, d < HEAD, 0.0, cache_modifier=".cg"
-                    )
-                    highest = tl.maximum(top, t)
-                    old = tl.exp(top - highest)
+                    parts = part_ptr + (here * MAX_SPLITS + i[:, None]) * HEAD + d[None, :]
+                    kept = (i[:, None] < n_splits) & (d[None, :] < HEAD)
+                    t = tl.load(stats, i < n_splits, float("-inf"), cache_modifier=".cg")
+                    share = tl.load(stats + 1, i < n_splits, 0.0, cache_modifier=".cg")
+                    part = tl.load(parts, kept, 0.0, cache_modifier=".cg")
+                    highest = tl.maximum(top, tl.max(t, axis=0))
                     new = tl.exp(t - highest)
-                    context = context * old + part * new
-                    total = total * old + tl.load(stats + 1, cache_modifier=".cg") * new
+                    old = tl.exp(top - highest)
+                    total = total * old + tl.sum(new * share, axis=0)
+                    context = context * old + tl.sum(new[:, None] * part, axis=0)
                     top = highest
                 tl.store(at, context / total, d < HEAD)
+                put_fragments(fragments, head * HEAD + d, context / total, d < HEAD, n_heads * HEAD)
                 tl.store(counter_ptr + here, 0)

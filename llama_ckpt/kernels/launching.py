@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 
 from llama_ckpt.kernels.compiler import INTERPRETED
-from llama_ckpt.kernels.packed_rows import row_dots  # noqa: F401  (kernels are compiled with it)
 from llama_ckpt.kernels.planes import Pack, Planes
+from llama_ckpt.kernels.tiles import TILE_WIDTH
 
-__all__ = ["Tile", "from_pieces", "launch_options", "matvec", "reading_arguments", "tile_for", "to_pieces"]
+__all__ = [
+    "Tile",
+    "from_pieces",
+    "launch_options",
+    "matvec",
+    "reading_arguments",
+    "tile_for",
+    "to_fragments",
+    "to_pieces",
+]
 
 
 @dataclass(frozen=True)
@@ -36,13 +45,17 @@ class Tile:
 
 def tile_for(planes: Planes) -> Tile:
     """The tile for a weight: of its pack and width alone."""
-    width = planes.shape[1]
-    if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE):
-        return Tile(8, min(128, _power_of_two(width // 32)))
-    pieces = width // (4 if planes.layout.pack == Pack.FLOAT32 else 8)
+    width, pack = planes.shape[1], planes.layout.pack
+    if pack == Pack.TILES:
+        return Tile(32, min(256, _power_of_two(width // 4)), 2)
+    if pack == Pack.NIBBLE:
+        return Tile(8, min(64, _power_of_two(width // 32)))
+    if pack == Pack.BYTE:
+        return Tile(4, min(128, _power_of_two(width // 32)))
+    pieces = width // (4 if pack == Pack.FLOAT32 else 8)
     threads = min(128, _power_of_two(pieces))
     steps = -(-pieces // threads)
-    return Tile(8, threads, 2 if steps % 2 == 0 else 1)
+    return Tile(4, threads, 2 if steps % 2 == 0 else 1)
 
 
 def _power_of_two(n: int) -> int:
@@ -54,7 +67,10 @@ def reading_arguments(planes: Planes, tile: Tile) -> dict[str, Any]:
     """The constants that tell a kernel how to read a weight."""
     width = planes.shape[1]
     pack = planes.layout.pack
-    a_step = 32 if pack in (Pack.NIBBLE, Pack.BYTE) else 4 if pack == Pack.FLOAT32 else 8
+    if pack == Pack.TILES:  # a warp takes 128 columns of 32 rows a step
+        a_step = 4
+    else:
+        a_step = 32 if pack in (Pack.NIBBLE, Pack.BYTE) else 4 if pack == Pack.FLOAT32 else 8
     return {
         "PACK": int(pack),
         "MODE": int(planes.layout.mode),
@@ -85,6 +101,21 @@ def from_pieces(x: Tensor) -> Tensor:
     return x.reshape(n, 8, width // 32, 4).transpose(1, 2).reshape(n, width)
 
 
+def to_fragments(x: Tensor) -> Tensor:
+    """Vectors [n, width] as high and low bfloat16, in the order of `tensor_cores.fragment`: int32 [n, width].
+
+    Zeros where the width is not whole chunks of 128: no kernel reads them then.
+    """
+    n, width = x.shape
+    if width % TILE_WIDTH:
+        return torch.zeros(n, width, dtype=torch.int32, device=x.device)
+    high = x.bfloat16()
+    parts = torch.stack((high, (x - high.float()).bfloat16()), dim=0)
+    # [part, n, chunk, block, eight of 32, t, column of the pair] -> [n, chunk, block, part, t, eight, column]
+    parts = parts.view(2, n, width // 128, 4, 4, 4, 2).permute(1, 2, 3, 0, 5, 4, 6)
+    return parts.reshape(n, 2 * width).contiguous().view(torch.int32)
+
+
 def matvec(planes: Planes, x: Tensor, *, out: Tensor | None = None, tile: Tile | None = None) -> Tensor:
     """W x for a few vectors, float32 sums of float32 products.
 
@@ -104,9 +135,10 @@ def matvec(planes: Planes, x: Tensor, *, out: Tensor | None = None, tile: Tile |
     y = x.new_empty(n, rows) if out is None else out
     tile = tile or tile_for(planes)
     grid = (n, -(-rows // tile.rows))
-    pieces = to_pieces(x.to(torch.float32))
+    pieces, fragments = to_pieces(x.to(torch.float32)), to_fragments(x.to(torch.float32))
     matvec_kernel[grid](
-        planes.q, planes.scale, planes.super, pieces, pieces, y, rows, y.stride(0), 0.0, U=width // 32,
+        planes.q, planes.scale, planes.super, pieces, fragments, pieces, y, rows, y.stride(0), 0.0,
+        U=width // 32,
         NORM=False, PARTS=1, PARTS2=1,
         **reading_arguments(planes, tile), **launch_options(tile.threads, False),
     )  # fmt: skip

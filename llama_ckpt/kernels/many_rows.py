@@ -33,34 +33,28 @@ def norm_kernel(x_ptr, gain_ptr, high_ptr, low_ptr, width, eps, WIDTH2: tl.const
 
 @jit
 def turn_kernel(qkv_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr, key_ptr, value_ptr, q_width,
-                kv_width, capacity, HEAD: tl.constexpr, PAIRS2: tl.constexpr):  # fmt: skip
-    """Queries and keys turned, keys and values written to the cache; one head of one token a program."""
+                kv_width,
+                capacity, HEAD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+    """Queries and keys turned, keys and values written to the cache; BLOCK columns of a token a program."""
     token = tl.program_id(0)
-    head = tl.program_id(1)
-    i = tl.arange(0, PAIRS2)
-    inside = i < HEAD // 2
-    k = head * HEAD + 2 * i
+    k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pair = tl.program_id(1) * BLOCK + 2 * tl.arange(0, BLOCK // 2)
     width = q_width + 2 * kv_width
-    even = tl.load(qkv_ptr + token * width + k, inside, 0.0).to(tl.float32)
-    odd = tl.load(qkv_ptr + token * width + k + 1, inside, 0.0).to(tl.float32)
-    turned = inside & (k < q_width + kv_width)
-    at = turns_ptr + tl.load(positions_ptr + token) * HEAD + 2 * i
+    row = tl.load(qkv_ptr + token.to(tl.int64) * width + k, k < width, 0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(row, (BLOCK // 2, 2)))
+    turned = pair < q_width + kv_width
+    at = turns_ptr + tl.load(positions_ptr + token) * HEAD + pair % HEAD
     cos = tl.load(at, turned, 1.0)
     sin = tl.load(at + 1, turned, 0.0)
-    first = even * cos - odd * sin
-    second = even * sin + odd * cos
-    is_q = inside & (k < q_width)
-    at = query_ptr + token * q_width + k
-    tl.store(at, first.to(query_ptr.dtype.element_ty), is_q)
-    tl.store(at + 1, second.to(query_ptr.dtype.element_ty), is_q)
+    y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
+    is_q = k < q_width
+    tl.store(query_ptr + token.to(tl.int64) * q_width + k, y.to(query_ptr.dtype.element_ty), is_q)
     c = (k - q_width) % kv_width
     cell = (c // HEAD * capacity + tl.load(slots_ptr + token)) * HEAD + c % HEAD
-    is_k = turned & (k >= q_width)
-    tl.store(key_ptr + cell, first.to(key_ptr.dtype.element_ty), is_k)
-    tl.store(key_ptr + cell + 1, second.to(key_ptr.dtype.element_ty), is_k)
-    is_v = inside & (k >= q_width + kv_width)
-    tl.store(value_ptr + cell, first.to(value_ptr.dtype.element_ty), is_v)
-    tl.store(value_ptr + cell + 1, second.to(value_ptr.dtype.element_ty), is_v)
+    is_k = (k >= q_width) & (k < q_width + kv_width)
+    tl.store(key_ptr + cell, y.to(key_ptr.dtype.element_ty), is_k)
+    is_v = (k >= q_width + kv_width) & (k < width)
+    tl.store(value_ptr + cell, y.to(value_ptr.dtype.element_ty), is_v)
 
 
 @jit

@@ -8,7 +8,7 @@ minimum times the sum of the group's x, which all rows share.
 
 from __future__ import annotations
 
-from llama_ckpt.kernels.compiler import gdc_wait, jit, tl
+from llama_ckpt.kernels.compiler import jit, tl
 from llama_ckpt.kernels.reading import (
     bytes_dot,
     high_half,
@@ -18,8 +18,10 @@ from llama_ckpt.kernels.reading import (
     low_half,
     nibbles_dot,
     plain_dots,
+    plain_words,
     signed_byte,
 )
+from llama_ckpt.kernels.tensor_cores import tile_dots, tile_words
 
 __all__: list[str] = []
 
@@ -52,27 +54,36 @@ def scales(s, f, MODE: tl.constexpr):
 
 
 @jit
-def group_dots(q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-               OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
-               ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Partial dot products [R, NT] of rows in blocks; a group of 32 weights a thread, row and step."""
-    LOWER: tl.constexpr = 562949953421312.0  # 2^(149 - 100): brings lifted sums back
-    WORDS: tl.constexpr = 4 if PACK == 3 else 8
+def group_words(q_ptr, s_ptr, f_ptr, row, step, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+                R: tl.constexpr, NT: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """The words of a step, and the scales: a group of 32 weights a thread and row."""
+    WORDS: tl.constexpr = U * 4 if PACK == 3 else U * 8
     r = (row + tl.arange(0, R))[:, None]
-    lane = tl.arange(0, NT)[None, :]
+    u = step * NT + tl.arange(0, NT)[None, :]
+    ok = u < U
+    words = load4(q_ptr + r * WORDS + u * 4, ok, ASM)
+    if PACK == 4:
+        words = words + load4(q_ptr + r * WORDS + (U + u) * 4, ok, ASM)
+    s = load_word(s_ptr + r * U + u, ok, ASM)
+    f = s
+    if MODE >= 3:
+        f = load_word(f_ptr + r * (U // 8) + u // 8, ok, ASM)
+    return words, s, f
+
+
+@jit
+def group_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr,
+               MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
+               STEPS: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Partial dot products [R, NT] of rows in blocks, whose first words are there already."""
+    LOWER: tl.constexpr = 562949953421312.0  # 2^(149 - 100): brings lifted sums back
     acc = tl.zeros((R, NT), tl.float32)
     for step in tl.static_range(STEPS):
-        u = step * NT + lane
+        w, s, f = words
+        if step > 0:
+            w, s, f = group_words(q_ptr, s_ptr, f_ptr, row, step, U, PACK, MODE, R, NT, ASM)
+        u = step * NT + tl.arange(0, NT)[None, :]
         ok = u < U
-        w0, w1, w2, w3 = load4(q_ptr + r * (U * WORDS) + u * 4, ok, ASM)
-        if PACK == 4:
-            w4, w5, w6, w7 = load4(q_ptr + r * (U * WORDS) + (U + u) * 4, ok, ASM)
-        s = load_word(s_ptr + r * U + u, ok, ASM)
-        f = s
-        if MODE >= 3:
-            f = load_word(f_ptr + r * (U // 8) + u // 8, ok, ASM)
-        if PDL and step == 0:
-            gdc_wait()
         x = x_ptr + u * 4
         a0, a1, a2, a3 = load_x(x, ok, ASM)
         b0, b1, b2, b3 = load_x(x + U * 4, ok, ASM)
@@ -94,25 +105,25 @@ def group_dots(q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.conste
             first -= low * (OFFSET / LOWER)
             second = tl.zeros((R, NT), tl.float32) - high * (OFFSET / LOWER)
         if PACK == 3:
-            first = nibbles_dot(first, w0, a0, a1, a2, a3, b0, b1, b2, b3)
-            first = nibbles_dot(first, w1, c0, c1, c2, c3, d0, d1, d2, d3)
-            first = nibbles_dot(first, w2, e0, e1, e2, e3, f0, f1, f2, f3)
-            first = nibbles_dot(first, w3, g0, g1, g2, g3, h0, h1, h2, h3)
+            first = nibbles_dot(first, w[0], a0, a1, a2, a3, b0, b1, b2, b3)
+            first = nibbles_dot(first, w[1], c0, c1, c2, c3, d0, d1, d2, d3)
+            first = nibbles_dot(first, w[2], e0, e1, e2, e3, f0, f1, f2, f3)
+            first = nibbles_dot(first, w[3], g0, g1, g2, g3, h0, h1, h2, h3)
         else:
-            first = bytes_dot(first, w0, a0, a1, a2, a3)
-            first = bytes_dot(first, w1, b0, b1, b2, b3)
-            first = bytes_dot(first, w2, c0, c1, c2, c3)
-            first = bytes_dot(first, w3, d0, d1, d2, d3)
+            first = bytes_dot(first, w[0], a0, a1, a2, a3)
+            first = bytes_dot(first, w[1], b0, b1, b2, b3)
+            first = bytes_dot(first, w[2], c0, c1, c2, c3)
+            first = bytes_dot(first, w[3], d0, d1, d2, d3)
             if MODE <= 3:
-                first = bytes_dot(first, w4, e0, e1, e2, e3)
-                first = bytes_dot(first, w5, f0, f1, f2, f3)
-                first = bytes_dot(first, w6, g0, g1, g2, g3)
-                first = bytes_dot(first, w7, h0, h1, h2, h3)
+                first = bytes_dot(first, w[4], e0, e1, e2, e3)
+                first = bytes_dot(first, w[5], f0, f1, f2, f3)
+                first = bytes_dot(first, w[6], g0, g1, g2, g3)
+                first = bytes_dot(first, w[7], h0, h1, h2, h3)
             else:
-                second = bytes_dot(second, w4, e0, e1, e2, e3)
-                second = bytes_dot(second, w5, f0, f1, f2, f3)
-                second = bytes_dot(second, w6, g0, g1, g2, g3)
-                second = bytes_dot(second, w7, h0, h1, h2, h3)
+                second = bytes_dot(second, w[4], e0, e1, e2, e3)
+                second = bytes_dot(second, w[5], f0, f1, f2, f3)
+                second = bytes_dot(second, w[6], g0, g1, g2, g3)
+                second = bytes_dot(second, w[7], h0, h1, h2, h3)
         s0, m0, s1, m1 = scales(s, f, MODE)
         if MODE <= 3:
             acc += (s0 * LOWER) * first
@@ -126,12 +137,31 @@ def group_dots(q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.conste
 
 
 @jit
-def row_dots(q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-             OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
-             UNROLL: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Dot products [R] of the rows from `row` on with one vector."""
-    if PACK >= 3:
-        acc = group_dots(q_ptr, s_ptr, f_ptr, x_ptr, row, U, PACK, MODE, OFFSET, R, NT, STEPS, ASM, PDL)
+def first_words(q_ptr, s_ptr, f_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+                R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
+                ASM: tl.constexpr):  # fmt: skip
+    """Start reading rows: weights depend on no other kernel, so this comes before a wait."""
+    if PACK == 5:
+        words = tile_words(q_ptr, s_ptr, f_ptr, row, 0, U, MODE, NT, STEPS, UNROLL)
+    elif PACK >= 3:
+        words = group_words(q_ptr, s_ptr, f_ptr, row, 0, U, PACK, MODE, R, NT, ASM)
     else:
-        acc = plain_dots(q_ptr, x_ptr, row, U, PACK, R, NT, STEPS, UNROLL, ASM, PDL)
-    return tl.sum(acc, axis=1)
+        words = plain_words(q_ptr, row, 0, U, PACK, R, NT, UNROLL, ASM)
+    return words
+
+
+@jit
+def row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, xf_ptr, row, U: tl.constexpr, PACK: tl.constexpr,
+             MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
+             STEPS: tl.constexpr, UNROLL: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Dot products [R] of the rows from `row` on with one vector, in pieces or, for tiles, in fragments."""
+    if PACK == 5:
+        y = tile_dots(words, q_ptr, s_ptr, f_ptr, xf_ptr, row, U, MODE, OFFSET, NT, STEPS, UNROLL)
+    elif PACK >= 3:
+        y = tl.sum(
+            group_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U, PACK, MODE, OFFSET, R, NT, STEPS, ASM),
+            axis=1,
+        )
+    else:
+        y = tl.sum(plain_dots(words, q_ptr, x_ptr, row, U, PACK, R, NT, STEPS, UNROLL, ASM), axis=1)
+    return y

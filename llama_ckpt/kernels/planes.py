@@ -5,17 +5,18 @@ apart once, on its device, into planes; no value changes:
 
     q       int32 words. Plain types: the row itself. "nibble": 4 words for 32 weights, weight 8 i + n in
             bits 4 n of word i. "byte": two planes of 4 words for 32 weights (weights 0-15, then 16-31),
-            one byte each. A stored integer is never negative: it is q + offset.
+            one byte each. Q4_K lies in tiles instead: see `tiles`. A stored integer is never negative:
+            it is q + offset.
     scale   for each 32 weights what multiplies them: see `Mode`
     super   for each 256 weights the float16 factors of the K-quants
 
-Rows are padded with zeros to a multiple of 16, so that no kernel has to check its rows.
+Rows are padded with zeros to a multiple of 32, so that no kernel has to check its rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -26,6 +27,7 @@ from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.errors import ShapeError
+from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.kernels.fields import (
     bytes_of_iq4,
     bytes_of_q2_k,
@@ -40,11 +42,12 @@ from llama_ckpt.kernels.fields import (
     nibbles_of_q4_k,
     q3_k_scales,
 )
+from llama_ckpt.kernels.tiles import TILE_WIDTH, tiled_entries, tiled_words
 from llama_ckpt.quants import PackedWeight, Weight
 
 __all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "repack", "stacked"]
 
-ROW_PADDING: Final = 16
+ROW_PADDING: Final = 32
 GROUP: Final = 32  # weights that share one entry of the scale plane
 
 
@@ -56,6 +59,8 @@ class Pack(IntEnum):
     BFLOAT16 = 2
     NIBBLE = 3
     BYTE = 4
+    TILES = 5
+    """Four bits a weight in tiles of 32 rows and 128 columns, ordered for the tensor cores."""
 
 
 class Mode(IntEnum):
@@ -127,8 +132,16 @@ def repack(weight: Weight) -> Planes:
         empty = torch.empty(0, dtype=torch.int32, device=weight.device)
         return Planes(_PLAIN[weight.dtype], (rows, width), _padded(weight).view(torch.int32), empty, empty)
     layout, take_apart = _PACKED[weight.type]
+    if (
+        layout.mode == Mode.K_PAIR
+        and layout.pack == Pack.NIBBLE
+        and width % TILE_WIDTH == 0
+        and not INTERPRETED
+    ):
+        layout = replace(layout, pack=Pack.TILES)
     block_bytes = GGML_QUANT_SIZES[weight.type][1]
     step = max(1, _BLOCKS_AT_ONCE * block_bytes // max(1, weight.raw.shape[1]))
+    step = -(-step // ROW_PADDING) * ROW_PADDING
     parts = [
         _pieces(layout, take_apart, weight.raw[start : start + step], block_bytes, width)
         for start in range(0, rows, step)
@@ -179,8 +192,13 @@ def _pieces(
     layout: Layout, take_apart: Callable[[Tensor], Fields], raw: Tensor, block_bytes: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The planes of some rows."""
+    if layout.pack == Pack.TILES:
+        raw = _padded(raw)
     rows = raw.shape[0]
     integers, scale, factors = take_apart(raw.reshape(-1, block_bytes))
+    if layout.pack == Pack.TILES:
+        scales = tiled_entries(_integers(scale, rows), 4)
+        return tiled_words(integers.reshape(rows, width)), scales, tiled_entries(_integers(factors, rows), 1)
     groups = integers.reshape(rows, width // GROUP, GROUP)
     if layout.pack == Pack.NIBBLE:
         words = (groups[..., 0::2] | (groups[..., 1::2] << 4)).reshape(rows, -1)

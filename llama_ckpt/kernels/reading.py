@@ -16,19 +16,23 @@ the 32 elements that lane u works on stands at 4 * (j * U + u), with U = width /
 
 from __future__ import annotations
 
-from llama_ckpt.kernels.compiler import gdc_wait, jit, tl
+from llama_ckpt.kernels.compiler import jit, tl
 
 __all__: list[str] = []
 
 
 @jit
 def load4(pointer, mask, ASM: tl.constexpr):
-    """Four neighbouring words at each pointer, read once: (uint32, ...) ; 0 where masked."""
+    """Four neighbouring words of a weight at each pointer: (uint32, ...); 0 where masked.
+
+    Volatile, although nothing else writes them: an ordinary load is moved to just before its first use,
+    behind the wait for the kernel before, and then hardly anything is in flight.
+    """
     if ASM:
         return tl.inline_asm_elementwise(
             """{ .reg .pred p; setp.ne.b32 p, $5, 0;
             mov.b32 $0, 0; mov.b32 $1, 0; mov.b32 $2, 0; mov.b32 $3, 0;
-            @p ld.global.nc.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4]; }""",
+            @p ld.volatile.global.v4.b32 {$0, $1, $2, $3}, [$4]; }""",
             "=&r,=&r,=&r,=&r,l,r",
             [pointer, mask.to(tl.int32)],
             dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32),
@@ -72,7 +76,7 @@ def load_word(pointer, mask, ASM: tl.constexpr):
         if ASM:
             return tl.inline_asm_elementwise(
                 """{ .reg .pred p; .reg .b16 h; setp.ne.b32 p, $2, 0; mov.b16 h, 0;
-                @p ld.global.nc.b16 h, [$1]; cvt.u32.u16 $0, h; }""",
+                @p ld.volatile.global.b16 h, [$1]; cvt.u32.u16 $0, h; }""",
                 "=r,l,r",
                 [pointer, mask.to(tl.int32)],
                 dtype=tl.uint32,
@@ -84,7 +88,8 @@ def load_word(pointer, mask, ASM: tl.constexpr):
     else:
         if ASM:
             return tl.inline_asm_elementwise(
-                """{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0; @p ld.global.nc.b32 $0, [$1]; }""",
+                """{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.b32 $0, 0;
+                @p ld.volatile.global.b32 $0, [$1]; }""",
                 "=&r,l,r",
                 [pointer, mask.to(tl.int32)],
                 dtype=tl.uint32,
@@ -153,28 +158,43 @@ def halves_dot(acc, w, a, b, PACK: tl.constexpr):
 
 
 @jit
-def plain_dots(q_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
-               STEPS: tl.constexpr, UNROLL: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Partial dot products [R, NT] of plain rows; 16 bytes a thread, row and step."""
+def plain_words(q_ptr, row, start, U: tl.constexpr, PACK: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
+                UNROLL: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """The words of UNROLL steps; 16 bytes a thread, row and step."""
+    PIECES: tl.constexpr = U * 8 if PACK == 0 else U * 4
+    rows = q_ptr + (row + tl.arange(0, R))[:, None] * (PIECES * 4)
+    words = ()
+    for i in tl.static_range(UNROLL):
+        v = (start + i) * NT + tl.arange(0, NT)[None, :]
+        words = words + (load4(rows + v * 4, v < PIECES, ASM),)
+    return words
+
+
+@jit
+def plain_step(acc, words, x_ptr, start, U: tl.constexpr, PACK: tl.constexpr, NT: tl.constexpr,
+               UNROLL: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Add the products of these words."""
     PER: tl.constexpr = 1 if PACK == 0 else 2  # pieces of x for 16 bytes of weights
-    pieces = U * 8 // PER
-    rows = q_ptr + (row + tl.arange(0, R))[:, None] * (U * 32 // (1 if PACK == 0 else 2))
-    lane = tl.arange(0, NT)[None, :]
-    acc = tl.zeros((R, NT), tl.float32)
-    for start in tl.range(0, STEPS, UNROLL):
-        for i in tl.static_range(UNROLL):
-            v = (start + i) * NT + lane
-            ok = v < pieces
-            w0, w1, w2, w3 = load4(rows + v * 4, ok, ASM)
-            if PDL and i == 0:
-                if start == 0:
-                    gdc_wait()
-            p = v * PER
-            a, b, c, d = load_x(x_ptr + ((p % 8) * U + p // 8) * 4, ok, ASM)
-            if PACK == 0:
-                acc = times(times(times(times(acc, w0, a), w1, b), w2, c), w3, d)
-            else:
-                e, f, g, h = load_x(x_ptr + ((p % 8 + 1) * U + p // 8) * 4, ok, ASM)
-                acc = halves_dot(halves_dot(acc, w0, a, b, PACK), w1, c, d, PACK)
-                acc = halves_dot(halves_dot(acc, w2, e, f, PACK), w3, g, h, PACK)
+    for i in tl.static_range(UNROLL):
+        p = ((start + i) * NT + tl.arange(0, NT)[None, :]) * PER
+        ok = p < U * 8
+        w = words[i]
+        a, b, c, d = load_x(x_ptr + ((p % 8) * U + p // 8) * 4, ok, ASM)
+        if PACK == 0:
+            acc = times(times(times(times(acc, w[0], a), w[1], b), w[2], c), w[3], d)
+        else:
+            e, f, g, h = load_x(x_ptr + ((p % 8 + 1) * U + p // 8) * 4, ok, ASM)
+            acc = halves_dot(halves_dot(acc, w[0], a, b, PACK), w[1], c, d, PACK)
+            acc = halves_dot(halves_dot(acc, w[2], e, f, PACK), w[3], g, h, PACK)
+    return acc
+
+
+@jit
+def plain_dots(words, q_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, R: tl.constexpr,
+               NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Partial dot products [R, NT] of plain rows, whose first words are there already."""
+    acc = plain_step(tl.zeros((R, NT), tl.float32), words, x_ptr, 0, U, PACK, NT, UNROLL, ASM)
+    for start in tl.range(UNROLL, STEPS, UNROLL):
+        more = plain_words(q_ptr, row, start, U, PACK, R, NT, UNROLL, ASM)
+        acc = plain_step(acc, more, x_ptr, start, U, PACK, NT, UNROLL, ASM)
     return acc

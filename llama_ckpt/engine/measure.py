@@ -1,0 +1,189 @@
+"""How fast the engine is on a model, beside what the machine allows, and llama.cpp on the same file.
+
+Every figure is the median of several runs after a warm-up, with its spread. Speeds are tokens a second.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llama_ckpt.engine import Engine, Precision
+from llama_ckpt.errors import OptionError, ReferenceCrashedError
+from llama_ckpt.model import Model, load
+
+__all__ = ["DEPTHS", "PROMPTS", "Figure", "llama_cpp_figures", "measure"]
+
+PROMPTS = (512, 2048)
+DEPTHS = (0, 2048, 4000)
+DECODED = 128  # tokens a decoding run generates; fewer where the context ends
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured figure.
+
+    Attributes:
+        name: what was measured.
+        unit: of median and spread.
+        median: of the runs.
+        spread: largest less smallest.
+        share: of the measured ceiling that limits it, or None.
+    """
+
+    name: str
+    unit: str
+    median: float
+    spread: float
+    share: float | None = None
+
+
+def measure(path: Path, precision: Precision = "fast", repeats: int = 5) -> Iterator[Figure]:
+    """Load a model and yield its figures one by one.
+
+    Args:
+        path: a GGUF file.
+        precision: the engine's.
+        repeats: runs a figure; 1 or more.
+
+    Raises:
+        OptionError: fewer than one run.
+        DeviceError: no CUDA device.
+    """
+    if repeats < 1:
+        raise OptionError("repeats", got=repeats, wanted="1 or more")
+    torch.cuda.reset_peak_memory_stats()
+    begun = time.perf_counter()
+    model = load(path, device="cuda")
+    engine = Engine(model, precision)
+    torch.cuda.synchronize()
+    took = time.perf_counter() - begun
+    yield Figure("loading", "s", took, 0.0)
+    yield Figure("loading", "GB/s", path.stat().st_size / took / 1e9, 0.0)
+    bandwidth, arithmetic = ceilings()
+    yield Figure("memory, read and written", "GB/s", bandwidth / 1e9, 0.0)
+    yield Figure("float16 products", "TFLOP/s", arithmetic / 1e12, 0.0)
+    yield from _speeds(model, engine, repeats, bandwidth, arithmetic)
+    yield Figure("peak memory", "GB", torch.cuda.max_memory_allocated() / 1e9, 0.0)
+
+
+def ceilings() -> tuple[float, float]:
+    """Bytes a second of a large copy, read and written, and operations a second of a float16 product."""
+    source = torch.randint(0, 255, (2 << 30,), dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / statistics.median(_times(lambda: target.copy_(source), 10))
+    side = 8192
+    a, b = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
+    return copied, 2 * side**3 / statistics.median(_times(lambda: a @ b, 10))
+
+
+def _speeds(
+    model: Model, engine: Engine, repeats: int, bandwidth: float, arithmetic: float
+) -> Iterator[Figure]:
+    config = model.config
+    a_token = 2 * sum(w.numel() for w in _matrices(engine))  # operations
+    for n in (n for n in PROMPTS if n < engine.capacity):
+        ids = torch.randint(0, config.vocab_size, (n,)).tolist()
+
+        def prefill(ids: list[int] = ids) -> None:
+            engine.reset()
+            engine.prompt(ids)
+
+        times = _times(prefill, repeats)
+        yield _speed(f"prefill {n}", n, times, a_token / arithmetic)
+        if n == PROMPTS[0]:
+            yield Figure(
+                f"first token after {n}",
+                "ms",
+                statistics.median(times) * 1e3,
+                (max(times) - min(times)) * 1e3,
+            )
+    for depth in (depth for depth in DEPTHS if depth + 2 < engine.capacity):
+        count = min(DECODED, engine.capacity - depth)
+        ids = torch.randint(0, config.vocab_size, (max(1, depth),)).tolist()
+        engine.reset()
+        engine.prompt(ids)
+
+        def decode(depth: int = max(1, depth), count: int = count) -> None:
+            engine.rewind(depth)
+            engine.greedy(count)
+
+        yield _speed(
+            f"decode at {depth}", count - 1, _times(decode, repeats), engine.weights.nbytes / bandwidth
+        )
+
+
+def _matrices(engine: Engine) -> Iterator[torch.Tensor]:
+    """Stand-ins with as many elements as the matrices that a token meets, without the output head."""
+    for block in engine.weights.blocks:
+        for planes in (*(p for _, p in block.qkv), block.wo, block.gate_up, block.down):
+            yield torch.empty(planes.shape, device="meta")
+
+
+def _speed(name: str, tokens: int, times: list[float], ideal: float) -> Figure:
+    """Tokens a second; `ideal` is the seconds a token that the ceiling allows."""
+    speeds = [tokens / t for t in times]
+    median = statistics.median(speeds)
+    return Figure(name, "tokens/s", median, max(speeds) - min(speeds), median * ideal)
+
+
+def _times(run: Callable[[], Any], repeats: int) -> list[float]:
+    """Seconds of each run, after two that do not count (compilation, capture)."""
+    times = []
+    for number in range(repeats + 2):
+        torch.cuda.synchronize()
+        begun = time.perf_counter()
+        run()
+        torch.cuda.synchronize()
+        if number >= 2:
+            times.append(time.perf_counter() - begun)
+    return times
+
+
+def llama_cpp_figures(folder: Path, path: Path, repeats: int = 5) -> Iterator[Figure]:
+    """The same from llama.cpp's own `llama-bench` in `folder`, on the GPU, with flash attention.
+
+    Raises:
+        OptionError: there is no `llama-bench`.
+        ReferenceCrashedError: it failed.
+    """
+    program = folder / "llama-bench"
+    if not program.is_file():
+        raise OptionError("--against", got=folder, wanted="a folder with llama.cpp's llama-bench")
+    prompts = ["-p", ",".join(map(str, PROMPTS)), "-n", "0"]
+    decoding = ["-p", "0", "-n", str(DECODED), "-d", ",".join(map(str, DEPTHS))]
+    for arguments in (prompts, decoding):
+        for run in _llama_bench(program, path, [*arguments, "-r", str(repeats)]):
+            name = f"decode at {run['n_depth']}" if run["n_gen"] else f"prefill {run['n_prompt']}"
+            speeds = run["samples_ts"]
+            yield Figure(name, "tokens/s", statistics.median(speeds), max(speeds) - min(speeds))
+
+
+def _llama_bench(program: Path, path: Path, arguments: list[str]) -> list[dict[str, Any]]:
+    command = [str(program), "-m", str(path), "-ngl", "99", "-fa", "1", "-o", "json", *arguments]
+    libraries = [str(program.parent), *_cuda_libraries(), os.environ.get("LD_LIBRARY_PATH", "")]
+    environment = {**os.environ, "LD_LIBRARY_PATH": ":".join(filter(None, libraries))}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise ReferenceCrashedError(
+            "llama-bench", got=f"exit code {done.returncode}: {done.stderr[-300:]}", wanted="exit code 0"
+        )
+    runs: list[dict[str, Any]] = json.loads(done.stdout)
+    return runs
+
+
+def _cuda_libraries() -> list[str]:
+    """Where torch's wheels keep the CUDA libraries that llama.cpp needs too."""
+    found = importlib.util.find_spec("nvidia")
+    roots = found.submodule_search_locations if found else None
+    return [str(lib) for root in roots or () for lib in sorted(Path(root).glob("*/lib"))]

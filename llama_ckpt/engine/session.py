@@ -1,0 +1,75 @@
+"""The engine as the language model that checkpoint 12's `generate` drives."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from llama_ckpt.config import LlamaConfig
+from llama_ckpt.engine import Engine, Precision, unsupported
+from llama_ckpt.kv_cache import KVCache
+from llama_ckpt.model import Model
+from llama_ckpt.tokenizer import Tokenizer
+
+__all__ = ["Session", "session_for"]
+
+
+class Session:
+    """One sequence at a time on an engine; what `checkpoints.generate` asks of a language model.
+
+    Args:
+        model: its tokenizer and shape.
+        engine: made for that model.
+    """
+
+    def __init__(self, model: Model, engine: Engine) -> None:
+        self._tokenizer, self.engine = model.tokenizer, engine
+
+    @property
+    def config(self) -> LlamaConfig:
+        """The model's shape."""
+        return self.engine.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's vocabulary."""
+        return self._tokenizer
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Begin a new sequence. The engine keeps its own cache; the one returned only carries its name."""
+        self.engine.reset()
+        return KVCache.allocate(_one_layer(self.config), 1)
+
+    def forward(self, token_ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
+        """Add tokens to the sequence; the last one's logits, float32 `[1, vocab]`."""
+        ids, at = token_ids.tolist(), positions.tolist()
+        if len(ids) == 1 and at[0] == self.engine.next_position and self.engine.used:
+            return self.engine.step(ids[0])[None]
+        return self.engine.prompt(ids, at)[None]
+
+    def tensor(self, token_ids: Sequence[int]) -> Tensor:
+        """Ids or positions as an int64 tensor on the engine's device."""
+        return torch.tensor(list(token_ids), dtype=torch.int64, device=self.engine.device)
+
+
+def _one_layer(config: LlamaConfig) -> LlamaConfig:
+    """A shape whose cache is a few bytes."""
+    return replace(config, n_layers=1)
+
+
+_SESSIONS: dict[tuple[int, Precision], Session] = {}
+
+
+def session_for(model: Model, precision: Precision = "fast") -> Session | None:
+    """The session of a model, made once and dropped with it; None where the engine cannot run it."""
+    if unsupported(model) is not None:
+        return None
+    key = (id(model), precision)
+    if key not in _SESSIONS:
+        _SESSIONS[key] = Session(model, Engine(model, precision))
+        weakref.finalize(model, _SESSIONS.pop, key, None)
+    return _SESSIONS[key]

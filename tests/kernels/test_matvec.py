@@ -1,0 +1,89 @@
+"""Products with packed weights, against float64: on CUDA, and in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as T
+from torch import Tensor
+
+from llama_ckpt.kernels.planes import repack
+from llama_ckpt.quants import PackedWeight
+from tests.kernels.random_weights import FACTORS, packed
+
+ROOT = Path(__file__).parents[2]
+FLOAT32_GRADE = 2e-6
+TILES_GRADE = 2e-5  # activations as two bfloat16: 16 bits
+ODD_SHAPES = ((21, 1280), (64, 256), (5, 2816), (130, 512))
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch's CPU wheels leave out"
+)
+
+
+def relative_error(weight: PackedWeight | Tensor, x: Tensor) -> float:
+    """Of a product whose output was poisoned first."""
+    from llama_ckpt.kernels.launching import matvec
+
+    y = torch.full((x.shape[0], weight.shape[0]), float("nan"), device=x.device)
+    matvec(repack(weight), x, out=y)
+    values = weight.dequantize() if isinstance(weight, PackedWeight) else weight
+    exact = x.double() @ values.double().T
+    return float((y.double() - exact).norm() / exact.norm())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("type", FACTORS, ids=lambda t: t.name)
+def test_packed_product_is_near_float64(type: T) -> None:
+    for rows, width in ODD_SHAPES:
+        weight = packed(type, rows, width, seed=rows).to("cuda")
+        error = relative_error(weight, torch.randn(3, width, device="cuda"))
+        assert error <= (TILES_GRADE if type == T.Q4_K else FLOAT32_GRADE)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_plain_product_is_near_float64(dtype: torch.dtype) -> None:
+    for rows, width in ODD_SHAPES:
+        weight = torch.randn(rows, width, device="cuda").to(dtype)
+        assert relative_error(weight, torch.randn(2, width, device="cuda")) <= FLOAT32_GRADE
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("scale", [1e-20, 1e-6, 1e6])
+def test_product_keeps_its_grade_for_tiny_and_large_vectors(scale: float) -> None:
+    weight = packed(T.Q8_0, 33, 512).to("cuda")
+    assert relative_error(weight, torch.randn(1, 512, device="cuda") * scale) <= FLOAT32_GRADE
+
+
+@pytest.mark.cuda
+def test_same_bits_every_time() -> None:
+    from llama_ckpt.kernels.launching import matvec
+
+    planes, x = repack(packed(T.Q6_K, 128, 4096).to("cuda")), torch.randn(2, 4096, device="cuda")
+    first = matvec(planes, x)
+    assert all(torch.equal(matvec(planes, x), first) for _ in range(5))
+
+
+@needs_triton
+def test_kernels_are_right_in_the_interpreter() -> None:
+    """A process of its own: Triton reads its switch once."""
+    code = """
+import torch
+from gguf import GGMLQuantizationType as T
+from tests.kernels.random_weights import FACTORS, packed
+from tests.kernels.test_matvec import relative_error
+for type in FACTORS:
+    assert relative_error(packed(type, 9, 256), torch.randn(2, 256)) < 2e-6, type
+assert relative_error(torch.randn(9, 96).half(), torch.randn(1, 96)) < 2e-6
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,115 @@
+"""The engine: held against the ladder's own layers, the same bits replayed as launched, its points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from llama_ckpt.engine import NOT_OBSERVABLE, OBSERVABLE, Engine, Precision, engine_points, unsupported
+from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
+from llama_ckpt.model import Model, generate, load
+from llama_ckpt.points import POINTS
+
+LIMITS = {"high": 5e-6, "fast": 2e-3}  # of float32 layers on the embedded model, 32 layers deep
+PROMPT = "In the beginning God created the heaven"
+
+
+@pytest.fixture(scope="module")
+def model(embedded_model: Path) -> Model:
+    return load(embedded_model, device="cuda")
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def test_every_point_of_a_block_is_either_shown_or_declared_hidden() -> None:
+    judged = {name for name in POINTS if name not in ("token_ids", "sampling", "continuation", "text")}
+    assert set(OBSERVABLE) | set(NOT_OBSERVABLE) >= judged
+    assert not set(OBSERVABLE) & set(NOT_OBSERVABLE)
+
+
+def test_cpu_models_are_refused_with_a_reason(embedded_model: Path) -> None:
+    on_cpu = load(embedded_model, device="cpu")
+    assert unsupported(on_cpu)
+    with pytest.raises(DeviceError):
+        Engine(on_cpu)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("n", [1, 2, 16, 17, 300])
+def test_logits_and_points_are_those_of_the_layers(model: Model, precision: Precision, n: int) -> None:
+    ids = [(37 * i) % 31_000 + 3 for i in range(n)]
+    wanted: dict[str, torch.Tensor] = {}
+    wanted["logits"] = model.logits(ids, tap=wanted.__setitem__)
+    shown: dict[str, torch.Tensor] = {}
+    shown["logits"] = Engine(model, precision, capacity=512).logits(ids, tap=shown.__setitem__)
+    assert {name.split(".")[-1] for name in shown} == {*engine_points(), "logits"}
+    for name, tensor in shown.items():
+        assert relative(tensor, wanted[name]) <= LIMITS[precision], name
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+def test_prompt_and_steps_are_the_whole_sequence(model: Model, precision: Precision) -> None:
+    ids = [(37 * i) % 31_000 + 3 for i in range(150)]
+    wanted = model.logits(ids)
+    engine = Engine(model, precision, capacity=200)
+    rows = [engine.prompt(ids[:100]), *(engine.step(token).clone() for token in ids[100:])]
+    for row, exact in zip(rows, wanted[99:], strict=True):
+        assert relative(row, exact) <= LIMITS[precision]
+
+
+@pytest.mark.cuda
+def test_replayed_and_launched_steps_give_the_same_bits(model: Model) -> None:
+    ids = model.tokenizer.encode(PROMPT)
+    replayed, launched = Engine(model), Engine(model, graphs=False)
+    found = []
+    for engine in (replayed, launched):
+        engine.logits(ids)
+        found.append((engine.greedy(80), engine.buffers.logits[0].clone()))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.cuda
+def test_what_ran_before_changes_nothing(model: Model) -> None:
+    ids = model.tokenizer.encode(PROMPT)
+    engine = Engine(model)
+    engine.logits(ids)
+    first = engine.greedy(40)
+    engine.logits([(7 * i) % 31_000 + 3 for i in range(700)])
+    engine.greedy(20)
+    engine.logits(ids)
+    assert torch.equal(engine.greedy(40), first)
+
+
+@pytest.mark.cuda
+def test_positions_may_begin_late(model: Model) -> None:
+    ids, last = [1, 15043, 3186], model.config.context_length
+    at = [last - 3, last - 2, last - 1]
+    assert relative(Engine(model, "high").logits(ids, at), model.logits(ids, at)) <= LIMITS["high"]
+
+
+@pytest.mark.cuda
+def test_greedy_text_is_that_of_the_layers(model: Model) -> None:
+    layers = "".join(generate(model, PROMPT, 40, precision="layers"))
+    assert "".join(generate(model, PROMPT, 40, precision="high")) == layers
+
+
+@pytest.mark.cuda
+def test_wrong_input_is_one_sentence(model: Model) -> None:
+    engine = Engine(model, capacity=20)
+    with pytest.raises(ShapeError):
+        engine.logits([])
+    with pytest.raises(ShapeError):
+        engine.logits([1, 2], [3, 3])
+    with pytest.raises(ContextLengthError):
+        engine.logits(list(range(3, 30)))
+    with pytest.raises(OptionError):
+        engine.rewind(5)
+    with pytest.raises(OptionError):
+        Engine(replace(model), "exact")  # type: ignore[arg-type]
