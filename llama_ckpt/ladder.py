@@ -30,7 +30,7 @@ from llama_ckpt.observer import Observer
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 from llama_ckpt.subjects import Selection, select
-from llama_ckpt.trial import Trial
+from llama_ckpt.trial import INHERITED, Trial
 from reference_dumps import embedded_model
 
 __all__ = [
@@ -290,22 +290,29 @@ def run_probe(probe: Probe, model: Path, report: LadderReport, result: Checkpoin
 
 
 def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[str]) -> None:
-    """Total a checkpoint's points: a verdict, and one sentence for it."""
+    """Total a checkpoint's points: a verdict, and one sentence for it.
+
+    A checkpoint whose free run only carries on an error fails with what it stands on, and where that is
+    right, as RMSNorm is below a wrong RoPE, it passes: the error is made elsewhere.
+    """
     result.of = len(result.points)
     result.compared = sum(point.verdict.n_judged > 0 for point in result.points)
     bad = [point for point in result.points if point.verdict.verdict == "fail"]
+    carried = [point for point in result.points if point.verdict.reason.startswith(INHERITED)]
+    below = [one for one in checkpoint.stands_on if one in failed]
     if not result.points:
         result.verdict, result.reason = "fail", "nothing was compared"
-    elif bad:
-        first = bad[0]
+    elif bad or (carried and below):
+        first = [*bad, *carried][0]
         result.verdict = "fail"
         result.reason = (
             f"{first.verdict.name} of {first.dump} ({first.verdict.forcing}): {first.verdict.reason}"
         )
-        below = [one for one in checkpoint.stands_on if one in failed]
         if below:
             result.reason += f"; it stands on {', '.join(below)}, which failed"
     else:
         result.verdict = "pass"
         off = sum(point.verdict.blame == "reference" for point in result.points)
         result.reason = f"llama.cpp is off at {off} points" if off else "every point within its limits"
+        if carried:
+            result.reason = f"right, but {len(carried)} points carry on an error made elsewhere"

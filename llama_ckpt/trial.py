@@ -29,7 +29,10 @@ from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
 from llama_ckpt.recording import Recording, oracle_given, torch_given
 
-__all__ = ["Subject", "Trial"]
+__all__ = ["INHERITED", "Subject", "Trial"]
+
+INHERITED = "inherited"
+"""How the reason begins of a free-running error that came with the layer's inputs."""
 
 UNTAPPED = " (untapped)"
 """Marks a point computed without a tap: the fused path, which shows only what it returns."""
@@ -67,8 +70,21 @@ class Trial:
             yield verdict
         if self.implementation is not None and checkpoint.function.__name__ == "logits":
             judged += [*self.exact]  # its cases are of the functions that it calls, which are ours
+        own: dict[str, PointVerdict] = {}
         for name in dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged):
-            yield from self.free_running(name)
+            for verdict in self.free_running(name):
+                whole = checkpoint.function.__name__ == "logits"  # its free run is its own work
+                if verdict.verdict == "fail" and not whole and self.broken is None:
+                    own = own or self.own_errors(checkpoint)
+                    verdict = inherited(verdict, own.get(name))
+                yield verdict
+
+    def own_errors(self, checkpoint: Checkpoint) -> dict[str, PointVerdict]:
+        """The verdicts on each case with the free run's inputs, right or wrong, by name of the point."""
+        tensors = {name: tensor.float().cpu().numpy() for name, tensor in self.free.items()}
+        recording = replace(self.recording, tensors=tensors, recorded=False, tight=False)
+        trial = replace(self, recording=recording, observer=Observer())
+        return {verdict.name: verdict for verdict in trial.teacher_forced(checkpoint)}
 
     def teacher_forced(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """Each case of the checkpoint with recorded inputs."""
@@ -247,6 +263,14 @@ class Trial:
 def rejected(name: str, forcing: Forcing, error: Rejected) -> PointVerdict:
     """The failure of a point that an implementation never came to."""
     return PointVerdict(name, forcing, "fail", "target", str(error))
+
+
+def inherited(found: PointVerdict, own: PointVerdict | None) -> PointVerdict:
+    """A free-running failure, excused where the layer makes no error of its own on these inputs."""
+    if own is None or own.verdict == "fail":
+        return found
+    reason = f"{INHERITED}: err {found.err:.1e} came with its inputs, on which its own is {own.err:.1e}"
+    return replace(found, verdict="pass", blame="", reason=reason)
 
 
 def call(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:

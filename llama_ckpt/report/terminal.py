@@ -89,10 +89,11 @@ def _shown_point(points: Sequence[JudgedPoint]) -> JudgedPoint | None:
 
 
 def _share(point: JudgedPoint) -> float:
-    """How much of its limit a point uses; -1 where it has no error."""
+    """How much of its limit a point uses; -1 where it has no error, or none of its own making."""
     verdict = point.verdict
     share = verdict.err / verdict.limit if verdict.limit else verdict.err
-    return -1.0 if math.isnan(share) else share
+    carried = verdict.limit and verdict.verdict == "pass" and share > 1
+    return -1.0 if math.isnan(share) or carried else share
 
 
 def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: str) -> Iterator[str]:
