@@ -8,7 +8,7 @@
 //
 // `add` copies, so call it where the tensor is made: a buffer that is used again later does not matter.
 // ggml writes shapes fastest axis first; give them here slowest first, token before heads. The names stand in
-// docs/diagnosis.md. This file is in the public domain as far as the law allows, so that it can be copied.
+// docs/diagnosis.md.
 
 #ifndef LLAMA_CKPT_WRITE_DUMP_HPP
 #define LLAMA_CKPT_WRITE_DUMP_HPP

@@ -1,4 +1,4 @@
-"""Writing a dump that `llama-ckpt compare` reads, in ten lines; numpy arrays, row-major, first axis = token."""
+"""Writing a dump that `llama-ckpt compare` reads, in ten lines: numpy arrays, row-major, token first."""
 
 import json
 import struct

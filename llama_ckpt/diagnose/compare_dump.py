@@ -23,7 +23,7 @@ from llama_ckpt.diagnose.sides import Sides, open_sides
 from llama_ckpt.diagnose.walk import Walk
 from llama_ckpt.points import split_name
 
-__all__ = ["compare_dump"]
+__all__ = ["checkpoint_of", "compare_dump"]
 
 
 def compare_dump(
@@ -134,7 +134,7 @@ def _next_steps(
         if first.computed:
             names = ", ".join(first.computed)
             yield NextStep(f"record {names} too: {first.name} was computed from it, and it was not recorded")
-        yield NextStep("what people get wrong there", f"llama-ckpt explain {_checkpoint(result, first.name)}")
+        yield NextStep("what people get wrong there", f"llama-ckpt explain {checkpoint_of(first.name)}")
     elif first is not None and first.made == "unknown":
         yield NextStep("with the model it can be told who is off, where, and why", f"{again} --model M.gguf")
     elif first is not None:
@@ -165,6 +165,7 @@ POINTS_OF = {
 """Which checkpoint answers for a point; told here since the checkpoints load torch. A test compares."""
 
 
-def _checkpoint(result: Comparison, name: str) -> str:
+def checkpoint_of(name: str) -> str:
+    """The id of the checkpoint that answers for a point, by its full name."""
     point = split_name(name)[1]
     return POINTS_OF.get(point, "3" if point.startswith("attn") else "6")

@@ -102,7 +102,7 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
         if not finite.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             found.bad[name] = at, float(array[at]), int((~finite).sum())
-        elif (pair := _equal_rows(array)) is not None:
+        elif array.any() and (pair := _equal_rows(array)) is not None:
             found.rows[name] = pair
     return found
 
@@ -140,10 +140,12 @@ def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -
 
 
 def _rows_may_be_equal(name: str, token_ids: Sequence[int], first: int, second: int) -> bool:
-    """Where nothing has mixed the tokens yet, equal tokens have equal rows; a saturated softmax too."""
+    """Where nothing has mixed the tokens yet, equal tokens have equal rows; where all before are equal too."""
     block, point = split_name(name)
-    same = max(first, second) < len(token_ids) and token_ids[first] == token_ids[second]
-    return point == "attn_probs" or (same and block in (None, 0)) or max(first, second) >= len(token_ids)
+    if point == "attn_probs" or second >= len(token_ids):
+        return True  # a saturated softmax; an axis that does not count tokens
+    unmixed = block in (None, 0) and token_ids[first] == token_ids[second]
+    return unmixed or len(set(token_ids[: second + 1])) == 1
 
 
 def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
