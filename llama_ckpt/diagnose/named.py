@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug, candidates
+from llama_ckpt.diagnose.fits import fitted_bugs
 from llama_ckpt.diagnose.matching import distance, passes
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
@@ -97,7 +98,8 @@ def name_bugs(
 
     Args:
         evidence: tensors of one wrong function, of one call or of several; together they say more.
-        among: the bugs that are tried; None: all that can show in the functions called.
+        among: the bugs that are tried; None: all that can show in the functions called. Where none of
+            them explains it, those with a number that can be fitted are.
         predictions: those made before.
     """
     made = predictions or Predictions()
@@ -106,6 +108,13 @@ def name_bugs(
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
     unpatched = _worst([_errors(one, one.o) for one in evidence], evidence)
     tried = [found for bug in among if (found := _try(bug, evidence, made, unpatched))]
+    if not any(one.explained for one in tried):
+        first = evidence[0]
+        fitted = (
+            _try(bug, evidence, Predictions(), unpatched)
+            for bug in fitted_bugs(first.name, first.x, first.case)
+        )
+        tried += [found for found in fitted if found and found.explained]
     tried.sort(key=lambda one: (not one.explained, one.rank))
     named = [
         NamedBug(t.bug.name, t.bug.sentence, max(t.errors), t.explained, t.bug.checkpoint) for t in tried
@@ -124,8 +133,8 @@ def _errors(one: Evidence, p: ArrayLike) -> tuple[float, float]:
 def _worst(errors: Sequence[tuple[float, float]], evidence: Sequence[Evidence]) -> tuple[float, float]:
     """The largest of each kind of error, in units of the limit."""
     units = [one.limit.err or FINEST for one in evidence]
-    whole, most = zip(*errors, strict=True)
-    return tuple(max(e / unit for e, unit in zip(kind, units, strict=False)) for kind in (whole, most))  # type: ignore[return-value]
+    shares = [(whole / unit, most / unit) for (whole, most), unit in zip(errors, units, strict=False)]
+    return max(whole for whole, _ in shares), max(most for _, most in shares)
 
 
 def _try(
