@@ -142,6 +142,7 @@ async def run_load(load: Load) -> Report:
         await asyncio.gather(*(one_client() for _ in range(load.clients)))
         report.seconds = time.monotonic() - began
         asking.cancel()
+        await _until_idle(client)
     return report
 
 
@@ -224,6 +225,15 @@ def _judge(outcome: Outcome, body: Json, alone: dict[str, list[str]]) -> list[st
     ):
         wrong.append(f"{outcome.job_id}: ended with {outcome.events[-1]}")
     return wrong
+
+
+async def _until_idle(client: httpx.AsyncClient) -> None:
+    """Wait for the last ones who hung up: their jobs, and their memory, last until the next token."""
+    idle = ("llama_ckpt_worker_running 0.0\n", "llama_ckpt_worker_queue_length 0.0\n")
+    text = ""
+    while not all(line in text for line in idle):
+        await asyncio.sleep(0.02)
+        text = (await client.get("/metrics")).text
 
 
 async def _ask_for_health(url: str, report: Report) -> None:

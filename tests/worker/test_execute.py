@@ -224,6 +224,7 @@ def test_the_next_job_starts_when_one_has_ended(worker: RunningWorker) -> None:
             answer.read()
         for one in opened:
             one.__exit__(None, None, None)
+    worker.logged("job ended", job_id="turn-3")
     lines = [line for line in worker.log if str(line.get("job_id", "")).startswith("turn-")]
     spans = [(line["message"], line["job_id"]) for line in lines]
     assert spans == [(m, f"turn-{number}") for number in range(4) for m in ("job started", "job ended")]

@@ -27,7 +27,8 @@ def test_timeout(tight: RunningWorker) -> None:
         assert {key: events[-1][key] for key in ("type", "code")} == {"type": "error", "code": "TIMEOUT"}
         assert "0.5 seconds" in events[-1]["message"]
         assert execute(client, request("quick"))[-1]["stop_reason"] == "MAX_TOKENS"
-    assert tight.ends_of("slow")[0]["outcome"] == "TIMEOUT" and len(tight.ends_of("slow")) == 1
+    assert tight.logged("job ended", job_id="slow")["outcome"] == "TIMEOUT"
+    assert len(tight.ends_of("slow")) == 1
 
 
 def test_inference_failed(reciter: RunningWorker, reciter_client: httpx.Client) -> None:
@@ -85,6 +86,7 @@ def test_the_models_process_is_killed(embedded_model: Path) -> None:
         refusal = client.post("/execute", json=request("late"))
         assert refusal.status_code == 503 and "retry-after" not in refusal.headers
         assert client.post("/v1/completions", json={"prompt": "Hello"}).status_code == 503
+        worker.logged("job ended", job_id="waiting")
         assert [len(worker.ends_of(job_id)) for job_id in ("running", "waiting", "late")] == [1, 1, 0]
         assert worker.stop() == 0
 
