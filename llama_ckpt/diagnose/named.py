@@ -106,6 +106,8 @@ def name_bugs(
     if among is None:
         functions = dict.fromkeys(one.case.function for one in evidence)
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
+    if all(passes(one.x, one.o, one.limit, one.mask) for one in evidence):
+        return [], []  # nothing is wrong, and much would explain that
     unpatched = _worst([_errors(one, one.o) for one in evidence], evidence)
     tried = [found for bug in among if (found := _try(bug, evidence, made, unpatched))]
     if not any(one.explained for one in tried):

@@ -139,4 +139,4 @@ def test_a_right_layer_is_not_diagnosed() -> None:
         limit = limit_for(name, "float32", "teacher")
         found = diagnose_point(name, seen[point].numpy(), o, limit=limit, case=case, mask=mask)
         assert found.smallest_limit is not None and found.smallest_limit.factor < 1
-        assert not found.named
+        assert not found.named and not found.structure
