@@ -111,9 +111,7 @@ class Implementation:
         arguments = dict(zip(names, args, strict=False)) | arguments
         dtype = dtype_on_trial or _dtype_of(arguments)
         given = {key: self._handed(key, value, dtype) for key, value in arguments.items()}
-        if not self.takes_tap:
-            given.pop("tap", None)
-        bound = self._bind({key: value for key, value in given.items() if not _is_unset(key, value)})
+        bound = self._bind({key: value for key, value in given.items() if not self._can_go(key, value)})
         before = _versions(given)
         try:
             with torch.inference_mode():
@@ -127,6 +125,15 @@ class Implementation:
         if changed := [key for key, version in _versions(given).items() if version != before[key]]:
             raise Rejected(f"changed its input {', '.join(changed)} in place: later layers read that")
         return tuple(returned) if isinstance(returned, list) else returned
+
+    def _can_go(self, key: str, value: Any) -> bool:
+        """Whether an option of ours may be left out: it is at its default, or changes no value.
+
+        Not every implementation has a cache, sequences or taps; dense weights have the dtype asked for.
+        """
+        if key in ("cache", "sequence_ids", "tap", "first_position") and not value:
+            return True
+        return key in ("tap", "dtype") and not _takes(self.function, key)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -219,7 +226,7 @@ def load_implementation(
     if not callable(function):
         raise OptionError(f"--impl {name}", got=type(function).__name__, wanted="a function")
     picked: Arrays = _written_for(function) if arrays == "auto" else "numpy" if arrays == "numpy" else "torch"
-    return Implementation(name, function, checkpoint, picked, _takes_tap(function))
+    return Implementation(name, function, checkpoint, picked, _takes(function, "tap"))
 
 
 def _find(given: str) -> Any:
@@ -273,17 +280,12 @@ def _written_for(function: Callable[..., Any]) -> Arrays:
     return "numpy" if modules & {"numpy", "jax", "mlx"} and "torch" not in modules else "torch"
 
 
-def _takes_tap(function: Callable[..., Any]) -> bool:
+def _takes(function: Callable[..., Any], name: str) -> bool:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return False
-    return any(one.name == "tap" or one.kind is one.VAR_KEYWORD for one in parameters)
-
-
-def _is_unset(key: str, value: Any) -> bool:
-    """An option of our own that nobody gave: not every implementation has a cache or sequences."""
-    return value is None and key in ("cache", "sequence_ids", "tap", "dtype")
+    return any(one.name == name or one.kind is one.VAR_KEYWORD for one in parameters)
 
 
 def _dtype_of(arguments: Mapping[str, Any]) -> torch.dtype | None:

@@ -69,7 +69,9 @@ class Trial:
             judged.append(verdict.name)
             yield verdict
         if self.implementation is not None and checkpoint.function.__name__ == "logits":
-            judged += [*self.exact]  # its cases are of the functions that it calls, which are ours
+            # Its cases are of the functions that it calls, which are ours, so it is judged as it runs.
+            shown = self.exact if self.implementation.takes_tap else ("logits",)
+            judged += [name for name in shown if name in self.recording.tensors]
         own: dict[str, PointVerdict] = {}
         for name in dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged):
             for verdict in self.free_running(name):
