@@ -8,7 +8,7 @@ keep. A mutant is tried as a bug over the first of them, so that it rounds as pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -93,11 +93,9 @@ def stored(rounded: Callable[[Array], Array]) -> Mapping[str, Patch]:
     return {"float64": float64, "linear": linear, "rope": rope, **choices}
 
 
-def numpy_variant(
-    name: str, sentence: str, dtype: str = "float32", *, of_q8_0: bool = False, **patches: Patch
-) -> Variant:
+def numpy_variant(name: str, sentence: str, dtype: str = "float32", **patches: Patch) -> Variant:
     """Float32 with some patches more."""
-    return Variant(name, sentence, dtype, lambda: PatchedOracle(patches, PatchedOracle(BASE)), of_q8_0)
+    return Variant(name, sentence, dtype, lambda: PatchedOracle(patches, PatchedOracle(BASE)))
 
 
 def layers(dtype: str, **options: bool) -> Callable[[], PatchedOracle]:
@@ -113,11 +111,13 @@ def layers(dtype: str, **options: bool) -> Callable[[], PatchedOracle]:
 
 VARIANTS: tuple[Variant, ...] = (
     *(numpy_variant(name, sentence, linear=summed(product)) for name, sentence, product in ORDERS),
-    numpy_variant(
-        "weights-packed",
-        "blocks of whole numbers are summed, then multiplied by their scale",
+    replace(
+        numpy_variant(
+            "weights-packed",
+            "blocks of whole numbers are summed, then multiplied by their scale",
+            linear=summed(from_packed),
+        ),
         of_q8_0=True,
-        linear=summed(from_packed),
     ),
     numpy_variant(
         "attention-fused", "attention shows nothing but its output", attention=steps.fused_attention
