@@ -147,7 +147,9 @@ class Engine:
 def failure(error: Exception) -> tuple[str, str]:
     """The protocol's code for an exception, and a sentence for the client."""
     name, text = type(error).__name__, str(error)
-    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or "allocate memory" in text:
+    # torch's allocator has a class for it; the driver, cuBLAS and Triton only have words.
+    full = ("allocate memory", "out of memory", "ALLOC_FAILED")
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(word in text for word in full):
         return "VRAM_OOM", "there is not enough memory for this job; a shorter one needs less"
     if isinstance(error, LlamaCkptError):
         return "INVALID_REQUEST", text
