@@ -7,7 +7,8 @@
 What a program may say of its run stands in the file's `__metadata__`, all of it optional; what is absent
 is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `weights_sha256`,
 `dtype` (what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes`
-(what the reader of a report should know). Token ids and positions may also be integer tensors of those names. numpy and safetensors only.
+(what the reader of a report should know). Token ids and positions may also be integer tensors of those names.
+numpy and safetensors only.
 """
 
 from __future__ import annotations

@@ -55,7 +55,10 @@ def _options(
     """Name the first layer of a Llama-2 that is wrong, by how much, and compared with what."""
 
 
-_MODULES = (validate, compare, explain, generate, tokenize, inspect, export, capture, make_seeded, mutants, bench)
+_MODULES = (
+    *(validate, compare, explain, generate, tokenize, inspect),
+    *(export, capture, make_seeded, mutants, bench),
+)
 for _module in _MODULES:
     app.command(_module.NAME, epilog=_module.EXAMPLE)(_module.command)
 

@@ -140,7 +140,7 @@ def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -
 
 
 def _rows_may_be_equal(name: str, token_ids: Sequence[int], first: int, second: int) -> bool:
-    """Where nothing has mixed the tokens yet, equal tokens have equal rows; where all before are equal too."""
+    """Where nothing has mixed the tokens yet, or all before are equal, equal tokens have equal rows."""
     block, point = split_name(name)
     if point == "attn_probs" or second >= len(token_ids):
         return True  # a saturated softmax; an axis that does not count tokens

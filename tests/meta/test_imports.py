@@ -26,7 +26,16 @@ RUNS_THE_LADDER = (
     "implementation",
     "observer",
 )
-ABOVE_CHECKPOINTS = (*RUNS_THE_LADDER, "model", "engine", "diagnose", "report", "worker", "cli")
+ABOVE_CHECKPOINTS = (
+    *RUNS_THE_LADDER,
+    "model",
+    "engine",
+    "diagnose",
+    "report",
+    "worker",
+    "cli",
+    "pytest_plugin",
+)
 """What in llama_ckpt may import `checkpoints`, and is imported by nothing below."""
 
 COMPUTES = ("block_formats", "quants", "weights", "kv_cache", "sampling", "kernels", "report.pages")
