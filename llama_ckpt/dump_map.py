@@ -125,7 +125,7 @@ class Rule:
         if x.shape != tuple(math.prod(sizes[axis] for axis in group) for group in axes):
             return x  # whoever compares shapes says so, with the shape as it is in the file
         flat = [axis for group in axes for axis in group]
-        own = POINTS[split_name(self.point)[1]].axes
+        own = POINTS[split_name(self.point.replace(BLOCK, "0"))[1]].axes
         order = [flat.index(axis) for axis in own] + [i for i, axis in enumerate(flat) if axis == "1"]
         ordered = x.reshape([sizes[axis] for axis in flat]).transpose(order)
         return ordered.reshape([sizes[axis] for axis in own])

@@ -56,7 +56,9 @@ def test_axes_in_another_order(tmp_path: Path) -> None:
         ("head_dim head token", right.transpose(2, 1, 0)),
         ("(head_dim token) head", right.transpose(2, 0, 1).reshape(20, 2)),
     ):
-        made = rule(tmp_path, name="x", point="blk.0.q", axes=axes).apply(np.ascontiguousarray(theirs), SIZES)
+        made = rule(tmp_path, name="x.{N}", point="blk.{N}.q", axes=axes).apply(
+            np.ascontiguousarray(theirs), SIZES
+        )
         assert np.array_equal(made, right), axes
     other = np.ones((3, 8))
     made = rule(tmp_path, name="x", point="blk.0.q", axes="token (head head_dim)").apply(other, SIZES)

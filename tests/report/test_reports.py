@@ -1,0 +1,264 @@
+"""A comparison and a validation as lines, JUnit and a page: everything is there, and readable anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+
+import reference_dumps
+from llama_ckpt.diagnose.compare_dump import compare_dump
+from llama_ckpt.diagnose.comparison import Comparison, LayerErrors
+from llama_ckpt.ladder import LadderReport, validate
+from llama_ckpt.report import charts
+from llama_ckpt.report.comparison import comparison_lines, strip
+from llama_ckpt.report.html import page
+from llama_ckpt.report.junit import junit
+from llama_ckpt.report.view import Curve, view
+from tests.diagnose.their_programs import bug, right_run, run, write
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    """A dump with a bug in one block, a point missing, and markup in its name."""
+    tensors = run(wrong=bug("rope-half-split"), blocks=[7])
+    tensors["blk.9.v"][0, 0, 0] = np.nan
+    del tensors["blk.30.ffn_up"]
+    return compare_dump(
+        write(tmp_path_factory.mktemp("a<b>&c"), tensors, producer="<script>alert(1)</script>")
+    )
+
+
+@pytest.fixture(scope="module")
+def right(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compare_dump(write(tmp_path_factory.mktemp("right"), right_run()))
+
+
+@pytest.fixture(scope="module")
+def ladder() -> LadderReport:
+    def wrong_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
+
+    dumps = reference_dumps.dump_folder("f32")
+    return validate("1", implementation=wrong_norm, dumps=dumps, device="cpu", maps=True)
+
+
+def text(report: Comparison) -> str:
+    return "\n".join("".join(part for part, _ in line) for line in comparison_lines(report))
+
+
+# -- the terminal ------------------------------------------------------------------------------------
+
+
+def test_the_terminal_says_everything(wrong: Comparison) -> None:
+    shown = text(wrong)
+    for wanted in (
+        "first wrong    blk.7.q_rope  the error is made here: its inputs are right",
+        "given your q, k",
+        "looks like     RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1): remaining error",
+        "who is off     yours",
+        "would pass     with ",
+        "lint           not_finite  blk.9.v[0, 0, 0] is nan",
+        "lint           missing_point  blk.30.ffn_up is missing",
+        "compared 546 of 547 points",
+        "next: ",
+        "llama-ckpt explain 1B",
+        "note           not declared by the dump, so not checked: weights_sha256",
+    ):
+        assert wanted in shown, wanted
+    assert re.search(r"^FAIL  blk.7.q_rope is the first wrong point, made here: RoPE turns", shown, re.M)
+
+
+def test_the_strip_shows_own_against_inherited(wrong: Comparison) -> None:
+    lines = {
+        line[0][0].strip(): "".join(part for part, _ in line[1:]) for line in strip(wrong.layers) if line
+    }
+    own, inherited = lines["own"], lines["inherited"]
+    assert len(own) == len(inherited) == 32
+    assert [number for number, cell in enumerate(own) if cell != "·"][:1] == [7]
+    assert set(inherited[:8]) == {"·"} and "·" not in inherited[8:]
+
+
+def test_a_strip_goes_on_in_the_next_row() -> None:
+    layers = [
+        LayerErrors(n, own=1e-7, inherited=1e-7, total=1e-7, own_limit=1e-6, limit=1e-6) for n in range(80)
+    ]
+    rows = ["".join(part for part, _ in line) for line in strip(layers)]
+    assert len(rows) == 10 and not any("llama.cpp" in row for row in rows)
+    assert rows[1].strip() == "0123456789" * 6 + "0123" and rows[6].strip() == "4567890123456789"
+
+
+def test_what_passes_is_short(right: Comparison) -> None:
+    shown = text(right)
+    assert re.search(r"^pass  every point within its limits\ncompared 547 of 547", shown, re.M)
+    assert "first wrong" not in shown and "next:" not in shown and "lint" not in shown
+
+
+# -- JUnit -------------------------------------------------------------------------------------------
+
+
+def cases(xml: str) -> dict[str, str | None]:
+    """Each case's name and the message of its failure."""
+    root = ElementTree.fromstring(xml.encode())
+    assert int(root.get("tests", "0")) == len(list(root.iter("testcase"))) > 0
+    assert int(root.get("failures", "0")) == len(list(root.iter("failure")))
+    found = {}
+    for case in root.iter("testcase"):
+        failure = case.find("failure")
+        found[f"{case.get('classname')} {case.get('name')}"] = (
+            None if failure is None else failure.get("message")
+        )
+    return found
+
+
+def test_junit_of_a_comparison(wrong: Comparison, right: Comparison) -> None:
+    found = cases(junit(wrong.to_json()))
+    assert "blk.9.v[0, 0, 0] is nan" in str(found["llama_ckpt.lint not_finite blk.9.v"])
+    assert str(found["llama_ckpt.points q_rope"]).startswith("blk.7.q_rope: here: err")
+    assert found["llama_ckpt.points embd"] is None
+    assert not any(cases(junit(right.to_json())).values())
+
+
+def test_junit_of_a_validation(ladder: LadderReport) -> None:
+    found = cases(junit(ladder.to_json()))
+    assert "blk.0.attn_norm: err" in str(found["llama_ckpt.1 f32/hello teacher attn_norm"])
+    assert any(message is None for message in found.values())
+
+
+def test_junit_of_what_was_skipped_and_of_what_has_no_points() -> None:
+    skipped = {
+        "id": "2",
+        "title": "QKV",
+        "verdict": "skipped",
+        "reason": "1 failed",
+        "seconds": 0.0,
+        "points": [],
+    }
+    failed = {**skipped, "id": "1", "verdict": "fail", "reason": "nothing\x00 was compared"}
+    root = ElementTree.fromstring(junit({"checkpoints": [skipped, failed]}).encode())
+    assert (root.get("skipped"), root.get("failures")) == ("1", "1")
+
+
+# -- the page ----------------------------------------------------------------------------------------
+
+
+class Reader(HTMLParser):
+    """Collects tags and text, and whether every tag is closed in order."""
+
+    EMPTY = {"meta", "line", "circle", "rect", "polyline"}
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.open = "", []
+        self.feed(document)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.EMPTY or self.get_starttag_text() and not self.get_starttag_text().endswith("/>"):
+            if tag not in self.EMPTY:
+                self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.EMPTY:
+            return
+        assert self.open and self.open[-1] == tag, f"{tag} closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def pages(wrong: Comparison, right: Comparison, ladder: LadderReport) -> dict[str, str]:
+    return {"wrong": page(wrong.to_json()), "right": page(right.to_json()), "ladder": page(ladder.to_json())}
+
+
+@pytest.mark.parametrize("which", ["wrong", "right", "ladder"])
+def test_the_page_stands_alone(which: str, pages: dict[str, str]) -> None:
+    read = Reader(pages[which])
+    assert not read.open, "every tag is closed"
+    names = {tag for tag, _ in read.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "base"}
+    for tag, attributes in read.tags:
+        assert not {"src", "href", "onload", "onclick", "xlink:href"} & set(attributes), (tag, attributes)
+    style = pages[which].partition("<style>")[2].partition("</style>")[0]
+    assert "url(" not in style and "@import" not in style
+    for wanted in ("prefers-color-scheme: dark", "@media print", "max-width: 640px"):
+        assert wanted in style
+    assert len(pages[which]) < 1_000_000
+
+
+def test_the_page_has_every_part(pages: dict[str, str]) -> None:
+    read = Reader(pages["wrong"])
+    for heading in (
+        "The dump itself",
+        "What it looks like",
+        "Growth of the error",
+        "Layers and points",
+        "Tokens and layers",
+        "Residuals",
+        "Adjudication",
+        "Greedy tokens",
+        "Provenance",
+    ):
+        assert heading in read.text, heading
+    assert "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)" in read.text
+    assert "<script>alert(1)</script>" in read.text, "shown as text, never as markup"
+    labels = {attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"}
+    assert {"relative error by block", "own error over limit, point by block"} <= labels
+
+
+def test_the_page_of_a_ladder(pages: dict[str, str]) -> None:
+    read = Reader(pages["ladder"])
+    for wanted in ("Failing checkpoints", "The ladder", "attn_norm of f32/hello", "llama-ckpt explain 1"):
+        assert wanted in read.text, wanted
+    assert "the norm's epsilon is 1e-6 for 1e-5" in read.text
+
+
+def test_the_view_has_points_in_the_order_of_the_flow(ladder: LadderReport) -> None:
+    seen = view(ladder.to_json())
+    assert seen.points() == ["attn_norm", "ffn_norm", "output_norm"] and seen.n_blocks == 32
+    assert [curve.name for curve in seen.curves] == ["own", "total", "llama.cpp", "limit"]
+
+
+def test_levels_of_a_heat_map() -> None:
+    levels = [charts.level(ratio) for ratio in (None, 0.0, 0.1, 0.4, 1.0, 1.01, 50.0, 5e2, 5e3, float("inf"))]
+    assert levels == ["none", "l0", "l0", "l1", "l2", "l3", "l4", "l5", "l6", "bad"]
+    assert len(charts.LEVELS) == 7
+
+
+def test_curves_leave_gaps_and_nothing_is_drawn_of_nothing() -> None:
+    drawn = charts.curves([Curve("own", [1e-7, None, 0.0, 1e-6, 1e-5])], "x")
+    assert drawn.count("<polyline") == 2 and drawn.count("<circle") == 3
+    assert charts.curves([Curve("own", [None, None])], "x") == ""
+    assert charts.heat_map([], "x") == ""
+
+
+def keys(record: Any, path: str = "") -> Iterator[str]:
+    if isinstance(record, dict):
+        for key, value in record.items():
+            yield key
+            yield from keys(value)
+    elif isinstance(record, list):
+        for value in record:
+            yield from keys(value)
+
+
+def test_every_key_of_the_json_is_documented(wrong: Comparison, ladder: LadderReport) -> None:
+    documented = set(re.findall(r"`([\w.]+)`", (DOCS / "report_schema.md").read_text("utf-8")))
+    for report in (wrong.to_json(), ladder.to_json()):
+        missing = set(keys(report)) - documented
+        assert not missing, f"docs/report_schema.md lacks {sorted(missing)}"
