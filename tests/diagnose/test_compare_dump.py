@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import reference_dumps
+from llama_ckpt import oracle
+from llama_ckpt.config import LlamaConfig
 from llama_ckpt.diagnose.compare_dump import compare_dump
 from llama_ckpt.diagnose.comparison import Comparison
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf_file import open_gguf, weights_sha256
 from llama_ckpt.ladder import discover
+from llama_ckpt.oracle_weights import OracleWeights
+from llama_ckpt.seeded_model import make_seeded
 from tests.diagnose.their_programs import EIGHT, HELLO, N_LAYERS, bug, recorded, right_run, run, write
 
 ROOT = Path(__file__).parents[2]
@@ -283,3 +288,45 @@ def test_their_file_is_left_as_it_was(tmp_path: Path) -> None:
     before = path.read_bytes()
     compare_dump(path)
     assert path.read_bytes() == before and set(load_file(path)) == set(right_run())
+
+
+def test_memory_is_bounded_by_one_layer_and_not_by_the_dump(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three times as many layers, three times the dump, nearly the same peak."""
+    monkeypatch.setattr("llama_ckpt.oracle_weights.KEPT_BYTES", 0)  # as with a large model: no block is kept
+    monkeypatch.setattr("llama_ckpt.diagnose.walk.KEPT_BYTES", 0)
+    peaks, sizes = [], []
+    for n_layers in (3, 9):
+        peak, path = _compared_with_peak(tmp_path, n_layers)
+        peaks.append(peak)
+        sizes.append(path.stat().st_size)
+    assert sizes[1] > 2.8 * sizes[0]
+    # What does grow is one row of width for each token and layer: the ends of the blocks.
+    assert peaks[1] - peaks[0] < 0.25 * (sizes[1] - sizes[0]), peaks
+
+
+def _compared_with_peak(folder: Path, n_layers: int) -> tuple[int, Path]:
+    """The largest number of bytes allocated at once while comparing, and the dump."""
+    model = folder / f"{n_layers}.gguf"
+    make_seeded(model, width=64, n_heads=2, ffn=512, n_layers=n_layers, vocab=320, seed=1, type="F32")
+    path = _dump_of(model, folder / str(n_layers))
+    tracemalloc.start()
+    try:
+        assert compare_dump(path, model=model).verdict == "pass"
+        return tracemalloc.get_traced_memory()[1], path
+    finally:
+        tracemalloc.stop()
+
+
+def _dump_of(model: Path, folder: Path) -> Path:
+    """A right program's dump of 48 tokens."""
+    config, tokens = LlamaConfig.from_gguf(open_gguf(model)), range(1, 49)
+    weights, seen = OracleWeights(open_gguf(model), config), {}
+
+    def keep(name: str, array: np.ndarray) -> None:
+        seen[name] = np.float32(array)
+
+    keep("logits", oracle.logits(tokens, weights, config=config, positions=range(48), tap=keep))
+    folder.mkdir()
+    return write(folder, seen, token_ids=tokens, positions=range(48))
