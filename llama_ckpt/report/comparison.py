@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # records to be read
     from llama_ckpt.diagnose.comparison import ComparedPoint, Comparison, LayerErrors
     from llama_ckpt.diagnose.records import Diagnosis
 
-__all__ = ["Line", "comparison_lines", "strip"]
+__all__ = ["Line", "cell", "comparison_lines", "strip"]
 
 Line: TypeAlias = list[tuple[str, str]]
 """Parts of a line, each with its style: "", "dim", "bold", "green", "yellow", "red", "bold red"."""

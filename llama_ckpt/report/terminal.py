@@ -15,6 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from llama_ckpt.points import split_name
+from llama_ckpt.report.comparison import cell
+
 if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
     from llama_ckpt.compare import PointVerdict
     from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
@@ -42,6 +45,7 @@ BLAME = {
     "tie": "neither: two tokens within rounding of each other",
     "": "-",
 }
+FEW_BLOCKS = 4  # below so many a strip shows less than the names do
 MAX_NAMED = 6  # further failing points that are named after the one that is shown in full
 
 
@@ -111,6 +115,7 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
         "computed": f"in {dtype} on {device}",
         "dump": first.dump,
         "inherited": _inherited(failing),
+        **_strips(result.points, first),
         **_explained(result),
         "stands on": result.reason.partition("it stands on ")[2],
         "also fail": _named(rest),
@@ -120,6 +125,23 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
     for name, fact in facts.items():
         if fact:
             yield f"    {name:<12}{fact}"
+
+
+def _strips(points: Sequence[JudgedPoint], first: JudgedPoint) -> dict[str, str]:
+    """The first failing kind of point over the blocks, fed either way; nothing where there are few blocks."""
+    kind = split_name(first.verdict.name)[1]
+    found: dict[str, dict[int, str]] = {"own": {}, "total": {}}
+    for point in points:
+        block, name = split_name(point.verdict.name)
+        if block is not None and name == kind and point.dump == first.dump and point.verdict.limit:
+            forcing = "own" if point.verdict.forcing == "teacher" else "total"
+            found[forcing][block] = cell(point.verdict.err / point.verdict.limit)[0]
+    return {
+        f"{name} err": "".join(cells.get(block, " ") for block in range(max(cells) + 1))
+        + f"  {kind}, by block"
+        for name, cells in found.items()
+        if len(cells) >= FEW_BLOCKS
+    }
 
 
 def _explained(result: CheckpointResult) -> dict[str, str]:

@@ -141,3 +141,12 @@ def test_summary_counts_and_ends_with_the_notes() -> None:
         "llama.cpp is further from exact than float32 has to be at points: 2 of f32/hello",
         "llama.cpp: not compared",
     ]
+
+
+def test_a_strip_shows_the_blocks() -> None:
+    points = [replace(FAILING, name=f"blk.{n}.ffn_norm", err=4e-7 * 10.0 ** (n - 5)) for n in range(8)]
+    free = [replace(point, forcing="free", verdict="pass") for point in points[:6]]
+    lines = failure(*points, *free)
+    assert lines["own err"] == "·····▁▃▄  ffn_norm, by block"
+    assert lines["total err"] == "·····▁  ffn_norm, by block"
+    assert "own err" not in failure(PASSING, FAILING)
