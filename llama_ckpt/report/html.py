@@ -109,12 +109,12 @@ def _card(found: Mapping[str, Any]) -> str:
 
 
 def _ladder(seen: View) -> Iterator[str]:
-    heads = ("id", "checkpoint", "verdict", "compared", "seconds")
+    heads = ("id", "verdict", "checkpoint", "compared", "seconds")
     rows = [
         (
             one["id"],
-            one["title"],
             one["verdict"],
+            one["title"],
             f"{one['compared']} of {one['of']}",
             f"{one['seconds']:.1f}",
         )
