@@ -11,7 +11,10 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -46,7 +49,11 @@ SUPPORTED_TYPES: Final = frozenset(
 )
 """The tensor types that a Llama's weights may have here."""
 
-_PIECE: Final = 1 << 24  # bytes dequantized at a time for a checksum
+_PIECE: Final = 1 << 22  # bytes dequantized at a time for a checksum
+_THREADS: Final = 16  # that dequantize for a checksum, at most
+
+_DIGESTS: Final[dict[tuple[str, tuple[object, ...]], str]] = {}
+"""Checksums by kind and file: path, device, inode, size and time of the last change."""
 
 
 class GGUFFile:
@@ -69,7 +76,7 @@ class GGUFFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Final = Path(path)
-        self._map = _map(self.path)
+        self._map, self._identity = _map(self.path)
         try:
             header = read_header(self._map)
             _refuse_split(header.metadata)
@@ -80,7 +87,6 @@ class GGUFFile:
         self.version: Final = header.version
         self.metadata: Final[Mapping[str, MetadataValue]] = MappingProxyType(dict(header.metadata))
         self.tensors: Final[Mapping[str, TensorInfo]] = MappingProxyType(dict(header.tensors))
-        self._sha256: str | None = None
 
     def info(self, name: str) -> TensorInfo:
         """The tensor of that name.
@@ -119,10 +125,15 @@ class GGUFFile:
         return self.float32(name).astype(np.float64)
 
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes, in hex; computed once."""
-        if self._sha256 is None:
-            self._sha256 = hashlib.sha256(self._map).hexdigest()
-        return self._sha256
+        """SHA-256 of the file's bytes, in hex; computed once for a file that stays as it is."""
+        return self._remembered("file", lambda: hashlib.sha256(self._map).hexdigest())
+
+    def _remembered(self, what: str, compute: Callable[[], str]) -> str:
+        """A checksum of this file, kept for the process: of 13 GB each takes many seconds."""
+        key = (what, self._identity)
+        if key not in _DIGESTS:
+            _DIGESTS[key] = compute()
+        return _DIGESTS[key]
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -135,18 +146,38 @@ def weights_sha256(file: GGUFFile) -> str:
 
     For each tensor in the order of their names: the name in UTF-8, a NUL, then its dequantized
     values as little-endian float32, row-major. A file and its exact float32 upcast agree. Memory:
-    some rows of one tensor.
+    some rows of a few tensors. Computed once for a file that stays as it is.
     """
+    return file._remembered("weights", lambda: _hash_weights(file))
+
+
+def _hash_weights(file: GGUFFile) -> str:
+    """Several threads dequantize ahead of the one that hashes, which has to go in order."""
     digest = hashlib.sha256()
-    for name in sorted(file.tensors):
-        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-        info = file.tensors[name]
-        step = max(1, _PIECE // info.row_bytes)
-        raw = file.raw(name)
-        for first in range(0, info.n_rows, step):
-            values = _dequantize(raw[first : first + step], info)
-            digest.update(np.ascontiguousarray(values, "<f4").data)
+    threads = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[bytes | memoryview]] = deque()
+        for piece in _pieces(file):
+            ahead.append(pool.submit(piece))
+            if len(ahead) > 2 * threads:
+                digest.update(ahead.popleft().result())
+        for future in ahead:
+            digest.update(future.result())
     return digest.hexdigest()
+
+
+def _pieces(file: GGUFFile) -> Iterator[Callable[[], bytes | memoryview]]:
+    """What `weights_sha256` hashes, in order, each piece to be computed when it is called."""
+    for name in sorted(file.tensors):
+        yield partial(bytes, name.encode("utf-8", "surrogateescape") + b"\0")
+        info, raw = file.tensors[name], file.raw(name)
+        step = max(1, _PIECE // info.row_bytes)
+        for first in range(0, info.n_rows, step):
+            yield partial(_little_endian, raw[first : first + step], info)
+
+
+def _little_endian(raw: NDArray[np.uint8], info: TensorInfo) -> memoryview:
+    return np.ascontiguousarray(_dequantize(raw, info), "<f4").data
 
 
 def check_llama(file: GGUFFile, config: LlamaConfig) -> None:
@@ -179,7 +210,8 @@ def check_llama(file: GGUFFile, config: LlamaConfig) -> None:
             )
 
 
-def _map(path: Path) -> mmap.mmap:
+def _map(path: Path) -> tuple[mmap.mmap, tuple[object, ...]]:
+    """The file's bytes, and what tells it from any other or changed file."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
@@ -187,7 +219,8 @@ def _map(path: Path) -> mmap.mmap:
         if status.st_size == 0:
             raise ModelFileError(f"{path} is empty", wanted="a GGUF file")
         with path.open("rb") as opened:
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
+            identity = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), identity
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelFileError(f"{path} cannot be opened", got=reason, wanted="a GGUF file") from None
