@@ -9,12 +9,13 @@ float32 upcast too, which has the same weights and gives llama.cpp nothing to ro
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_ckpt.capture import capture
+from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.derive import TYPES, derive
 from llama_ckpt.dumps import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
@@ -113,10 +114,10 @@ def recorded_subjects(
     path: Path, folders: Sequence[Path], device: str, dtype: str, scratch: Path
 ) -> Iterator[Subject]:
     """One subject for each set of weights among the dumps; dumps of the same weights share a model."""
-    own = weights_sha256(open_gguf(path))
     groups: dict[str, list[DumpSet]] = {}
     for dumps in map(open_dumps, folders):
         groups.setdefault(dumps.manifest.model.weights_sha256, []).append(dumps)
+    own = own_weights(open_gguf(path), [group[0] for group in groups.values()])
     if own not in groups and not any(derivable(path, group[0]) for group in groups.values()):
         next(iter(groups.values()))[0].require_weights(own, str(path))
     for weights_hash, group in groups.items():
@@ -127,6 +128,13 @@ def recorded_subjects(
         recordings = [recording for dumps in group for recording in open_all(dumps, model.file)]
         label = group[0].path.name
         yield Subject(label, model, OracleWeights(model.file, model.config), tuple(recordings))
+
+
+def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
+    """`weights_sha256` of a file; where dumps were recorded from this very file, their word for it."""
+    records = [one.manifest.model for one in dumps]
+    known = [record.weights_sha256 for record in records if record.sha256 == file.sha256()]
+    return known[0] if known else weights_sha256(file)
 
 
 def open_all(dumps: DumpSet, file: GGUFFile) -> Iterator[Recording]:
@@ -191,10 +199,8 @@ def capture_all(path: Path, scratch: Path) -> list[Path]:
     folders = []
     for label, (source, origin) in files.items():
         out = scratch / label
-        for number, prompt in enumerate(PROMPTS):
-            capture(
-                source, prompt=prompt, max_tokens=16, name=f"prompt-{number}", out=out, derived_from=origin
-            )
+        takes = [Take(prompt=prompt, name=f"prompt-{number}") for number, prompt in enumerate(PROMPTS)]
+        capture_takes(source, takes, out=out, n_threads=os.cpu_count() or 1, derived_from=origin)
         folders.append(out)
     return folders
 

@@ -8,6 +8,6 @@ the probabilities after the sampler chain.
 from __future__ import annotations
 
 from llama_ckpt.capture.launch import INSTALL_LINE, require_reference
-from llama_ckpt.capture.record import capture
+from llama_ckpt.capture.record import Take, capture, capture_takes
 
-__all__ = ["INSTALL_LINE", "capture", "require_reference"]
+__all__ = ["INSTALL_LINE", "Take", "capture", "capture_takes", "require_reference"]

@@ -11,13 +11,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from llama_ckpt import errors
-from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.request import Request, write_requests
 from llama_ckpt.errors import LlamaCkptError, ReferenceCrashedError, ReferenceMissingError
 
 __all__ = ["INSTALL_LINE", "require_reference", "run_recorder"]
@@ -44,15 +44,15 @@ def require_reference() -> None:
         )
 
 
-def run_recorder(request: Request, folder: Path) -> dict[str, Any]:
-    """Record a request in a process of its own.
+def run_recorder(requests: Sequence[Request], folder: Path) -> list[dict[str, Any]]:
+    """Record requests in a process of its own, which loads their model once.
 
     Args:
-        request: what to record; its model's path must be absolute.
-        folder: an empty folder; `tensors.safetensors` is left there.
+        requests: what to record of one model, at least one; the model's path must be absolute.
+        folder: an empty folder; `0.safetensors`, `1.safetensors`, … are left there.
 
     Returns:
-        The fields of the manifest that llama.cpp knows.
+        For each, the fields of the manifest that llama.cpp knows.
 
     Raises:
         ReferenceMissingError: llama-cpp-python is not installed.
@@ -60,7 +60,7 @@ def run_recorder(request: Request, folder: Path) -> dict[str, Any]:
         LlamaCkptError: what the recorder itself found wrong, in its class.
     """
     require_reference()
-    request.write(folder / "request.json")
+    write_requests(requests, folder / "requests.json")
     # -P: a folder of the user's that is called like a package of ours must not be imported.
     command = [sys.executable, "-P", "-m", "llama_ckpt.capture.recorder", str(folder)]
     ended = subprocess.run(
@@ -73,11 +73,11 @@ def run_recorder(request: Request, folder: Path) -> dict[str, Any]:
         check=False,
     )
     if ended.returncode != 0:
-        raise _crash(ended.returncode, ended.stdout.decode(errors="replace"), request.model)
-    result: dict[str, Any] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    if "error" in result:
-        raise _error(*result["error"])
-    return result
+        raise _crash(ended.returncode, ended.stdout.decode(errors="replace"), requests[0].model)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    if isinstance(results, dict):
+        raise _error(*results["error"])
+    return list(results)
 
 
 def _environment() -> Mapping[str, str]:

@@ -6,6 +6,8 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,22 @@ from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
 from llama_ckpt.points import BLOCK_POINTS
 
-__all__ = ["capture", "dump_name"]
+__all__ = ["Take", "capture", "capture_takes", "dump_name"]
 
 LAST_POSITION = 2**31 - 1  # llama.cpp counts positions in int32
+
+
+@dataclass(frozen=True)
+class Take:
+    """One recording of several; the fields are arguments of `capture`."""
+
+    prompt: str | None = None
+    tokens: Sequence[int] | None = None
+    positions_from: int = 0
+    max_tokens: int = 16
+    forced: int = 0
+    name: str | None = None
+    blocks: Sequence[int] | None = None
 
 
 def capture(
@@ -33,6 +48,7 @@ def capture(
     tokens: Sequence[int] | None = None,
     positions_from: int = 0,
     max_tokens: int = 16,
+    forced: int = 0,
     name: str | None = None,
     blocks: Sequence[int] | None = None,
     n_threads: int = 1,
@@ -50,6 +66,8 @@ def capture(
         tokens: token ids. One of the two.
         positions_from: position of the first token, in an empty cache.
         max_tokens: length of the greedy continuation, 0 for none.
+        forced: llama.cpp first continues greedily by so many tokens, and one pass over the prompt and
+            these is recorded.
         name: name of the dump; by default made from the prompt or the tokens.
         blocks: blocks to record in full; None for all. `blk.N.out` is recorded for every block.
         n_threads: threads of llama.cpp; its bits do not depend on it.
@@ -67,26 +85,57 @@ def capture(
         ReferenceMissingError, ReferenceCrashedError, ReferenceError: llama.cpp is not installed,
             crashed, or refuses the model.
     """
+    take = Take(prompt, tokens, positions_from, max_tokens, forced, name, blocks)
+    (entry,) = capture_takes(
+        model, (take,), out=out, n_threads=n_threads, n_gpu_layers=n_gpu_layers, derived_from=derived_from
+    )
+    return entry
+
+
+def capture_takes(
+    model: str | os.PathLike[str],
+    takes: Sequence[Take],
+    *,
+    out: str | os.PathLike[str],
+    n_threads: int = 1,
+    n_gpu_layers: int = 0,
+    derived_from: Mapping[str, str] | None = None,
+) -> list[DumpEntry]:
+    """Record llama.cpp several times, loading the model once; arguments and errors as of `capture`.
+
+    The model's checksums are computed while llama.cpp runs: of 13 GB they take as long as it does.
+    """
     file = open_gguf(model)
+    requests = [_request(file, take, n_threads, n_gpu_layers) for take in takes]
+    names = [_checked_name(take.name or dump_name(one)) for take, one in zip(takes, requests, strict=True)]
+    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch, ThreadPoolExecutor(1) as pool:
+        if (Path(out) / "manifest.json").exists():  # fail before the recording, not after it
+            _check_folder(Path(out), _model_record(file, derived_from))
+        hashing = pool.submit(_model_record, file, derived_from)
+        results = run_recorder(requests, Path(scratch))
+        record, entries = hashing.result(), []
+        for number, (name, request, found) in enumerate(zip(names, requests, results, strict=True)):
+            tensors = load_file(Path(scratch) / f"{number}.safetensors")
+            entry, producer = _entry(name, request, found), _producer(request, found)
+            entries.append(write_dump(out, model=record, producer=producer, entry=entry, tensors=tensors))
+    return entries
+
+
+def _request(file: GGUFFile, take: Take, n_threads: int, n_gpu_layers: int) -> Request:
+    """What one take asks of the recorder's process, checked."""
     request = Request(
-        model=str(Path(model).resolve()),
-        prompt=prompt,
-        token_ids=tuple(int(token) for token in tokens or ()),
-        positions_from=positions_from,
-        max_tokens=max_tokens,
-        blocks=None if blocks is None else tuple(sorted(set(blocks))),
+        model=str(Path(file.path).resolve()),
+        prompt=take.prompt,
+        token_ids=tuple(int(token) for token in take.tokens or ()),
+        positions_from=take.positions_from,
+        max_tokens=take.max_tokens,
+        forced=take.forced,
+        blocks=None if take.blocks is None else tuple(sorted(set(take.blocks))),
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
     )
-    _check(request, tokens, _n_layers(file))
-    name = _checked_name(name or dump_name(request))
-    record = _model_record(file, derived_from)
-    _check_folder(Path(out), record)
-    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as folder:
-        found = run_recorder(request, Path(folder))
-        arrays = load_file(Path(folder) / "tensors.safetensors")
-    entry, producer = _entry(name, request, found), _producer(request, found)
-    return write_dump(out, model=record, producer=producer, entry=entry, tensors=arrays)
+    _check(request, take.tokens, _n_layers(file))
+    return request
 
 
 def dump_name(request: Request) -> str:
@@ -103,10 +152,11 @@ def _check(request: Request, tokens: Sequence[int] | None, n_layers: int) -> Non
     if (request.prompt is None) == (tokens is None):
         got = "neither" if tokens is None else "both"
         raise OptionError("what to record", got=got, wanted="a prompt or tokens")
-    last = LAST_POSITION - len(request.token_ids) - request.max_tokens
+    last = LAST_POSITION - len(request.token_ids) - request.max_tokens - request.forced
     ranges = (
         ("positions_from", request.positions_from, 0, last),
         ("max_tokens", request.max_tokens, 0, LAST_POSITION),
+        ("forced", request.forced, 0, LAST_POSITION),
         ("n_threads", request.n_threads, 1, 1024),
         ("n_gpu_layers", request.n_gpu_layers, 0, LAST_POSITION),
         *(("blocks", block, 0, n_layers - 1) for block in request.blocks or ()),
@@ -123,8 +173,8 @@ def _checked_name(name: str) -> str:
 
 
 def _check_folder(out: Path, model: ModelRecord) -> None:
-    """Fail before the recording, not after it, where the folder belongs to another model."""
-    if (out / "manifest.json").exists() and (found := open_dumps(out).manifest.model) != model:
+    """Refuse a folder that belongs to another model."""
+    if (found := open_dumps(out).manifest.model) != model:
         raise DumpError(
             f"{out} holds dumps of another model",
             got=f"{found.name} {found.sha256}",
@@ -171,7 +221,7 @@ def _entry(name: str, request: Request, found: Mapping[str, Any]) -> DumpEntry:
         name=name,
         file=f"{name}.safetensors",
         sha256="",
-        prompt=request.prompt,
+        prompt=None if request.forced else request.prompt,  # the text does not make these tokens
         token_ids=token_ids,
         positions=tuple(range(first, first + len(token_ids))),
         n_layers=n_layers,

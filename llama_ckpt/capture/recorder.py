@@ -1,8 +1,8 @@
 """The process that llama.cpp runs in: `python -m llama_ckpt.capture.recorder FOLDER`.
 
-Reads `request.json` in the folder, writes `tensors.safetensors` and `result.json` there. An
-error that has a class of ours goes into `result.json`; anything else ends the process, and its
-last words are on stderr.
+Reads `requests.json` in the folder, writes `0.safetensors`, `1.safetensors`, … and `results.json`
+there. An error that has a class of ours goes into `results.json`; anything else ends the process,
+and its last words are on stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from llama_ckpt.capture.library import Library, load_library
-from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.request import Request, read_requests
 from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, run_chain
 from llama_ckpt.capture.session import Context, LoadedModel
 from llama_ckpt.capture.tap import PointTap
@@ -31,28 +31,37 @@ __all__ = ["main", "record"]
 Tensors = dict[str, NDArray[Any]]
 
 
-def record(request: Request) -> tuple[dict[str, Any], Tensors]:
+def record(loaded: LoadedModel, request: Request) -> tuple[dict[str, Any], Tensors]:
     """Run llama.cpp on a request.
 
     Returns:
         The fields of the manifest that only llama.cpp knows, and every tensor of the dump.
     """
-    library = load_library()
-    with LoadedModel(library, request) as loaded:
-        token_ids = loaded.token_ids()
-        blocks = range(loaded.n_layers) if request.blocks is None else request.blocks
-        tap = PointTap(library, loaded.n_layers, blocks)
-        with Context(loaded, len(token_ids), tap) as context:
-            tap.recording = True
-            context.decode(token_ids, request.positions_from)
-            tap.recording = False
-            tensors: Tensors = dict(tap.points(len(token_ids)))
-            tensors["last_logits"] = context.logits(-1)
-            result: dict[str, Any] = {"token_ids": token_ids, "n_layers": loaded.n_layers}
-            result["greedy_tokens"] = [context.greedy(row) for row in range(len(token_ids))]
-            result |= _sampling(library, token_ids, tensors)
-            result["continuation"] = asdict(_continuation(context, token_ids))
-        return result | _producer(library, loaded), tensors
+    library = loaded.library
+    token_ids = loaded.token_ids(request)
+    if request.forced:
+        token_ids += _greedy(loaded, replace(request, max_tokens=request.forced), token_ids).token_ids
+    blocks = range(loaded.n_layers) if request.blocks is None else request.blocks
+    tap = PointTap(library, loaded.n_layers, blocks)
+    with Context(loaded, request, len(token_ids), tap) as context:
+        tap.recording = True
+        context.decode(token_ids, request.positions_from)
+        tap.recording = False
+        tensors: Tensors = dict(tap.points(len(token_ids)))
+        tensors["last_logits"] = context.logits(-1)
+        result: dict[str, Any] = {"token_ids": token_ids, "n_layers": loaded.n_layers}
+        result["greedy_tokens"] = [context.greedy(row) for row in range(len(token_ids))]
+        result |= _sampling(library, token_ids, tensors)
+        result["continuation"] = asdict(_continuation(context, request, token_ids))
+    return result | _producer(library, loaded), tensors
+
+
+def _greedy(loaded: LoadedModel, request: Request, token_ids: tuple[int, ...]) -> Continuation:
+    """llama.cpp's own continuation, without a recording."""
+    tap = PointTap(loaded.library, loaded.n_layers, ())
+    with Context(loaded, request, len(token_ids), tap) as context:
+        context.decode(token_ids, request.positions_from)
+        return _continuation(context, request, token_ids)
 
 
 def _producer(library: Library, loaded: LoadedModel) -> dict[str, str]:
@@ -78,21 +87,21 @@ def _sampling(library: Library, token_ids: tuple[int, ...], tensors: Tensors) ->
     return {kind: [asdict(setting) for setting in chosen] for kind, chosen in settings.items()}
 
 
-def _continuation(context: Context, token_ids: tuple[int, ...]) -> Continuation:
+def _continuation(context: Context, request: Request, token_ids: tuple[int, ...]) -> Continuation:
     """Greedy tokens one by one through llama.cpp's cache."""
     loaded = context.loaded
     tokens: list[int] = []
     margins: list[float] = []
-    position = loaded.request.positions_from + len(token_ids)
+    position = request.positions_from + len(token_ids)
     ended_by = "max_tokens"
-    while len(tokens) < loaded.request.max_tokens:
+    while len(tokens) < request.max_tokens:
         token = context.greedy(-1)
         margins.append(_margin(context.logits(-1)))
         if token == loaded.eos:
             ended_by = "eos"
             break
         tokens.append(token)
-        if len(tokens) < loaded.request.max_tokens:
+        if len(tokens) < request.max_tokens:
             context.decode((token,), position)
             position += 1
     text = b"".join(loaded.piece(token) for token in tokens)
@@ -106,15 +115,19 @@ def _margin(logits: NDArray[np.float32]) -> float:
 
 
 def main(folder: Path) -> None:
-    """Record the request in `folder`."""
+    """Record the requests in `folder`."""
+    results: Any = []
     try:
-        result, tensors = record(Request.read(folder / "request.json"))
+        requests = read_requests(folder / "requests.json")
+        with LoadedModel(load_library(), requests[0]) as loaded:
+            for number, request in enumerate(requests):
+                result, tensors = record(loaded, request)
+                contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+                save_file(contiguous, folder / f"{number}.safetensors")
+                results.append(result)
     except LlamaCkptError as error:
-        result = {"error": [type(error).__name__, error.what, error.got, error.wanted, error.hint]}
-    else:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        save_file(contiguous, folder / "tensors.safetensors")
-    (folder / "result.json").write_text(json.dumps(result, default=str), encoding="utf-8")
+        results = {"error": [type(error).__name__, error.what, error.got, error.wanted, error.hint]}
+    (folder / "results.json").write_text(json.dumps(results, default=str), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What to record: the request that the recorder's process is started with, as JSON."""
+"""What to record: the requests that the recorder's process is started with, as JSON."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Request"]
+__all__ = ["Request", "read_requests", "write_requests"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Request:
         token_ids: the tokens where there is no prompt; empty otherwise.
         positions_from: position of the first token; the cache is empty before it.
         max_tokens: length of the greedy continuation.
+        forced: llama.cpp first continues the tokens greedily by so many, and what is recorded is one pass
+            over the tokens and these together.
         blocks: the blocks to record in full, or None for all.
         n_threads: llama.cpp's threads.
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
@@ -29,18 +33,22 @@ class Request:
     token_ids: tuple[int, ...] = ()
     positions_from: int = 0
     max_tokens: int = 0
+    forced: int = 0
     blocks: tuple[int, ...] | None = None
     n_threads: int = 1
     n_gpu_layers: int = 0
 
-    def write(self, path: Path) -> None:
-        """Write the request as JSON."""
-        path.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
-    @classmethod
-    def read(cls, path: Path) -> Request:
-        """Read a request that `write` wrote."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        blocks = fields.pop("blocks")
-        token_ids = tuple(fields.pop("token_ids"))
-        return cls(**fields, token_ids=token_ids, blocks=None if blocks is None else tuple(blocks))
+def write_requests(requests: Sequence[Request], path: Path) -> None:
+    """Write requests for one model as JSON."""
+    path.write_text(json.dumps([asdict(request) for request in requests]), encoding="utf-8")
+
+
+def read_requests(path: Path) -> list[Request]:
+    """Read the requests that `write_requests` wrote."""
+    return [_request(fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _request(fields: dict[str, Any]) -> Request:
+    blocks, token_ids = fields.pop("blocks"), tuple(fields.pop("token_ids"))
+    return Request(**fields, token_ids=token_ids, blocks=None if blocks is None else tuple(blocks))

@@ -1,6 +1,6 @@
 """A model and a context of llama.cpp: tokens in, logits out.
 
-One sequence, an empty KV cache in float32, flash attention off, every row's logits kept.
+One sequence a context, an empty KV cache in float32, flash attention off, every row's logits kept.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class LoadedModel:
     """
 
     def __init__(self, library: Library, request: Request) -> None:
-        self.library, self.request = library, request
+        self.library = library
         api = library.api
-        self.backend = self._backend()
+        self.backend = self._backend(request.n_gpu_layers)
         params = api.llama_model_default_params()
         params.n_gpu_layers = request.n_gpu_layers
         # Repacked weights would make some quantized types' bits depend on the machine.
@@ -53,9 +53,8 @@ class LoadedModel:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.library.api.llama_model_free(self.model)
 
-    def token_ids(self) -> tuple[int, ...]:
-        """The request's tokens, from its prompt or as given, checked against the vocabulary."""
-        request = self.request
+    def token_ids(self, request: Request) -> tuple[int, ...]:
+        """A request's tokens, from its prompt or as given, checked against the vocabulary."""
         tokens = request.token_ids if request.prompt is None else self._tokenize(request.prompt)
         for index, token in enumerate(tokens):
             if not 0 <= token < self.vocab_size:
@@ -77,8 +76,8 @@ class LoadedModel:
         count = self.library.api.llama_tokenize(self.vocab, text, len(text), buffer, room, True, False)
         return tuple(buffer[:count])
 
-    def _backend(self) -> str:
-        if self.request.n_gpu_layers == 0:
+    def _backend(self, n_gpu_layers: int) -> str:
+        if n_gpu_layers == 0:
             return "cpu"
         if (name := self.library.gpu_name()) is None:
             raise DeviceError("blocks on a GPU", got="a llama.cpp built for none", wanted="n_gpu_layers 0")
@@ -88,10 +87,11 @@ class LoadedModel:
 class Context:
     """llama.cpp's context for one sequence; use it in a `with` block."""
 
-    def __init__(self, loaded: LoadedModel, n_tokens: int, tap: PointTap) -> None:
+    def __init__(self, loaded: LoadedModel, request: Request, n_tokens: int, tap: PointTap) -> None:
         self.loaded, self.api = loaded, loaded.library.api
         self._keep = tap
-        self.context: Any = self.api.llama_init_from_model(loaded.model, self._params(n_tokens, tap))
+        params = self._params(request, n_tokens, tap)
+        self.context: Any = self.api.llama_init_from_model(loaded.model, params)
         if not self.context:
             raise ReferenceError("llama.cpp makes no context", got=" ".join(loaded.library.complaints[-3:]))
         self._greedy: Any = self.api.llama_sampler_init_greedy()
@@ -125,8 +125,7 @@ class Context:
         """llama.cpp's own greedy choice after a row of the last pass."""
         return int(self.api.llama_sampler_sample(self._greedy, self.context, row))
 
-    def _params(self, n_tokens: int, tap: PointTap) -> Any:
-        request = self.loaded.request
+    def _params(self, request: Request, n_tokens: int, tap: PointTap) -> Any:
         params = self.api.llama_context_default_params()
         params.n_ctx = n_tokens + request.max_tokens
         # One batch and one micro-batch, so that a pass shows every point once, with all rows.

@@ -34,6 +34,9 @@ def command(
     max_tokens: Annotated[
         int, typer.Option(metavar="N", help="Length of the greedy continuation; 0 for none.")
     ] = 16,
+    forced: Annotated[
+        int, typer.Option(metavar="N", help="Record one pass over the prompt and N greedy tokens after it.")
+    ] = 0,
     name: Annotated[str | None, typer.Option(help="Name of the dump, else made from the prompt.")] = None,
     blocks: Annotated[
         str | None, typer.Option(metavar="NS", help="Blocks to record in full, with commas; all without it.")
@@ -55,6 +58,7 @@ def command(
             tokens=None if tokens is None else _integers("--tokens", tokens),
             positions_from=positions_from,
             max_tokens=max_tokens,
+            forced=forced,
             name=name,
             blocks=None if blocks is None else _integers("--blocks", blocks),
             n_threads=threads or os.cpu_count() or 1,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_ckpt.capture import capture
+from llama_ckpt.capture import Take, capture, capture_takes
 from llama_ckpt.dumps import Dump, open_dumps, point_names
 from llama_ckpt.errors import DumpError, LlamaCkptError, OptionError, TokenizerError
 from llama_ckpt.points import BLOCK_POINTS
@@ -115,6 +115,17 @@ def test_the_continuation_is_what_a_longer_prompt_chooses(recorded: Path, tmp_pa
     assert again.continuation.token_ids == again.continuation.margins == ()
 
 
+def test_forced_tokens_are_the_continuation_in_one_pass(recorded: Path, tmp_path: Path) -> None:
+    entry = open_dumps(recorded / "grouped").entry("near")
+    takes = [Take(tokens=entry.token_ids, forced=8, max_tokens=0, name="f"), Take(tokens=[1], name="one")]
+    forced, one = capture_takes(recorded / "grouped.gguf", takes, out=tmp_path)
+    assert forced.token_ids == (*entry.token_ids, *entry.continuation.token_ids)
+    assert forced.greedy_tokens[len(entry.token_ids) - 1 : -1] == entry.continuation.token_ids
+    assert forced.prompt is None
+    alone = capture(recorded / "grouped.gguf", tokens=[1], name="one", out=tmp_path / "alone")
+    assert one == alone  # the checksum too: what was recorded before it in the process changes nothing
+
+
 def test_text_is_the_pieces_of_the_tokens(dump: Dump) -> None:
     continuation = dump.entry.continuation
     text = base64.b64decode(continuation.text_base64)
@@ -192,6 +203,7 @@ BAD_OPTIONS = {
     "far": ({"tokens": [1], "positions_from": 2**31}, OptionError, "positions_from"),
     "max_tokens": ({"tokens": [1], "max_tokens": -1}, OptionError, "max_tokens: got -1"),
     "block": ({"tokens": [1], "blocks": [2]}, OptionError, "blocks: got 2, wanted 0 to 1"),
+    "forced": ({"tokens": [1], "forced": -1}, OptionError, "forced: got -1"),
     "threads": ({"tokens": [1], "n_threads": 0}, OptionError, "n_threads: got 0"),
     "name": ({"tokens": [1], "name": "../a"}, OptionError, "name of the dump: got '../a'"),
     "folder": ({"tokens": [1], "out": "grouped"}, DumpError, "dumps of another model: got grouped"),

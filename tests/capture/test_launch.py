@@ -9,7 +9,7 @@ import pytest
 
 from llama_ckpt.capture import capture, require_reference
 from llama_ckpt.capture.launch import run_recorder
-from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.request import Request, read_requests, write_requests
 from llama_ckpt.errors import (
     DeviceError,
     ModelFileError,
@@ -89,7 +89,7 @@ def test_an_assertion_of_llama_cpp_is_reported(tmp_path: Path) -> None:
     with pytest.raises(
         ReferenceCrashedError, match=r"recording .*narrow\.gguf: got SIGABRT after: .*GGML_ASSERT"
     ):
-        run_recorder(Request(str(model), token_ids=(1, 5)), scratch)
+        run_recorder([Request(str(model), token_ids=(1, 5))], scratch)
     # And the next recording in the same process works.
     sound = write_small_llama(tmp_path / "sound.gguf", SmallLlama())
     assert capture(sound, tokens=[1], out=tmp_path / "out").token_ids == (1,)
@@ -101,7 +101,7 @@ def test_a_model_that_llama_cpp_refuses_is_reported_in_its_words(model: Path, tm
     with pytest.raises(
         ReferenceError, match=r"llama\.cpp refuses .*sound\.gguf: got .*not within the file bounds"
     ):
-        run_recorder(Request(str(model), token_ids=(1,)), tmp_path)
+        run_recorder([Request(str(model), token_ids=(1,))], tmp_path)
 
 
 @pytest.mark.llama_cpp
@@ -125,11 +125,10 @@ def test_a_folder_of_the_users_called_like_ours_is_not_imported(
     assert (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_request_survives_its_file(tmp_path: Path) -> None:
-    requests = (
+def test_requests_survive_their_file(tmp_path: Path) -> None:
+    requests = [
         Request("a.gguf", prompt="Hé\udcff", blocks=()),
         Request("b.gguf", token_ids=(1, 2), positions_from=4000, max_tokens=3, blocks=(0, 2), n_gpu_layers=9),
-    )
-    for request in requests:
-        request.write(tmp_path / "request.json")
-        assert Request.read(tmp_path / "request.json") == request
+    ]
+    write_requests(requests, tmp_path / "requests.json")
+    assert read_requests(tmp_path / "requests.json") == requests
