@@ -89,10 +89,12 @@ def judge_continuation(
     if continuation.ended_by == "eos" and model.tokenizer.eos_id is not None:
         theirs.append(model.tokenizer.eos_id)
     choices = []
+    steps: NDArray[np.float64] | None = None  # every difference is judged on llama.cpp's own tokens
     while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
         step = differ[0]
-        exact = step_logits(model, weights, recording, prompt + theirs[:step])[-1:]
-        choices.append(noise.adjudicate(step, ours[step], theirs[step], exact[0]))
+        if steps is None:
+            steps = step_logits(model, weights, recording, prompt + theirs[:-1])
+        choices.append(noise.adjudicate(step, ours[step], theirs[step], steps[step]))
         kept = theirs[: step + 1]
         rest = {**case.arguments, "prompt_or_token_ids": prompt + kept, "max_tokens": len(theirs) - step - 1}
         ours = kept + ([token.id for token in generate(**rest)] if rest["max_tokens"] else [])

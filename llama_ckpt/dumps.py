@@ -69,6 +69,9 @@ class Dump(Mapping[str, Float32]):
             raise DumpError(f"{self.path}: {name}{list(index)}", got=array[index], wanted="a finite number")
         return array
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.shapes  # a Mapping's own would read the array
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

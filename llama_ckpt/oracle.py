@@ -13,7 +13,8 @@ be made of both. Inputs of any dtype are widened to float64 first; nothing is ev
 
 Axes: `n` tokens come first and are flat; a weight is `[out, in]`, as a GGUF file stores it.
 
-`weights` is any record with the attributes named in `block` and `logits`. Where a function takes
+`weights` is any record with the attributes named in `block` and `logits`; its matrices are arrays, or
+whatever implements numpy's `__array_ufunc__` for `matmul`. Where a function takes
 `tap`, it calls `tap(point, array)` for what it computes on the way, not for what it returns. It
 imports numpy and nothing of ours: code shared with a layer would share the layer's mistakes.
 """
@@ -54,8 +55,11 @@ def _ignore(point: str, array: Array) -> None:
     """Stand in for a tap that nobody asked for."""
 
 
-def _linear(x: Array, w: ArrayLike) -> Array:
-    return x @ _float64(w).T  # [n, in] x [out, in]^T -> [n, out]
+def _linear(x: Array, w: Any) -> Array:
+    # A weight may be anything that takes part in numpy's products, such as a matrix in another memory.
+    matrix = w if hasattr(w, "__array_ufunc__") else _float64(w)
+    y: Array = np.matmul(x, matrix.T)  # [n, in] x [out, in]^T -> [n, out], in float64 as x is
+    return y
 
 
 def embed(token_ids: ArrayLike, weight: ArrayLike, tap: Tap | None = None) -> Array:

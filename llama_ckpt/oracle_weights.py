@@ -55,7 +55,7 @@ class OracleWeights:
     def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
         check_llama(file, config)
         self._file, self._tied = file, config.tied_output
-        self.blocks: Final[Sequence[OracleBlockWeights]] = _Blocks(file, config.n_layers)
+        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config.n_layers)
 
     @cached_property
     def token_embd(self) -> Array:

@@ -21,7 +21,7 @@ from llama_ckpt.dumps import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.model import load
-from llama_ckpt.oracle_weights import OracleWeights
+from llama_ckpt.oracle_on_device import oracle_weights
 from llama_ckpt.recording import Recording, from_dump, from_oracle
 from llama_ckpt.trial import Subject
 from reference_dumps import embedded_model
@@ -106,7 +106,7 @@ def dump_folders(folder: Path) -> list[Path]:
 def oracle_subject(path: Path, device: str, dtype: str) -> Iterator[Subject]:
     """The model against the oracle alone."""
     model = load(path, device=device, dtype=dtype)
-    weights = OracleWeights(model.file, model.config)
+    weights = oracle_weights(model)
     yield Subject("oracle", model, weights, tuple(from_oracle(model, weights, prompt) for prompt in PROMPTS))
 
 
@@ -127,7 +127,7 @@ def recorded_subjects(
             dumps.require_hyperparameters(model.config.hyperparameters, str(file))
         recordings = [recording for dumps in group for recording in open_all(dumps, model.file)]
         label = group[0].path.name
-        yield Subject(label, model, OracleWeights(model.file, model.config), tuple(recordings))
+        yield Subject(label, model, oracle_weights(model), tuple(recordings))
 
 
 def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:

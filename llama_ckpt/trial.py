@@ -9,7 +9,7 @@ Somebody's own implementation takes the layer function's place in both.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -40,12 +40,30 @@ UNTAPPED = " (untapped)"
 
 @dataclass(frozen=True)
 class Subject:
-    """A model on trial, its exact weights, and the recordings to hold it against."""
+    """A model on trial, its exact weights, and the recordings to hold it against.
+
+    `answers` holds the oracle's runs by recording, so that several trials of a subject share them.
+    """
 
     label: str
     model: Model
     weights: OracleWeights
     recordings: tuple[Recording, ...]
+    answers: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+
+    def exact(self, recording: Recording) -> dict[str, NDArray[np.float64]]:
+        """The oracle's run from a recording's tokens: every point that was recorded."""
+        if recording.label not in self.answers:
+            seen: dict[str, NDArray[np.float64]] = {}
+            seen["logits"] = oracle.logits(
+                recording.token_ids,
+                self.weights,
+                config=self.model.config,
+                positions=recording.positions,
+                tap=keeper(seen, recording),
+            )
+            self.answers[recording.label] = seen
+        return self.answers[recording.label]
 
 
 @dataclass(frozen=True)
@@ -199,12 +217,12 @@ class Trial:
 
     @cached_property
     def free(self) -> dict[str, torch.Tensor]:
-        """Every point of the model's own run."""
+        """Every recorded point of the model's own run."""
         seen: dict[str, torch.Tensor] = {}
         model, recording = self.subject.model, self.recording
-        own = self.implementation
+        own, tap = self.implementation, keeper(seen, recording)
         if own is None:
-            seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
+            seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=tap)
         elif own.replaces("logits"):
             seen["logits"] = own(
                 model.tensor(recording.token_ids),
@@ -212,12 +230,12 @@ class Trial:
                 config=model.config,
                 positions=model.tensor(recording.positions),
                 dtype=model.dtype,
-                tap=seen.__setitem__,
+                tap=tap,
                 dtype_on_trial=model.dtype,
             )
         else:
             with own.installed():
-                seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=seen.__setitem__)
+                seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=tap)
         return seen
 
     @cached_property
@@ -233,18 +251,10 @@ class Trial:
             return Rejected(f"its tensors broke the layers after it: {type(error).__name__}: {error}")
         return None
 
-    @cached_property
+    @property
     def exact(self) -> dict[str, NDArray[np.float64]]:
-        """Every point of the oracle's run from the same tokens."""
-        seen: dict[str, NDArray[np.float64]] = {}
-        seen["logits"] = oracle.logits(
-            self.recording.token_ids,
-            self.subject.weights,
-            config=self.subject.model.config,
-            positions=self.recording.positions,
-            tap=seen.__setitem__,
-        )
-        return seen
+        """Every recorded point of the oracle's run from the same tokens."""
+        return self.subject.exact(self.recording)
 
     def end_to_end(self, case: Case) -> Iterator[PointVerdict]:
         """The greedy continuation and its text."""
@@ -260,6 +270,16 @@ class Trial:
         if reference is None:
             return Noise(limit.row_err, 0.0)
         return Noise(limit.row_err, float(np.abs(reference - self.exact["logits"]).max()))
+
+
+def keeper(seen: dict[str, Any], recording: Recording) -> Callable[[str, Any], None]:
+    """A tap that keeps the points that were recorded: all 32 blocks of a 7B model would be gigabytes."""
+
+    def keep(point: str, tensor: Any) -> None:
+        if point in recording.tensors:
+            seen[point] = tensor
+
+    return keep
 
 
 def rejected(name: str, forcing: Forcing, error: Rejected) -> PointVerdict:
