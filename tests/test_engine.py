@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama_ckpt.engine import NOT_OBSERVABLE, OBSERVABLE, Engine, Precision, engine_points, unsupported
+from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.limits import limit_for
 from llama_ckpt.model import Model, generate, load
@@ -116,3 +117,24 @@ def test_wrong_input_is_one_sentence(model: Model) -> None:
         engine.rewind(5)
     with pytest.raises(OptionError):
         Engine(replace(model), "exact")  # type: ignore[arg-type]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("n", [3, 40])
+def test_a_block_on_given_inputs_is_the_same_block(model: Model, precision: Precision, n: int) -> None:
+    ids, at = [(37 * i) % 31_000 + 3 for i in range(n)], list(range(n))
+    engine = Engine(model, precision, capacity=64)
+    seen: dict[str, torch.Tensor] = {}
+    logits = engine.logits(ids, tap=seen.__setitem__)
+    found: dict[str, torch.Tensor] = {}
+    x = seen["embd"]
+    for number in range(model.config.n_layers):
+        out = forced_block(engine, number, x, at, found.__setitem__)
+        x = seen[f"blk.{number}.out"]
+        assert torch.equal(out, x), number
+    assert torch.equal(forced_logits(engine, x), logits)
+    assert all(torch.equal(tensor, seen[name]) for name, tensor in found.items())
+    assert {name for name in seen if name.startswith("blk.")} == found.keys()
+    with pytest.raises(ShapeError):
+        forced_block(engine, 0, x[:, :-1], at, None)

@@ -73,6 +73,10 @@ class Engine:
         capacity: slots in the cache; None takes the model's context.
         graphs: capture the step and replay it; False launches its kernels each time, for the same bits.
 
+    Attributes:
+        launcher: runs a few tokens; prefill: runs many.
+        used, next_position: tokens in the cache, and where the next one stands.
+
     Raises:
         OptionError: an unknown precision, or a capacity below one.
         UnsupportedModelError: see `unsupported`.
@@ -97,8 +101,8 @@ class Engine:
             self.weights = EngineWeights(model.weights, exact=high)
             kv = torch.float32 if high else torch.float16
             self.buffers = Buffers(self.config, self.capacity, parts_of(self.config), self.device, kv)
-        self._step = Step(self.config, self.weights, self.buffers, pdl=not INTERPRETED)
-        self._prefill = Prefill(self.config, self.weights, self.buffers, pair=high)
+        self.launcher = Step(self.config, self.weights, self.buffers, pdl=not INTERPRETED)
+        self.prefill = Prefill(self.config, self.weights, self.buffers, pair=high)
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
         self.used = 0
         self.next_position = 0
@@ -144,7 +148,7 @@ class Engine:
     def step(self, token_id: int) -> Tensor:
         """Add one token; its logits, float32 `[vocab]`, valid until the next call."""
         self._room(1)
-        self._place([token_id], [self.next_position])
+        self.place([token_id], [self.next_position])
         self._replay()
         self._advance(1, self.next_position)
         return self.buffers.logits[0]
@@ -178,13 +182,13 @@ class Engine:
             raise ContextLengthError("position", got=at[-1], wanted=f"below {self.buffers.turns.shape[0]}")
         self._room(n)
         if n <= FEW:
-            self._place(token_ids, at)
-            self._step.run(n, -(-(self.used + n) // SPLIT), tap)
+            self.place(token_ids, at)
+            self.launcher.run(n, -(-(self.used + n) // SPLIT), tap)
             rows = self.buffers.logits[n - 1 : n] if last_only else self.buffers.logits[:n]
             rows = rows.clone()
         else:
             ids, where = (torch.tensor(list(v), device=self.device) for v in (token_ids, at))
-            rows = self._prefill.run(ids, where, self.used, last_only=last_only, tap=tap)
+            rows = self.prefill.run(ids, where, self.used, last_only=last_only, tap=tap)
         self.buffers.logits[0].copy_(rows[-1])
         self._advance(n, at[-1])
         return rows
@@ -195,7 +199,7 @@ class Engine:
                 "tokens in the KV cache", got=self.used + n, wanted=f"at most {self.capacity}"
             )
 
-    def _place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
+    def place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
         """Tokens, positions and slots to the device."""
         n = len(token_ids)
         state = torch.tensor(
@@ -213,7 +217,7 @@ class Engine:
     def _pick(self, slot: int) -> None:
         """Choose from `logits[0]` and put the state of the next step in place: that token, in `slot`."""
         self._place_state(slot - 1, self.next_position - 1)
-        self._step.choose()
+        self.launcher.choose()
 
     def _place_state(self, slot: int, position: int) -> None:
         self.buffers.slots[:1].fill_(slot)
@@ -225,8 +229,8 @@ class Engine:
         bucket = next((size for size in _BUCKETS if needed <= size < self.capacity), self.capacity)
         splits = -(-bucket // SPLIT)
         if not self.graphs:
-            self._step.run(1, splits)
-            self._step.choose()
+            self.launcher.run(1, splits)
+            self.launcher.choose()
             return
         if bucket not in self._captured:
             self._captured[bucket] = self._capture(splits)
@@ -236,13 +240,13 @@ class Engine:
         """Record a step. Its kernels run once before, to be compiled; then the state is put back."""
         b = self.buffers
         saved = [buffer.clone() for buffer in (b.token_ids, b.positions, b.slots, b.history)]
-        self._step.run(1, splits)
-        self._step.choose()
+        self.launcher.run(1, splits)
+        self.launcher.choose()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._step.run(1, splits)
-            self._step.choose()
+            self.launcher.run(1, splits)
+            self.launcher.choose()
         for buffer, value in zip((b.token_ids, b.positions, b.slots, b.history), saved, strict=True):
             buffer.copy_(value)
         return graph

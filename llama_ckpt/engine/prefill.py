@@ -59,20 +59,31 @@ class Prefill:
         slots = torch.arange(start, start + n, dtype=torch.int32, device=x.device)
         if tap:
             tap("embd", x)
-        for number, (qkv, wo, gate_up, down) in enumerate(self.weights.dense):
-            see, block = block_tap(number, tap), self.weights.blocks[number]
-            h = self._norm(x, block.attn_norm)
-            context = self._attention(number, self._product(h, qkv), positions, slots, start, see)
-            x = self._product(context, wo, x)
-            if see:
-                see("ffn_inp", x)
-            hidden = self._swiglu(self._product(self._norm(x, block.ffn_norm), gate_up))
-            if see:
-                see("ffn_swiglu", self._whole(hidden))
-            x = self._product(hidden, down, x)
-            if see:
-                see("out", x)
-        x = x[-1:] if last_only else x
+        for number in range(self.config.n_layers):
+            x = self.block(number, x, positions, slots, start, tap)
+        return self.head(x[-1:] if last_only else x)
+
+    def block(
+        self, number: int, x: Tensor, positions: Tensor, slots: Tensor, start: int, tap: Tap | None
+    ) -> Tensor:
+        """One block on the residual stream, float32 [n, width] to the same; int32 positions and slots [n]."""
+        (qkv, wo, gate_up, down), block = self.weights.dense[number], self.weights.blocks[number]
+        see = block_tap(number, tap)
+        h = self._norm(x, block.attn_norm)
+        context = self._attention(number, self._product(h, qkv), positions, slots, start, see)
+        x = self._product(context, wo, x)
+        if see:
+            see("ffn_inp", x)
+        hidden = self._swiglu(self._product(self._norm(x, block.ffn_norm), gate_up))
+        if see:
+            see("ffn_swiglu", self._whole(hidden))
+        x = self._product(hidden, down, x)
+        if see:
+            see("out", x)
+        return x
+
+    def head(self, x: Tensor) -> Tensor:
+        """The last norm and the logits, float32 [n, vocab], of the residual stream [n, width]."""
         return self._product(self._norm(x, self.weights.output_norm), self.weights.dense_output, logits=True)
 
     def _whole(self, pair: Pair) -> Tensor:

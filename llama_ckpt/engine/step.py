@@ -17,7 +17,7 @@ from torch import Tensor
 
 from checkpoints.c01b_rope import rope_frequencies
 from llama_ckpt.config import LlamaConfig
-from llama_ckpt.engine.weights import EngineBlock, EngineWeights
+from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.kernels.choosing import choose_kernel
 from llama_ckpt.kernels.decode_attention import attention_kernel
 from llama_ckpt.kernels.fused import (
@@ -104,17 +104,22 @@ class Step:
 
     def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
         """Bring `n` tokens from `token_ids` to `logits`; `splits` programs a head look at the cache."""
-        b, c, gains = self.buffers, self.config, self._gains()
-        self.parts = self.parts2 = 1
-        embed_kernel[(n,)](
-            b.token_ids, self.weights.embedding, gains[0], b.x, b.xg, b.xf, b.squares, c.width,
-            PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
-        )  # fmt: skip
+        b = self.buffers
+        self.enter(0, b.token_ids, self.weights.embedding, n)
         if tap:
             tap("embd", b.x[:n].clone())
-        for number, block in enumerate(self.weights.blocks):
-            self._block(number, block, gains[2 * number + 1], gains[2 * number + 2], n, splits, tap)
-        self._head(n)
+        for number in range(self.config.n_layers):
+            self.block(number, n, splits, tap)
+        self.head(n)
+
+    def enter(self, number: int, rows: Tensor, table: Tensor, n: int) -> None:
+        """Rows [n] of a table [rows, width] to the residual stream, for block `number` or the head."""
+        b, c = self.buffers, self.config
+        self.parts = self.parts2 = 1
+        embed_kernel[(n,)](
+            rows, table, self._gains()[2 * number], b.x, b.xg, b.xf, b.squares, c.width,
+            PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
+        )  # fmt: skip
 
     def choose(self) -> None:
         """The greedy token of row 0, and the state of the next step."""
@@ -143,16 +148,10 @@ class Step:
             "U": planes.shape[1] // 32,
         }
 
-    def _block(
-        self,
-        number: int,
-        w: EngineBlock,
-        ffn_gain: Tensor,
-        next_gain: Tensor,
-        n: int,
-        splits: int,
-        tap: Tap | None,
-    ) -> None:
+    def block(self, number: int, n: int, splits: int, tap: Tap | None) -> None:
+        """One block on the residual stream in the buffers."""
+        w, gains = self.weights.blocks[number], self._gains()
+        ffn_gain, next_gain = gains[2 * number + 1], gains[2 * number + 2]
         see = block_tap(number, tap)
         for first_row, planes in w.qkv:
             self._qkv(number, first_row, planes, n)
@@ -218,7 +217,8 @@ class Step:
             PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip
 
-    def _head(self, n: int) -> None:
+    def head(self, n: int) -> None:
+        """The logits of the residual stream in the buffers."""
         b, c = self.buffers, self.config
         planes = self.weights.output
         tile, reading = self._reading(planes)
