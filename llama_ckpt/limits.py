@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.measured_engine_errors import ENGINE_MEASURED, ENGINE_MEASURED_ON
 from llama_ckpt.measured_errors import MEASURED, MEASURED_ON
 from llama_ckpt.points import split_name
 
@@ -28,6 +29,7 @@ __all__ = [
     "MARGIN",
     "MAY_BE_WIDER",
     "MEASURED_LAYERS",
+    "PRECISIONS",
     "STRUCTURE_FLOOR",
     "Forcing",
     "Limit",
@@ -38,6 +40,10 @@ Forcing = Literal["teacher", "free"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 """The precisions that have limits."""
+
+PRECISIONS = ("fast", "high")
+"""The engine's precisions, which have limits too: of its kernels as they are, measured on the GPU by
+`tools/measure_engine_limits.py`. What they show is float32; teacher-forced means a whole block."""
 
 MARGIN = 4.0
 """A limit is this many times the largest error measured: for seeds, shapes and machines not tried."""
@@ -119,7 +125,7 @@ def limit_for(name: str, dtype: str, forcing: Forcing, *, n_layers: int = MEASUR
 
     Args:
         name: full or neutral name of the point; "sampling.2" counts as "sampling".
-        dtype: what the program computes in, one of DTYPES.
+        dtype: what the program computes in, one of DTYPES, or a precision of the engine.
         forcing: "teacher" where inputs are recorded ones, "free" where the model runs by itself.
         n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
             one than was measured gets sqrt(n_layers / 32) of the free-running limit; a shallower
@@ -134,13 +140,16 @@ def limit_for(name: str, dtype: str, forcing: Forcing, *, n_layers: int = MEASUR
         return Limit(point, wanted, forcing, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
     if point == "sampling":  # chosen from logits in float32, whatever made them
         dtype, forcing = "float32", "teacher"
+    engine = dtype in PRECISIONS
     try:
-        largest = MEASURED[dtype][forcing][point]
+        largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][forcing][point]
     except KeyError:
         raise OptionError("limit", got=f"{point}, {dtype}, {forcing}", wanted="a row of the table") from None
     deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if forcing == "free" else 1.0
-    why = f"{WHY[point]}; {MARGIN:g} x the largest of {MEASURED_ON}: {largest[0]:.2g}"
+    on = ENGINE_MEASURED_ON if engine else MEASURED_ON
+    why = f"{WHY[point]}; {MARGIN:g} x the largest of {on}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
     err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
     floor = STRUCTURE_FLOOR[forcing] * err
+    dtype = "float32" if engine else dtype
     return Limit(point, dtype, forcing, err, row_err, element_err, max(gain, floor), max(bias, floor), why)

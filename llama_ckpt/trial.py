@@ -22,7 +22,7 @@ from llama_ckpt import oracle
 from llama_ckpt.compare import PointVerdict, causal_mask, judge
 from llama_ckpt.continuation import Noise, judge_continuation, judge_greedy
 from llama_ckpt.implementation import Implementation, Rejected
-from llama_ckpt.limits import Forcing, limit_for
+from llama_ckpt.limits import Forcing, Limit, limit_for
 from llama_ckpt.model import Model
 from llama_ckpt.observer import Observer
 from llama_ckpt.oracle_weights import OracleWeights
@@ -106,13 +106,15 @@ class Trial:
         trial = replace(self, recording=recording, observer=Observer())
         return {verdict.name: verdict for verdict in trial.teacher_forced(checkpoint)}
 
-    def teacher_forced(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
-        """Each case of the checkpoint with recorded inputs."""
+    def teacher_forced(self, checkpoint: Checkpoint, only: str | None = None) -> Iterator[PointVerdict]:
+        """Each case of the checkpoint, or those of one function, with recorded inputs."""
         model, weights = self.subject.model, self.subject.weights
         layer_cases = checkpoint.cases(torch_given(self.recording, model))
         oracle_cases = checkpoint.cases(oracle_given(self.recording, model, weights))
         module = sys.modules[checkpoint.function.__module__]
         for case, exact in zip(layer_cases, oracle_cases, strict=True):
+            if only is not None and case.function != only:
+                continue
             if self.implementation is not None:
                 if self.implementation.replaces(case.function):
                     yield from self.implemented(checkpoint, self.implementation, case, exact)
@@ -170,19 +172,22 @@ class Trial:
         sampled = point.startswith("sampling")  # made from recorded logits in float32, so always tight
         max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or sampled) else None
         trial, dtype = as_numpy(x)
+        self.observer.saw(self.recording.label, name, forcing, trial, o, self.mask(point))
+        limit = limit_for(name, self.dtype, forcing, n_layers=self.subject.model.config.n_layers)
+        return self.judged(name, trial, o, limit, max_abs=max_abs, dtype=dtype)
+
+    def judged(
+        self, name: str, x: Any, o: Any, limit: Limit, max_abs: float | None = None, dtype: str | None = None
+    ) -> PointVerdict:
+        """The verdict on an array by a given limit."""
+        _, point = split_name(name.split(" ")[0])
+        r = self.reference(name)
+        return judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(point), dtype=dtype)
+
+    def mask(self, point: str) -> NDArray[np.bool_] | None:
+        """Where a point is judged; None for everywhere."""
         causal = point in POINTS and POINTS[point].causal
-        mask = causal_mask(self.recording.positions) if causal else None
-        self.observer.saw(self.recording.label, name, forcing, trial, o, mask)
-        return judge(
-            name,
-            trial,
-            o,
-            limit=limit_for(name, self.dtype, forcing, n_layers=self.subject.model.config.n_layers),
-            r=self.reference(name),
-            max_abs=max_abs,
-            mask=mask,
-            dtype=dtype,
-        )
+        return causal_mask(self.recording.positions) if causal else None
 
     def reference(self, name: str) -> NDArray[Any] | None:
         """llama.cpp's answer at a point, or None where nothing was recorded."""
