@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from llama_ckpt import oracle
-from llama_ckpt.compare import PointVerdict
+from llama_ckpt.compare import PointVerdict, judge
 from llama_ckpt.continuation import Noise, judge_continuation, judge_greedy
 from llama_ckpt.engine import NOT_OBSERVABLE, Engine
 from llama_ckpt.engine.forced import forced_block, forced_logits
@@ -29,17 +29,10 @@ from llama_ckpt.points import POINTS, Checkpoint, block_point, split_name
 from llama_ckpt.recording import Recording, torch_given
 from llama_ckpt.trial import Subject, Trial, keeper
 
-__all__ = ["EngineTrial", "hidden_points"]
+__all__ = ["EngineTrial"]
 
 HOST = ("tokenize", "argmax", "softmax")
 """Functions that the engine's users call as the layers' do."""
-
-WHY_HIDDEN = "not observable: it lives only in registers of a fused kernel; the points after it are judged"
-
-
-def hidden_points(checkpoint: Checkpoint) -> tuple[str, ...]:
-    """A checkpoint's points that the engine does not show."""
-    return tuple(point for point in checkpoint.points if point in NOT_OBSERVABLE)
 
 
 @dataclass(frozen=True)
@@ -63,6 +56,11 @@ class EngineTrial:
             yield self.last_row()
         if checkpoint.function.__name__ == "argmax":
             yield from self.greedy()
+
+    @staticmethod
+    def hidden_points(checkpoint: Checkpoint) -> tuple[str, ...]:
+        """A checkpoint's points that live only in registers of a fused kernel."""
+        return tuple(point for point in checkpoint.points if point in NOT_OBSERVABLE)
 
     def names(self, checkpoint: Checkpoint) -> list[str]:
         """The full names of a checkpoint's points that are tensors and were recorded."""
@@ -101,9 +99,13 @@ class EngineTrial:
 
     def last_row(self) -> PointVerdict:
         """The row that `prompt` returns, which computes the head for that row alone."""
-        row = self.prompt()
-        exact = self.exact["logits"][-1]
-        return replace(self.verdict("logits", row[None], exact[None], "free"), name="last_logits")
+        row = self.prompt()[None].cpu().numpy()
+        recorded = self.recording.recorded
+        reference = self.recording.tensors["last_logits"][None] if recorded else None
+        found = judge(
+            "logits", row, self.exact["logits"][-1:], limit=self.limit("logits", "free"), r=reference
+        )
+        return replace(found, name="last_logits")
 
     def prompt(self) -> torch.Tensor:
         """The last row's logits after a prompt in an empty cache."""

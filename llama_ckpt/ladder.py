@@ -15,23 +15,28 @@ import pkgutil
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llama_ckpt.compare import PointVerdict
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.errors import OptionError
 from llama_ckpt.implementation import Implementation, load_implementation
+from llama_ckpt.limits import PRECISIONS
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.observer import Observer
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 from llama_ckpt.subjects import Selection, select
-from llama_ckpt.trial import INHERITED, Trial
+from llama_ckpt.trial import INHERITED, Subject, Trial
 from reference_dumps import embedded_model
+
+if TYPE_CHECKING:
+    from llama_ckpt.engine import Precision
+    from llama_ckpt.engine_trial import EngineTrial
 
 __all__ = [
     "SCHEMA",
@@ -46,7 +51,7 @@ __all__ = [
 SCHEMA = 1
 """The version of the report's JSON."""
 
-Verdict = Literal["pass", "fail", "skipped"]
+Verdict = Literal["pass", "fail", "skipped", "hidden"]
 
 Probe = Callable[[Path, str, str], Iterable[PointVerdict]]
 """Something that a checkpoint answers for beyond its layer: called with model, device and dtype."""
@@ -70,12 +75,13 @@ class CheckpointResult:
 
     Attributes:
         id, title: the checkpoint's.
-        verdict: "pass", "fail" or "skipped".
+        verdict: "pass", "fail", "skipped", or "hidden" where the engine shows none of its points.
         reason: one sentence; on a failure the first failing point's.
         compared, of: how many points were compared, of how many there are.
         seconds: spent on it.
         points: every point judged, in order.
         diagnoses: what the first failures look like.
+        hidden: points that the engine does not show.
     """
 
     id: str
@@ -87,6 +93,7 @@ class CheckpointResult:
     seconds: float = 0.0
     points: list[JudgedPoint] = field(default_factory=list)
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    hidden: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record that stands under `checkpoints` in the report."""
@@ -94,6 +101,7 @@ class CheckpointResult:
         return {
             **plain,
             "seconds": round(self.seconds, 3),
+            "hidden": list(self.hidden),
             "points": [point.to_json() for point in self.points],
             "diagnoses": [one.to_json() for one in self.diagnoses],
         }
@@ -109,6 +117,7 @@ class LadderReport:
         compared: False where llama.cpp should have been compared and was not.
         checkpoints: one result each, in the ladder's order.
         implementation: how somebody's own layer was given; None where ours were tried.
+        engine: the engine's precision, where its kernels were tried and not the layers.
         maps: histograms and errors by token, where they were asked for.
     """
 
@@ -120,16 +129,18 @@ class LadderReport:
     checkpoints: list[CheckpointResult]
     implementation: str | None = None
     maps: Mapping[str, Any] | None = None
+    engine: str | None = None
     schema: int = SCHEMA
 
     @property
     def exit_code(self) -> int:
         """0 where every checkpoint asked for passes and all was compared, else 1."""
-        return 0 if self.compared and all(c.verdict == "pass" for c in self.checkpoints) else 1
+        fine = all(c.verdict in ("pass", "hidden") for c in self.checkpoints)
+        return 0 if self.compared and fine else 1
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it."""
-        names = ("schema", "model", "device", "dtype", "notes", "implementation")
+        names = ("schema", "model", "device", "dtype", "notes", "implementation", "engine")
         head = {"kind": "ladder", **{name: getattr(self, name) for name in names}}
         maps = {} if self.maps is None else {"maps": self.maps}
         return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints], **maps}
@@ -173,6 +184,8 @@ def validate(
     dtype: str = "float32",
     implementation: str | Callable[..., Any] | None = None,
     arrays: str = "auto",
+    engine: str = "layers",
+    precision: str = "fast",
     stop_on_failure: bool = False,
     oracle_only: bool = False,
     maps: bool = False,
@@ -190,6 +203,8 @@ def validate(
         implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
             without `ids` the checkpoint is the one whose function has the same name.
         arrays: what it is called with: "torch", "numpy", or "auto".
+        engine: "layers", or "fast": the fused kernels that generate on CUDA, in float32 whatever `dtype`.
+        precision: of the engine, "fast" or "high".
         stop_on_failure: skip what comes after the first failing checkpoint.
         oracle_only: judge without llama.cpp.
         maps: keep histograms and errors by token for a page.
@@ -202,6 +217,7 @@ def validate(
     """
     ids = [ids] if isinstance(ids, str) else ids
     own = None if implementation is None else implemented(implementation, ids, arrays)
+    check_engine(engine, precision, own)
     wanted = normalize_ids(ids if own is None else [own.checkpoint.id])
     ladder = [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
     picked = str(pick_device(device))
@@ -211,8 +227,10 @@ def validate(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
         )
         observer = Observer(keep_tally=maps)
-        trials = open_trials(selection, progress, own, observer)
+        kernels = None if engine == "layers" else precision
+        trials = open_trials(selection, progress, own, observer, kernels)
         report = LadderReport(selection.name, picked, dtype, list(selection.notes), selection.compared, [])
+        report.engine = kernels
         if own is not None:
             report.implementation, probes = own.name, None
             report.notes += own.notes()
@@ -257,19 +275,50 @@ def open_trials(
     progress: Callable[[str, int, int], None] | None,
     implementation: Implementation | None,
     observer: Observer,
-) -> list[Trial]:
-    """A trial for each recording of each subject."""
-    trials = []
+    engine: str | None = None,
+) -> list[Trial | EngineTrial]:
+    """A trial for each recording of each subject: of the layers, or of the engine in that precision."""
+    trials: list[Trial | EngineTrial] = []
     for subject in selection.subjects:
         if progress:
             progress(f"loading {subject.label}", 0, 0)
-        trials += [Trial(subject, recording, implementation, observer) for recording in subject.recordings]
+        trials += subject_trials(subject, implementation, observer, engine)
     return trials
+
+
+def subject_trials(
+    subject: Subject, implementation: Implementation | None, observer: Observer, engine: str | None
+) -> Iterator[Trial | EngineTrial]:
+    """A trial for each recording of one subject.
+
+    Raises:
+        DeviceError, UnsupportedModelError: the engine cannot run the model.
+    """
+    if engine is None:
+        for recording in subject.recordings:
+            yield Trial(subject, recording, implementation, observer)
+        return
+    from llama_ckpt.engine import Engine
+    from llama_ckpt.engine_trial import EngineTrial
+
+    kernels = Engine(subject.model, cast("Precision", engine))
+    for recording in subject.recordings:
+        yield EngineTrial(subject, recording, kernels, observer)
+
+
+def check_engine(engine: str, precision: str, implementation: Implementation | None) -> None:
+    """Refuse unknown names, and an engine together with somebody's own layer."""
+    if engine not in ("layers", "fast"):
+        raise OptionError("engine", got=engine, wanted="layers or fast")
+    if precision not in PRECISIONS:
+        raise OptionError("precision", got=precision, wanted="fast or high")
+    if engine == "fast" and implementation is not None:
+        raise OptionError("engine", got="fast with an implementation", wanted="layers with it, or fast alone")
 
 
 def climb(
     checkpoint: Checkpoint,
-    trials: Sequence[Trial],
+    trials: Sequence[Trial | EngineTrial],
     result: CheckpointResult,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
@@ -279,6 +328,8 @@ def climb(
         if progress:
             progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
         result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
+        if not isinstance(trial, Trial):
+            result.hidden = trial.hidden_points(checkpoint)
     result.seconds = time.perf_counter() - began
 
 
@@ -300,7 +351,9 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
     bad = [point for point in result.points if point.verdict.verdict == "fail"]
     carried = [point for point in result.points if point.verdict.reason.startswith(INHERITED)]
     below = [one for one in checkpoint.stands_on if one in failed]
-    if not result.points:
+    if result.hidden and not result.points:
+        result.verdict, result.reason = "hidden", f"in registers of fused kernels: {', '.join(result.hidden)}"
+    elif not result.points:
         result.verdict, result.reason = "fail", "nothing was compared"
     elif bad or (carried and below):
         first = [*bad, *carried][0]
@@ -316,3 +369,5 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
         result.reason = f"llama.cpp is off at {off} points" if off else "every point within its limits"
         if carried:
             result.reason = f"right, but {len(carried)} points carry on an error made elsewhere"
+        if result.hidden:
+            result.reason += f"; not observable: {', '.join(result.hidden)}"

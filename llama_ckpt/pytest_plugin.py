@@ -139,10 +139,10 @@ def _lines(report: LadderReport, chosen: dict[str, Any]) -> Iterator[str]:
     yield header()
     for result in report.checkpoints:
         yield checkpoint_row(result)
-        words = {name: chosen.get(name) for name in ("model", "dumps")}
         repeat = repeat_command(
             result.id,
-            **words,
+            model=chosen.get("model"),
+            dumps=chosen.get("dumps"),
             device=report.device,
             dtype=report.dtype,
             oracle_only=False,

@@ -25,7 +25,7 @@ __all__ = ["EXAMPLE", "NAME", "command"]
 
 NAME = "validate"
 EXAMPLE = "Example: llama-ckpt validate 1 --impl mine.norms:rms_norm --html report.html"
-STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow"}
+STYLES = {"pass": "green", "fail": "bold red", "skipped": "yellow", "hidden": "dim"}
 
 
 def command(
@@ -39,6 +39,11 @@ def command(
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "float32",
+    engine: Annotated[
+        Literal["layers", "fast"],
+        typer.Option(help="On trial: the layers, or the fused kernels that generate on CUDA."),
+    ] = "layers",
+    precision: Annotated[Literal["fast", "high"], typer.Option(help="Of --engine fast.")] = "fast",
     stop_on_failure: Annotated[
         bool, typer.Option("--stop-on-failure", help="Skip what comes after the first failure.")
     ] = False,
@@ -70,6 +75,8 @@ def command(
         "device": str(pick_device(device)),
         "dtype": dtype,
         "oracle_only": oracle_only,
+        "engine": engine,
+        "precision": precision,
     }
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))

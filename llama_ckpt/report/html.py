@@ -295,7 +295,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; on a phone each row becomes a card, its cells labelled by the headings."""
     head = "".join(f"<th>{escape(one)}</th>" for one in heads)
     body = "".join(
-        f"<tr class='{escape(row[1]) if row[1] in ('pass', 'fail', 'skipped') else ''}'>"
+        f"<tr class='{escape(row[1]) if row[1] in ('pass', 'fail', 'skipped', 'hidden') else ''}'>"
         + "".join(
             f"<td data-label='{escape(label)}'>{escape(cell)}</td>"
             for label, cell in zip(heads, row, strict=True)

@@ -61,7 +61,7 @@ def _allowed(text: str) -> str:
 def _checkpoint(record: Record) -> ElementTree.Element:
     """One checkpoint: its points by dump, forcing and kind."""
     name = f"{record['id']} {record['title']}"
-    if record["verdict"] == "skipped":
+    if record["verdict"] in ("skipped", "hidden"):
         case = _case(record["id"], record["title"])
         ElementTree.SubElement(case, "skipped", message=_allowed(record["reason"]))
         return _suite(name, record["seconds"], [case])

@@ -197,11 +197,14 @@ def repeat_command(
     oracle_only: bool,
     implementation: str | None = None,
     arrays: str = "auto",
+    engine: str = "layers",
+    precision: str = "fast",
 ) -> str:
     """The command line that runs just this checkpoint again, on the same device in the same dtype."""
     words = ["llama-ckpt", "validate", checkpoint]
     for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
         words += [option, str(value)] if value is not None else []
+    words += ["--engine", engine, "--precision", precision] if engine != "layers" else []
     words += ["--impl", implementation] if implementation is not None else []
     words += ["--arrays", arrays] if arrays != "auto" else []
     return shlex.join(words + (["--oracle-only"] if oracle_only else []))
@@ -210,10 +213,14 @@ def repeat_command(
 def summary_lines(report: LadderReport) -> Iterator[str]:
     """What it all comes to, the notes last."""
     passed = sum(result.verdict == "pass" for result in report.checkpoints)
+    hidden = [result.id for result in report.checkpoints if result.verdict == "hidden"]
     seconds = sum(result.seconds for result in report.checkpoints)
     total = len(report.checkpoints)
-    where = f"{report.model}, {report.dtype} on {report.device}, {seconds:.1f} s"
+    what = report.dtype if report.engine is None else f"the engine ({report.engine})"
+    where = f"{report.model}, {what} on {report.device}, {seconds:.1f} s"
     yield f"{passed} of {total} checkpoints pass: {where}"
+    if hidden:
+        yield f"the engine shows nothing of checkpoint {', '.join(hidden)}: judged by what comes after"
     off = Counter(
         point.dump
         for result in report.checkpoints
