@@ -164,7 +164,9 @@ def choose(row: Tensor, recent: Tensor, options: SamplingOptions, uniforms: Unif
 
 
 def cases(given: Any) -> Iterator[Case]:
-    """The greedy continuation of the recorded prompt, as many choices as llama.cpp made."""
+    """The greedy continuation of the recorded prompt, as many choices as llama.cpp made, if any."""
+    if given.n_choices == 0:
+        return
     arguments = {
         "model": given.model,
         "prompt_or_token_ids": given.token_id_list,

@@ -27,6 +27,7 @@ from llama_ckpt.limits import limit_for
 from llama_ckpt.observer import Observer
 from llama_ckpt.points import POINTS, Checkpoint, block_point, split_name
 from llama_ckpt.recording import Recording, torch_given
+from llama_ckpt.side_by_side import side_by_side
 from llama_ckpt.trial import Subject, Trial, keeper
 
 __all__ = ["EngineTrial"]
@@ -48,10 +49,16 @@ class EngineTrial:
         """Judge every point of a checkpoint that the engine shows, and name the others."""
         names = [name for name in self.names(checkpoint) if split_name(name)[1] not in NOT_OBSERVABLE]
         yield from self.host_functions(checkpoint)
-        for name in names:
-            yield self.verdict(name, self.forced.get(name), self.forced_exact[name], "teacher")
-        for name in names:
-            yield self.verdict(name, self.free.get(name), self.exact[name], "free")
+        forced, wanted, free, exact = self.forced, self.forced_exact, self.free, self.exact
+        elements = Trial(self.subject, self.recording, observer=self.observer).elements
+        yield from side_by_side(
+            lambda name: self.verdict(name, forced.get(name), wanted[name], "teacher"),
+            names,
+            elements=elements,
+        )
+        yield from side_by_side(
+            lambda name: self.verdict(name, free.get(name), exact[name], "free"), names, elements=elements
+        )
         if checkpoint.function.__name__ == "last_logits":
             yield self.last_row()
         if checkpoint.function.__name__ == "argmax":

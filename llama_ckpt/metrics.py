@@ -77,15 +77,17 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
     row_errs = np.linalg.norm(residual, axis=1) / scale
     worst = int(np.argmax(row_errs))
     norm, n = float(np.linalg.norm(oracle)) or 1.0, int(judged.sum())
+    scaled = oracle / norm  # divided first, lest the squares overflow
+    squares = scaled * scaled
     return Metrics(
         err=float(np.linalg.norm(residual)) / norm,
         row_err=float(row_errs[worst]),
         row=worst,
         element_err=float(_element_errors(residual, oracle, scale, judged).max()),
-        gain=float(np.vdot(residual / norm, oracle / norm)),  # divided first, lest the squares overflow
+        gain=float(np.vdot(residual, scaled)) / norm,
         bias=float(residual.sum()) / (math.sqrt(max(n, 1)) * norm),
         n=n,
-        n_gain=1.0 / (float(np.sum((oracle / norm) ** 4)) or 1.0),
+        n_gain=1.0 / (float(np.vdot(squares, squares)) or 1.0),
     )
 
 

@@ -9,7 +9,7 @@ Somebody's own implementation takes the layer function's place in both.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -28,6 +28,7 @@ from llama_ckpt.observer import Observer
 from llama_ckpt.oracle_weights import OracleWeights
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
 from llama_ckpt.recording import Recording, oracle_given, torch_given
+from llama_ckpt.side_by_side import side_by_side
 
 __all__ = ["INHERITED", "Subject", "Trial"]
 
@@ -91,13 +92,27 @@ class Trial:
             shown = self.exact if self.implementation.takes_tap else ("logits",)
             judged += [name for name in shown if name in self.recording.tensors]
         own: dict[str, PointVerdict] = {}
-        for name in dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged):
-            for verdict in self.free_running(name):
+        names = dict.fromkeys(name.removesuffix(UNTAPPED) for name in judged)
+        runs = self.side_by_side(lambda name: list(self.free_running(name)), names)
+        for name, verdicts in zip(names, runs, strict=True):
+            for verdict in verdicts:
                 whole = checkpoint.function.__name__ == "logits"  # its free run is its own work
                 if verdict.verdict == "fail" and not whole and self.broken is None:
                     own = own or self.own_errors(checkpoint)
                     verdict = inherited(verdict, own.get(name))
                 yield verdict
+
+    def side_by_side(self, function: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
+        """Judge points of this recording side by side where its tensors are large; in order."""
+        if self.broken is None:
+            _ = self.exact, self.logit_noise  # made once, before any thread asks for them
+        yield from side_by_side(function, names, elements=self.elements)
+
+    @property
+    def elements(self) -> int:
+        """Of the residual stream; none where figures for a page are collected, one after the other."""
+        width = self.subject.model.config.width
+        return 0 if self.observer.keep_tally else len(self.recording.token_ids) * width
 
     def own_errors(self, checkpoint: Checkpoint) -> dict[str, PointVerdict]:
         """The verdicts on each case with the free run's inputs, right or wrong, by name of the point."""
@@ -125,15 +140,12 @@ class Trial:
             layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
             wanted = self.oracle_answer(exact)
             made = call(layer, case, taps=True)
-            verdicts = [
-                self.verdict(checkpoint, name, x, wanted[name], "teacher") for name, x in made.items()
-            ]
+            verdicts = list(self.verdicts(checkpoint, made, wanted))
             yield from verdicts
             self.observer.explain(verdicts, made, wanted, exact, self)
             if case.taps:
-                for name, tensor in call(layer, case, taps=False).items():
-                    found = self.verdict(checkpoint, name, tensor, wanted[name], "teacher")
-                    yield replace(found, name=name + UNTAPPED)
+                for found in self.verdicts(checkpoint, call(layer, case, taps=False), wanted):
+                    yield replace(found, name=found.name + UNTAPPED)
 
     def implemented(
         self, checkpoint: Checkpoint, implementation: Implementation, case: Case, exact: Case
@@ -163,6 +175,16 @@ class Trial:
         if function is not None:
             return call(function, case, taps=True)
         return {name: self.reference(name) for name in case.returns}
+
+    def verdicts(
+        self, checkpoint: Checkpoint, made: Mapping[str, Any], wanted: Mapping[str, Any]
+    ) -> Iterator[PointVerdict]:
+        """Judge what one call made of recorded inputs, by full name."""
+
+        def judged(name: str) -> PointVerdict:
+            return self.verdict(checkpoint, name, made[name], wanted[name], "teacher")
+
+        yield from side_by_side(judged, made, elements=self.elements)
 
     def verdict(
         self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, forcing: Forcing

@@ -1,4 +1,4 @@
-"""The ladder with the engine on trial: what it shows passes, what it hides is said, a wrong kernel is found."""
+"""The engine on trial: what it shows passes, what it hides is said, a wrong kernel is found."""
 
 from __future__ import annotations
 
