@@ -19,7 +19,8 @@ LARGE = 1 << 19
 MOST = 8
 """Threads at most: each holds a few float64 copies of its tensor."""
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def side_by_side(
