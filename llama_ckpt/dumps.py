@@ -5,6 +5,8 @@ first axis = token, float32, under the neutral names of `points.py`; beside them
 `last_logits` `[vocab]`, the row that llama.cpp returned for the last token, and for setting K
 of the sampler chain `sampling.K.ids` int32 and `sampling.K.probabilities` float32.
 
+A dump of the last row alone (`DumpEntry.last_row`) holds that row of each tensor, of its `blocks` only.
+
 Nothing is believed: the file's checksum, that every tensor is there and none is left over, that
 shapes agree with the tokens and with each other, and that values are finite.
 """
@@ -13,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +31,7 @@ from llama_ckpt.manifest import DumpEntry, Manifest, ModelRecord, Producer, mani
 from llama_ckpt.manifest_reader import check_entry, read_manifest
 from llama_ckpt.points import MODEL_POINTS, POINTS, block_point, split_name
 
-__all__ = ["Dump", "DumpSet", "open_dumps", "point_names", "write_dump"]
+__all__ = ["Dump", "DumpSet", "keep_last_row", "open_dumps", "point_names", "write_dump"]
 
 Float32 = NDArray[np.float32]
 
@@ -37,7 +39,7 @@ Float32 = NDArray[np.float32]
 def point_names(entry: DumpEntry) -> list[str]:
     """The full names of the points that a dump holds, in the order of the data's flow."""
     names = ["embd"]
-    for block in range(entry.n_layers):
+    for block in entry.blocks if entry.last_row else range(entry.n_layers):
         points = entry.points if block in entry.blocks else ("out",)
         names += [block_point(block, point) for point in points]
     return names + [point.name for point in MODEL_POINTS if point.name != "embd"]
@@ -52,7 +54,7 @@ class Dump(Mapping[str, Float32]):
 
     def __init__(self, path: Path, entry: DumpEntry) -> None:
         self.path, self.entry = path, entry
-        self._names = [*point_names(entry), "last_logits"]
+        self._names = [*point_names(entry), *(() if entry.last_row else ("last_logits",))]
         try:
             self._file: Any = safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
@@ -86,7 +88,7 @@ class Dump(Mapping[str, Float32]):
     @property
     def vocab_size(self) -> int:
         """Number of entries of a row of logits."""
-        return self.shapes["last_logits"][0]
+        return self.shapes["logits"][1]
 
     def probabilities(self, index: int, *, penalized: bool = False) -> Float32:
         """`[vocab]`, float32: the probabilities after llama.cpp's own sampler chain.
@@ -119,7 +121,8 @@ class Dump(Mapping[str, Float32]):
             raise DumpError(f"{self.path}: tensors the manifest does not name", got=_few(extra))
 
     def _check_shapes(self) -> None:
-        sizes = {"token": len(self.entry.token_ids), "key": len(self.entry.token_ids)}
+        n_tokens = len(self.entry.token_ids)
+        sizes = {"token": 1 if self.entry.last_row else n_tokens, "key": n_tokens}
         for name, shape in self.shapes.items():
             dtype = self._file.get_slice(name).get_dtype()
             if dtype != "F32":
@@ -259,6 +262,30 @@ def write_dump(
     finally:
         part.unlink(missing_ok=True)
     return entry
+
+
+def keep_last_row(
+    dumps: DumpSet, name: str, out: str | os.PathLike[str], *, blocks: Sequence[int], points: Sequence[str]
+) -> DumpEntry:
+    """Write the last token's row of a dump to another folder: a few blocks and points, without sampling.
+
+    Args:
+        dumps: where the dump is.
+        name: of the dump, there and in `out`.
+        blocks: some of those that it holds in full.
+        points: of these blocks, "out" among them.
+
+    Returns:
+        The new dump's entry.
+    """
+    whole, dump = dumps.entry(name), dumps.dump(name)
+    entry = replace(
+        whole, blocks=tuple(blocks), points=tuple(points), sampling=(), penalized=(), last_row=True
+    )
+    tensors = {point: dump[point][-1:] for point in point_names(entry)}
+    return write_dump(
+        out, model=dumps.manifest.model, producer=dumps.manifest.producer, entry=entry, tensors=tensors
+    )
 
 
 def _others(folder: Path, model: ModelRecord, producer: Producer, name: str) -> list[DumpEntry]:

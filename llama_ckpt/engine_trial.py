@@ -59,6 +59,9 @@ class EngineTrial:
         yield from side_by_side(
             lambda name: self.verdict(name, free.get(name), exact[name], "free"), names, elements=elements
         )
+        for name in names:
+            plain = Trial(self.subject, self.recording)
+            yield from plain.last_row(name, free[name].cpu().numpy(), self.limit(name, "free"))
         if checkpoint.function.__name__ == "last_logits":
             yield self.last_row()
         if checkpoint.function.__name__ == "argmax":

@@ -142,6 +142,8 @@ class DumpEntry:
         continuation: its greedy continuation after the last row.
         sampling: settings of the sampler chain, tokens not penalized.
         penalized: settings with a repetition penalty.
+        last_row: True where only the last token's row of every tensor is kept, and of the other blocks
+            nothing: enough to hold a full-size model's own run against, in a megabyte.
     """
 
     name: str
@@ -157,6 +159,7 @@ class DumpEntry:
     continuation: Continuation
     sampling: tuple[Sampling, ...] = ()
     penalized: tuple[Sampling, ...] = ()
+    last_row: bool = False
 
 
 @dataclass(frozen=True)
@@ -180,6 +183,9 @@ class Manifest:
 def manifest_text(manifest: Manifest) -> str:
     """The manifest as JSON text: fields in a fixed order, a list of numbers on one line."""
     document = {"schema": SCHEMA, **asdict(manifest)}
+    for entry in document["dumps"]:
+        if not entry["last_row"]:
+            del entry["last_row"]  # whole dumps are the rule
     text = json.dumps(document, indent=1, ensure_ascii=True)
     # A string never holds a raw newline in JSON, so this touches lists of plain values only.
     return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", _one_line, text) + "\n"

@@ -132,6 +132,7 @@ def _entry(fields: _Fields) -> DumpEntry:
         continuation=_continuation(fields.record("continuation")),
         sampling=tuple(_sampling(item) for item in fields.records("sampling")),
         penalized=tuple(_sampling(item) for item in fields.records("penalized")),
+        last_row="last_row" in fields.value and fields.take("last_row", bool),
     )
     check_entry(entry, fields.where)
     return entry

@@ -9,7 +9,7 @@ that layer and oracle are asked the same question.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,10 +23,18 @@ from llama_ckpt.dumps import DumpSet
 from llama_ckpt.manifest import Continuation
 from llama_ckpt.model import Model
 from llama_ckpt.oracle_weights import OracleWeights
-from llama_ckpt.points import block_point
+from llama_ckpt.points import block_point, split_name
 from llama_ckpt.tokenizer import Tokenizer
 
-__all__ = ["Given", "Recording", "from_dump", "from_oracle", "oracle_given", "torch_given"]
+__all__ = [
+    "Given",
+    "Recording",
+    "from_dump",
+    "from_last_row",
+    "from_oracle",
+    "oracle_given",
+    "torch_given",
+]
 
 SAMPLED = frozenset({"logits", "last_logits"})
 """Points that are handed on in float32 whatever the layers compute in: a choice is made from them."""
@@ -56,6 +64,8 @@ class Recording:
         continuation: llama.cpp's greedy continuation, or None.
         sampling: the settings of the sampler chain.
         probabilities: llama.cpp's `[vocab]` for setting K; None where nothing was recorded.
+        last_row: llama.cpp's last row of some points, float32 [1, ...], where no more was kept; the tensors
+            are the oracle's then.
     """
 
     label: str
@@ -70,6 +80,7 @@ class Recording:
     continuation: Continuation | None = None
     sampling: Sequence[Mapping[str, Any]] = ORACLE_SAMPLING
     probabilities: Callable[[int], NDArray[np.float32]] | None = None
+    last_row: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
@@ -101,25 +112,57 @@ def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
 
 def from_oracle(model: Model, weights: OracleWeights, prompt: str) -> Recording:
     """The oracle's own run of a prompt, rounded to float32, for judging without llama.cpp."""
-    token_ids = model.tokenizer.encode(prompt)
-    tensors: dict[str, NDArray[np.float32]] = {}
-
-    def keep(point: str, array: NDArray[np.float64]) -> None:
-        tensors[point] = array.astype(np.float32)
-
-    at = range(len(token_ids))
-    keep("logits", oracle.logits(token_ids, weights, config=model.config, positions=at, tap=keep))
-    tensors["last_logits"] = tensors["logits"][-1]
+    token_ids = tuple(model.tokenizer.encode(prompt))
+    positions = tuple(range(len(token_ids)))
+    blocks = range(model.config.n_layers)
     return Recording(
         label="oracle/" + prompt.split(" ")[0].lower(),
         prompt=prompt,
-        token_ids=tuple(token_ids),
-        positions=tuple(at),
-        blocks=tuple(range(model.config.n_layers)),
-        tensors=tensors,
+        token_ids=token_ids,
+        positions=positions,
+        blocks=tuple(blocks),
+        tensors=_exact_run(model, weights, token_ids, positions, blocks),
         recorded=False,
         tight=False,
     )
+
+
+def from_last_row(dumps: DumpSet, name: str, model: Model, weights: OracleWeights) -> Recording:
+    """A dump of which only the last row was kept: judged on the oracle's run, and on that row too."""
+    dump, entry = dumps.dump(name), dumps.entry(name)
+    return Recording(
+        label=f"{dumps.path.name}/{name}",
+        prompt=entry.prompt,
+        token_ids=entry.token_ids,
+        positions=entry.positions,
+        blocks=entry.blocks,
+        tensors=_exact_run(model, weights, entry.token_ids, entry.positions, entry.blocks),
+        recorded=False,
+        tight=False,
+        greedy_tokens=entry.greedy_tokens,
+        continuation=entry.continuation,
+        last_row=dump,
+    )
+
+
+def _exact_run(
+    model: Model,
+    weights: OracleWeights,
+    token_ids: Sequence[int],
+    positions: Sequence[int],
+    blocks: Sequence[int],
+) -> dict[str, NDArray[np.float32]]:
+    """The oracle's own run rounded to float32: of these blocks every point, of the others `out`."""
+    tensors: dict[str, NDArray[np.float32]] = {}
+
+    def keep(point: str, array: NDArray[np.float64]) -> None:
+        number, short = split_name(point)
+        if number is None or number in blocks or short == "out":
+            tensors[point] = array.astype(np.float32)
+
+    keep("logits", oracle.logits(token_ids, weights, config=model.config, positions=positions, tap=keep))
+    tensors["last_logits"] = tensors["logits"][-1]
+    return tensors
 
 
 @dataclass(frozen=True)

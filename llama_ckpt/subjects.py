@@ -20,9 +20,10 @@ from llama_ckpt.derive import TYPES, derive
 from llama_ckpt.dumps import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.model import load
+from llama_ckpt.model import Model, load
 from llama_ckpt.oracle_on_device import oracle_weights
-from llama_ckpt.recording import Recording, from_dump, from_oracle
+from llama_ckpt.oracle_weights import OracleWeights
+from llama_ckpt.recording import Recording, from_dump, from_last_row, from_oracle
 from llama_ckpt.trial import Subject
 from reference_dumps import embedded_model
 
@@ -125,9 +126,9 @@ def recorded_subjects(
         model = load(file, device=device, dtype=dtype)
         for dumps in group:
             dumps.require_hyperparameters(model.config.hyperparameters, str(file))
-        recordings = [recording for dumps in group for recording in open_all(dumps, model.file)]
-        label = group[0].path.name
-        yield Subject(label, model, oracle_weights(model), tuple(recordings))
+        weights = oracle_weights(model)
+        recordings = [recording for dumps in group for recording in open_all(dumps, model, weights)]
+        yield Subject(group[0].path.name, model, weights, tuple(recordings))
 
 
 def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
@@ -137,10 +138,13 @@ def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
     return known[0] if known else weights_sha256(file)
 
 
-def open_all(dumps: DumpSet, file: GGUFFile) -> Iterator[Recording]:
-    """Every dump of a folder that was recorded from the weights of `file`."""
+def open_all(dumps: DumpSet, model: Model, weights: OracleWeights) -> Iterator[Recording]:
+    """Every dump of a folder that was recorded from the model's weights."""
     for name in dumps.names:
-        yield from_dump(dumps, name, tight=is_tight(dumps, file))
+        if dumps.entry(name).last_row:
+            yield from_last_row(dumps, name, model, weights)
+        else:
+            yield from_dump(dumps, name, tight=is_tight(dumps, model.file))
 
 
 def is_tight(dumps: DumpSet, file: GGUFFile) -> bool:

@@ -35,6 +35,9 @@ __all__ = ["INHERITED", "Subject", "Trial"]
 INHERITED = "inherited"
 """How the reason begins of a free-running error that came with the layer's inputs."""
 
+LAST_ROW = " (last row)"
+"""Marks a verdict on the last token's row alone, against a recording that holds no more."""
+
 UNTAPPED = " (untapped)"
 """Marks a point computed without a tap: the fused path, which shows only what it returns."""
 
@@ -235,12 +238,21 @@ class Trial:
             yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording, self.logit_noise)
         elif name in self.exact:
             yield self.verdict(None, name, self.free.get(name), self.exact[name], "free")
+            limit = limit_for(name, self.dtype, "free", n_layers=self.subject.model.config.n_layers)
+            yield from self.last_row(name, as_numpy(self.free.get(name))[0], limit)
             if name == "logits":
                 if self.implementation is not None:
                     return  # the same function: whether it is asked to show its steps is its own business
                 fused = self.subject.model.logits(self.recording.token_ids, self.recording.positions)
                 found = self.verdict(None, name, fused, self.exact[name], "free")
                 yield replace(found, name=name + UNTAPPED)
+
+    def last_row(self, name: str, x: NDArray[Any] | None, limit: Limit) -> Iterator[PointVerdict]:
+        """A free run's last row beside llama.cpp's, where no more of its tensor was kept."""
+        if x is not None and name in self.recording.last_row:
+            kept = self.recording.last_row[name]
+            found = judge(name, x[-1:], self.exact[name][-1:], limit=limit, r=kept)
+            yield replace(found, name=name + LAST_ROW)
 
     @cached_property
     def free(self) -> dict[str, torch.Tensor]:

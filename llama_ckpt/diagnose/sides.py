@@ -121,7 +121,15 @@ def _open_reference(sides: Sides, folder: Path, name: str | None) -> None:
     if sides.file is not None and sides.config is not None:
         dumps.require_hyperparameters(sides.config.hyperparameters, str(sides.file.path))
     sides.dumps = dumps
-    sides.dump = dumps.dump(name if name is not None else _find_entry(sides, dumps).name)
+    entry = dumps.entry(name) if name is not None else _find_entry(sides, dumps)
+    if entry.last_row:
+        raise DumpError(
+            f"{dumps.path}/{entry.name}",
+            got="the last token's row alone",
+            wanted="a whole dump to compare with",
+            hint="record it: llama-ckpt capture",
+        )
+    sides.dump = dumps.dump(entry.name)
     sides.n_layers = sides.dump.entry.n_layers
 
 
