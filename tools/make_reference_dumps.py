@@ -50,7 +50,7 @@ PLANS: Mapping[str, tuple[Plan, ...]] = {
         Plan("two-tokens", prompt="Jesus", blocks=FEW),
         Plan("far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW),
     ),
-    "f16": (Plan("hello", prompt="Hello"),),
+    "f16": (Plan("hello", prompt="Hello", blocks=FEW),),
     "q8_0": (Plan("hello", prompt="Hello", blocks=FEW),),
     "q4_0": (Plan("hello", prompt="Hello", blocks=FEW),),
 }

@@ -75,6 +75,17 @@ def record(model: Path, out: Path) -> None:
     capture_takes(model, takes, out=out, n_threads=os.cpu_count() or 1, n_gpu_layers=999)
 
 
+KEPT = ("v", "q_rope", "k_rope", "attn_context", "attn_out", "ffn_inp", "ffn_swiglu", "ffn_out", "out")
+"""What is kept of a block in the committed dumps."""
+
+
+def keep(dumps: Path, kind: str, folder: Path) -> None:
+    """Keep the last row of the 16 tokens, at the first, middle and last block, for the repository."""
+    from llama_ckpt.dumps import keep_last_row, open_dumps
+
+    keep_last_row(open_dumps(dumps), "16-tokens", folder / kind.lower(), blocks=ENDS, points=KEPT)
+
+
 def climb_ladder(subject: Any, program: str) -> list[Any]:
     """Every checkpoint's result, of our float32 layers or of the engine."""
     import torch
@@ -94,7 +105,7 @@ def climb_ladder(subject: Any, program: str) -> list[Any]:
     return results
 
 
-def validate_type(model: Path, kind: str) -> dict[str, Any]:
+def validate_type(model: Path, kind: str, kept: Path | None = None) -> dict[str, Any]:
     """Record and judge one type; what `--json` of the single process holds."""
     import torch
 
@@ -106,6 +117,8 @@ def validate_type(model: Path, kind: str) -> dict[str, Any]:
         dumps = Path(scratch) / kind
         with _timed(seconds, "recording llama.cpp"):
             record(model, dumps)
+        if kept is not None:
+            keep(dumps, kind, kept)
         with _timed(seconds, "loading"):
             selection = select(
                 model, dumps, device="cuda", dtype="float32", oracle_only=False, scratch=Path(scratch)
@@ -138,7 +151,9 @@ class _timed:
         print(f"{self._name}: {self._seconds[self._name]} s", file=sys.stderr, flush=True)
 
 
-def run_types(paths: dict[str, Path], types: Iterable[str], jobs: int) -> Iterator[dict[str, Any]]:
+def run_types(
+    paths: dict[str, Path], types: Iterable[str], jobs: int, kept: Path | None
+) -> Iterator[dict[str, Any]]:
     """Each type in a process of its own, `jobs` at a time, cores shared out."""
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
@@ -155,6 +170,7 @@ def run_types(paths: dict[str, Path], types: Iterable[str], jobs: int) -> Iterat
             "--model",
             str(paths[kind]),
         ]
+        command += ["--keep", str(kept)] if kept is not None else []
         done = subprocess.run(command, stdout=subprocess.PIPE, cwd=ROOT, env=os.environ | limits, check=False)
         if done.returncode:
             return {"type": kind, "error": f"exit code {done.returncode}", "programs": {}}
@@ -195,13 +211,16 @@ def _take(errors: Any, sixteen: dict[str, float], program: str, checkpoint: str,
     name = point["name"].split(" ")[0].split(".")
     kind = name[-1] if name[0] == "blk" else name[0]
     row = errors.setdefault(f"{checkpoint} {kind}", {})
-    for who, err in ((f"{program} {point['forcing']}", point["err"]),
-                     (f"llama.cpp {point['forcing']}", point["err_reference"])):  # fmt: skip
+    found = {f"{program} {point['forcing']}": point["err"]}
+    if program == "float32":  # layer by layer; the engine's verdicts are on whole blocks
+        found[f"llama.cpp {point['forcing']}"] = point["err_reference"]
+    for who, err in found.items():
         if err is not None:
             row[who] = max(err, row.get(who, 0.0))
     if kind == "logits" and point["forcing"] == "free" and point["dump"].endswith("/16-tokens"):
         sixteen[program] = max(point["err"], sixteen.get(program, 0.0))
-        sixteen["llama.cpp"] = point["err_reference"]
+        if point["err_reference"] is not None:
+            sixteen["llama.cpp"] = point["err_reference"]
 
 
 def judged(summary: dict[str, Any]) -> list[str]:
@@ -227,17 +246,18 @@ def main() -> int:
         "--jobs", type=int, default=3, help="types side by side; each takes up to 45 GB of GPU"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "full_size.json")
+    parser.add_argument("--keep", type=Path, help="where small dumps go, to be committed")
     parser.add_argument("--one", choices=TYPES, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(validate_type(options.model, options.one)))
+        print(json.dumps(validate_type(options.model, options.one, options.keep)))
         return 0
     types = tuple(options.type or TYPES)
     paths = make_models(options.folder, types)
     begun = time.perf_counter()
     summaries = []
-    for found in run_types(paths, types, options.jobs):
+    for found in run_types(paths, types, options.jobs, options.keep):
         summary = summarize(found)
         summaries.append(summary)
         print(*_lines(summary), sep="\n", flush=True)
