@@ -3,6 +3,8 @@
 #   make validate-all     climb the whole ladder on the embedded model, or on MODEL=file.gguf
 #   make test             the test suite (CPU)
 #   make test-cuda        the tests and the ladder on a CUDA device
+#   make validate-7b      Llama-2-7B at full size on a CUDA device, against llama.cpp's CUDA program:
+#                         first `make reference REFERENCE_CMAKE_ARGS=-DGGML_CUDA=on`; models go to MODELS
 #   make lint             ruff and mypy
 #   make reference        install llama.cpp itself (the extra `reference`; it is compiled: minutes)
 #   make reference-dumps  record the committed reference dumps again
@@ -12,10 +14,14 @@
 #   PYTHON=python3.12     the Python that makes .venv (3.11 or newer)
 #   TORCH_INDEX=URL       install torch from that index, for another build of it
 #   MODEL=file.gguf       the model for validate-all
+#   MODELS=folder         where validate-7b makes its models (29 GB), ./models without it
+#   SYSTEM=1              for test-cuda and validate-7b: no set-up, PYTHON as it is, with its own torch
 
 PYTHON ?= python3
 TORCH_INDEX ?=
 MODEL ?=
+MODELS ?= models
+SYSTEM ?=
 PYTEST_ARGS ?=
 
 VENV := .venv
@@ -25,9 +31,9 @@ CONSTRAINTS := -c requirements/torch.txt -c requirements/constraints.txt
 INSTALLED := $(VENV)/.installed
 REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
-REFERENCE_CMAKE_ARGS := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: setup validate-all test test-cuda lint reference reference-dumps docs clean
+.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -58,10 +64,19 @@ validate-all: setup
 test: setup
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-cuda: setup
-	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "make test-cuda: torch sees no CUDA device")'
-	$(BIN)/python -m pytest -m cuda $(PYTEST_ARGS)
-	$(BIN)/llama-ckpt validate --device cuda
+# On a machine without a network the GPU's own Python runs the source tree as it lies there.
+ON_GPU := $(if $(SYSTEM),PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON),$(BIN)/python)
+
+cuda: $(if $(SYSTEM),,setup)
+	@$(ON_GPU) -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else "torch sees no CUDA device")'
+
+test-cuda: cuda
+	$(ON_GPU) -m pytest -m cuda $(PYTEST_ARGS)
+	$(ON_GPU) -m llama_ckpt validate --device cuda
+	$(ON_GPU) -m llama_ckpt validate --device cuda --engine fast --precision high
+
+validate-7b: cuda
+	$(ON_GPU) -m tools.validate_full_size --folder "$(MODELS)"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,0 +1,71 @@
+"""The page on Llama-2-7B at full size: how far from exact every point is, ours and llama.cpp's.
+
+Made from the JSON of `tools/validate_full_size.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["full_size_page"]
+
+PROGRAMS = ("float32", "high", "fast", "llama.cpp")
+
+INTRO = """# Llama-2-7B at full size
+
+Seeded weights in the shape of Llama-2-7B, 32 layers, validated on {gpu} by `make validate-7b` in
+{seconds:.0f} s: prompts of 2, 16 and 300 tokens, 16 tokens at the context's end, and 64 of llama.cpp's
+greedy tokens in one pass. Every figure is the largest relative error ‖x − o‖/‖o‖ against the float64
+oracle over those five recordings.
+
+- **float32**: our layers, TF32 off. Fed from the recording, an error is that of one layer.
+- **high**, **fast**: the engine's fused kernels. Fed, an error is that of the block up to there.
+- **llama.cpp**: {producer} on the same GPU, with a float32 KV cache and without flash attention;
+  fed from its own recording, as the layers are.
+
+"""
+
+
+def full_size_page(found: Mapping[str, Any]) -> str:
+    """The page's text."""
+    types = [one for one in found["types"] if "error" not in one]
+    first = types[0]
+    intro = INTRO.format(gpu=first["gpu"], seconds=found["seconds"], producer=first["producer"])
+    return intro + "\n".join([*_summary(types), *(line for one in types for line in _type(one))]) + "\n"
+
+
+def _summary(types: list[Mapping[str, Any]]) -> Iterator[str]:
+    yield "## Logits of 16 tokens, running free\n"
+    yield "| | " + " | ".join(PROGRAMS) + " | checkpoints that pass: float32, high, fast |"
+    yield "| --- |" + " --- |" * (len(PROGRAMS) + 1)
+    for one in types:
+        errors = [_number(one["logits_16_tokens"].get(program)) for program in PROGRAMS]
+        passed = [_passed(one["verdicts"][program]) for program in PROGRAMS[:3]]
+        yield f"| {one['type']} | " + " | ".join(errors) + " | " + ", ".join(passed) + " |"
+    yield ""
+    yield "Checkpoint 1 is not observable in the engine, whose norms never leave registers; it counts as"
+    yield "judged by what comes after it.\n"
+
+
+def _passed(verdicts: Mapping[str, str]) -> str:
+    return f"{sum(one in ('pass', 'hidden') for one in verdicts.values())} of {len(verdicts)}"
+
+
+def _type(one: Mapping[str, Any]) -> Iterator[str]:
+    """The table of one file type."""
+    took = sum(one["seconds"].values())
+    yield f"\n## {one['type']}\n"
+    memory = f"{one['peak_gpu_gb']:.0f} GB of GPU memory and {one['peak_host_gb']:.0f} GB of the host's"
+    yield f"{took:.0f} s, up to {memory}.\n"
+    heads = [f"{program}, {forcing}" for forcing in ("fed", "free") for program in PROGRAMS]
+    yield "| checkpoint | point | " + " | ".join(heads) + " |"
+    yield "| --- | --- |" + " --- |" * len(heads)
+    for name, row in one["errors"].items():
+        checkpoint, _, point = name.partition(" ")
+        cells = [_number(row.get(f"{p} {forcing}")) for forcing in ("teacher", "free") for p in PROGRAMS]
+        yield f"| {checkpoint} | {point} | " + " | ".join(cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else "0" if value == 0 else f"{value:.1e}"
