@@ -14,6 +14,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -109,6 +110,24 @@ class GGUFFile:
     def buffer(self) -> mmap.mmap:
         """The whole file, mapped copy-on-write: writing to it never reaches the file."""
         return self._map
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor of the very file that is mapped, for reads that leave no page of it in memory.
+
+        Raises:
+            ModelFileError: another file stands at the path by now, or this one was written to.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelFileError(f"{self.path} cannot be opened again", got=error.strerror) from None
+        try:
+            if _identity(os.fstat(descriptor)) != self._identity[1:]:
+                raise ModelFileError(f"{self.path} has changed since it was opened", hint="load it anew")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     def float32(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """A tensor's values, dequantized by `gguf`: float32 in its shape, or some rows of a matrix.
@@ -219,11 +238,15 @@ def _map(path: Path) -> tuple[mmap.mmap, tuple[object, ...]]:
         if status.st_size == 0:
             raise ModelFileError(f"{path} is empty", wanted="a GGUF file")
         with path.open("rb") as opened:
-            identity = (path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+            identity = (path.resolve(), *_identity(os.fstat(opened.fileno())))
             return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), identity
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ModelFileError(f"{path} cannot be opened", got=reason, wanted="a GGUF file") from None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _refuse_split(metadata: Mapping[str, MetadataValue]) -> None:

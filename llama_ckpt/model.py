@@ -27,6 +27,7 @@ from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.gguf_file import GGUFFile, open_gguf
 from llama_ckpt.kv_cache import KVCache
+from llama_ckpt.loading import Progress
 from llama_ckpt.quants import exact_matmul
 from llama_ckpt.sampling import SamplingOptions
 from llama_ckpt.tokenizer import Tokenizer
@@ -125,7 +126,10 @@ class Model:
 
 
 def load(
-    path: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32"
+    path: str | Path,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+    progress: Progress | None = None,
 ) -> Model:
     """Open a GGUF file and put its weights on a device.
 
@@ -133,6 +137,8 @@ def load(
         path: a Llama in GGUF, version 2 or 3.
         device: "auto" takes CUDA where there is one, else the CPU.
         dtype: "float32", "float16" or "bfloat16": what is computed in. Weights stay in the file's types.
+        progress: called as `progress(bytes read, bytes in all)` while weights go to another device than
+            the CPU, where they are not read before they are used.
 
     Raises:
         ModelFileError, UnsupportedModelError: the file is not a Llama that can be computed here.
@@ -142,7 +148,7 @@ def load(
     file = open_gguf(path)
     config = LlamaConfig.from_gguf(file)
     tokenizer = Tokenizer.from_gguf(file)
-    return Model(file, config, tokenizer, load_weights(file, config, picked), picked, kind)
+    return Model(file, config, tokenizer, load_weights(file, config, picked, progress), picked, kind)
 
 
 def pick_device(device: str | torch.device = "auto") -> torch.device:

@@ -10,7 +10,7 @@ import typer
 
 import llama_ckpt
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
-from llama_ckpt.cli.progress import waiting
+from llama_ckpt.cli.progress import ProgressBar, megabytes
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.errors import OptionError
 
@@ -43,8 +43,8 @@ def command(
     """Continue a prompt, printing as it goes."""
     text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
     fit_threads(model_path(model))
-    with waiting("loading the model"):
-        loaded = llama_ckpt.load(model_path(model), device=device, dtype=dtype)
+    with ProgressBar() as bar:
+        loaded = llama_ckpt.load(model_path(model), device=device, dtype=dtype, progress=megabytes(bar))
     pieces = llama_ckpt.generate(
         loaded,
         text,

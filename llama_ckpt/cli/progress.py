@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-__all__ = ["ProgressBar", "waiting"]
+__all__ = ["ProgressBar", "megabytes", "waiting"]
 
 PATIENCE = 1.0  # seconds; what is done sooner needs no bar
 
@@ -50,6 +50,11 @@ class ProgressBar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.clear()
+
+
+def megabytes(bar: ProgressBar) -> Callable[[int, int], None]:
+    """What `load` calls with bytes, as a bar of megabytes."""
+    return lambda done, total: bar("loading the model, MB", done // 10**6, total // 10**6)
 
 
 def _new_bar() -> Progress:
