@@ -80,6 +80,27 @@ def test_replayed_and_launched_steps_give_the_same_bits(model: Model) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+def test_prompts_give_the_same_bits_launched_captured_or_replayed(model: Model, precision: Precision) -> None:
+    replayed, launched = (Engine(model, precision, capacity=400, graphs=graphs) for graphs in (True, False))
+    for n in (100, 128, 17, 100, 300, 70, 120, 300, 17):  # lengths that share launches, and others between
+        ids = [(37 * i + n) % 31_000 + 3 for i in range(n)]
+        assert torch.equal(replayed.logits(ids), launched.logits(ids)), n
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+def test_long_prompts_one_after_another_are_one_sequence(model: Model, precision: Precision) -> None:
+    ids = [(37 * i) % 31_000 + 3 for i in range(450)]
+    wanted = model.logits(ids)
+    engine = Engine(model, precision, capacity=450)
+    for _ in range(3):  # launched, captured, replayed
+        engine.reset()
+        rows = torch.stack([engine.prompt(ids[start : start + 25]) for start in range(0, 450, 25)])
+        assert relative(rows, wanted[24::25]) <= LIMITS[precision]
+
+
+@pytest.mark.cuda
 def test_what_ran_before_changes_nothing(model: Model) -> None:
     ids = model.tokenizer.encode(PROMPT)
     engine = Engine(model)

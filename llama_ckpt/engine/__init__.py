@@ -102,7 +102,7 @@ class Engine:
             kv = torch.float32 if high else torch.float16
             self.buffers = Buffers(self.config, self.capacity, parts_of(self.config), self.device, kv)
         self.launcher = Step(self.config, self.weights, self.buffers, pdl=not INTERPRETED)
-        self.prefill = Prefill(self.config, self.weights, self.buffers, pair=high)
+        self.prefill = Prefill(self.config, self.weights, self.buffers, pair=high, graphs=self.graphs)
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
         self.used = 0
         self.next_position = 0
@@ -187,8 +187,7 @@ class Engine:
             rows = self.buffers.logits[n - 1 : n] if last_only else self.buffers.logits[:n]
             rows = rows.clone()
         else:
-            ids, where = (torch.tensor(list(v), device=self.device) for v in (token_ids, at))
-            rows = self.prefill.run(ids, where, self.used, last_only=last_only, tap=tap)
+            rows = self.prefill.run(token_ids, at, self.used, last_only=last_only, tap=tap)
         self.buffers.logits[0].copy_(rows[-1])
         self._advance(n, at[-1])
         return rows

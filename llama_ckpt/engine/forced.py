@@ -12,7 +12,6 @@ from torch import Tensor
 from llama_ckpt.engine import Engine
 from llama_ckpt.engine.step import FEW, SPLIT, Tap
 from llama_ckpt.errors import ShapeError
-from llama_ckpt.quants import exact_matmul
 
 __all__ = ["forced_block", "forced_logits"]
 
@@ -38,11 +37,7 @@ def forced_block(engine: Engine, number: int, x: Tensor, positions: list[int], t
         engine.launcher.enter(number, _rows(engine, n), x, n)
         engine.launcher.block(number, n, -(-n // SPLIT), tap)
         return engine.buffers.x[:n].clone()
-    at, slots = (
-        torch.tensor(list(v), dtype=torch.int32, device=engine.device) for v in (positions, range(n))
-    )
-    with exact_matmul():
-        return engine.prefill.block(number, x, at, slots, 0, tap)
+    return engine.prefill.block(number, x, positions, tap)
 
 
 @torch.inference_mode()
@@ -54,8 +49,7 @@ def forced_logits(engine: Engine, x: Tensor) -> Tensor:
         engine.launcher.enter(engine.config.n_layers, _rows(engine, n), x, n)
         engine.launcher.head(n)
         return engine.buffers.logits[:n].clone()
-    with exact_matmul():
-        return engine.prefill.head(x)
+    return engine.prefill.head(x)
 
 
 def _stream(engine: Engine, x: Tensor) -> Tensor:

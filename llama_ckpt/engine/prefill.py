@@ -1,156 +1,198 @@
 """A long prompt through the tensor cores: half-precision inputs, float32 sums, float32 residual.
 
-Weights are dense float16 here, exact for a float16 file. With precision "high" an activation goes in
-as two float16 numbers, and so does a weight that one cannot hold: two or three products for one, and
-errors of float32's order. Attention is torch's; a float32 cache makes it compute in float32.
+Weights are dense float16 here, exact for a float16 file. With precision "high" what float16 cannot hold
+of an activation, or of a weight, is carried beside it (`products`), and attention's inputs are pairs.
+
+A prompt is computed with as many rows as `padded` says, so that prompts of many lengths launch the same
+kernels: the first one of a size launches them one by one, the second captures them, and from then on
+they are replayed. The bits are the same each way; the rows that fill up are never cached.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from llama_ckpt.config import LlamaConfig
+from llama_ckpt.engine.products import LOW_PART, Dense, Rows, add_product, product
+from llama_ckpt.engine.prompt_attention import PromptAttention
+from llama_ckpt.engine.room import Room, padded
 from llama_ckpt.engine.step import Buffers, Tap, block_tap
-from llama_ckpt.engine.weights import LOW_PART, Dense, EngineWeights
-from llama_ckpt.kernels.many_rows import norm_kernel, swiglu_kernel, turn_kernel
+from llama_ckpt.engine.weights import EngineWeights
+from llama_ckpt.kernels.many_rows import norm_kernel, swiglu_kernel
 from llama_ckpt.quants import exact_matmul
 
-__all__ = ["Prefill"]
+__all__ = ["CAPTURED_ROWS", "Prefill"]
 
-Pair = tuple[Tensor, Tensor | None]
-"""float16 high part, and low part times 2048 or None."""
+CAPTURED_ROWS = 1024
+"""Most rows whose kernels are captured: longer prompts keep the GPU busy while they are launched."""
 
-_BACKENDS = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+_NORM_LIFT = 4.0  # of a norm's output in 8 bits, which its width bounds to some hundreds
 
 
 class Prefill:
-    """Runs prompts on the buffers that steps use.
+    """Runs prompts into the cache that steps use.
 
     Args:
         config: the model's shape.
         weights: its dense weights are made on first use.
         buffers: the cache is written; the rest is left alone.
-        pair: activations as high + low part.
+        pair: carry what float16 cannot hold.
+        graphs: capture what is met again.
     """
 
-    def __init__(self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pair: bool) -> None:
-        self.config, self.weights, self.buffers, self.pair = config, weights, buffers, pair
+    def __init__(
+        self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pair: bool, graphs: bool
+    ) -> None:
+        self.config, self.weights, self.buffers = config, weights, buffers
+        self.pair, self.graphs = pair, graphs
+        self.attention = PromptAttention(config, buffers, pair=pair)
+        self._wide = torch.float32 if pair else torch.float16  # products that go on in half precision anyway
+        self._device = buffers.keys.device
+        self._small: Room | None = None
+        self._met: set[int] = set()
+        self._captured: dict[int, torch.cuda.CUDAGraph] = {}
+        self._units = {lift: torch.tensor(1 / lift, device=self._device) for lift in (1.0, _NORM_LIFT)}
 
     def run(
-        self, token_ids: Tensor, positions: Tensor, start: int, *, last_only: bool, tap: Tap | None
+        self,
+        token_ids: Sequence[int],
+        positions: Sequence[int],
+        start: int,
+        *,
+        last_only: bool,
+        tap: Tap | None,
     ) -> Tensor:
-        """The logits [n or 1, vocab] of int64 tokens [n] that take the slots from `start` on."""
+        """The logits, float32 [n or 1, vocab], of `n` tokens that take the slots from `start` on."""
+        n = len(token_ids)
+        room, rows = self._room(n), padded(n)
+        room.place(token_ids, positions, start)
         with exact_matmul():
-            return self._run(token_ids, positions.int(), start, last_only, tap)
+            if self.graphs and tap is None and rows <= CAPTURED_ROWS:
+                self._replay(room, rows)
+            else:
+                self._blocks(room, rows, n, start, tap)
+            x = self._stream(room, rows)[:n]
+            return self._head(room, x[-1:] if last_only else x)
 
-    def _run(
-        self, token_ids: Tensor, positions: Tensor, start: int, last_only: bool, tap: Tap | None
-    ) -> Tensor:
-        n = token_ids.shape[0]
-        x = functional.embedding(token_ids, self.weights.embedding).float()
-        slots = torch.arange(start, start + n, dtype=torch.int32, device=x.device)
-        if tap:
-            tap("embd", x)
-        for number in range(self.config.n_layers):
-            x = self.block(number, x, positions, slots, start, tap)
-        return self.head(x[-1:] if last_only else x)
-
-    def block(
-        self, number: int, x: Tensor, positions: Tensor, slots: Tensor, start: int, tap: Tap | None
-    ) -> Tensor:
-        """One block on the residual stream, float32 [n, width] to the same; int32 positions and slots [n]."""
-        (qkv, wo, gate_up, down), block = self.weights.dense[number], self.weights.blocks[number]
-        see = block_tap(number, tap)
-        h = self._norm(x, block.attn_norm)
-        context = self._attention(number, self._product(h, qkv), positions, slots, start, see)
-        x = self._product(context, wo, x)
-        if see:
-            see("ffn_inp", x)
-        hidden = self._swiglu(self._product(self._norm(x, block.ffn_norm), gate_up))
-        if see:
-            see("ffn_swiglu", self._whole(hidden))
-        x = self._product(hidden, down, x)
-        if see:
-            see("out", x)
-        return x
+    def block(self, number: int, x: Tensor, positions: Sequence[int], tap: Tap | None) -> Tensor:
+        """One block on a residual stream, float32 [n, width] to the same, as the first of a sequence."""
+        n = x.shape[0]
+        room, rows = self._room(n), padded(n)
+        room.place([0] * n, positions, 0)
+        stream = self._stream(room, rows)
+        stream.zero_()[:n].copy_(x)
+        with exact_matmul():
+            self._block(number, room, rows, n, 0, block_tap(number, tap))
+        return stream[:n].clone()
 
     def head(self, x: Tensor) -> Tensor:
         """The last norm and the logits, float32 [n, vocab], of the residual stream [n, width]."""
-        return self._product(self._norm(x, self.weights.output_norm), self.weights.dense_output, logits=True)
+        with exact_matmul():
+            return self._head(self._room(x.shape[0]), x)
 
-    def _whole(self, pair: Pair) -> Tensor:
-        high, low = pair
-        return high.float() if low is None else high.float() + low.float() / LOW_PART
+    def _room(self, n: int) -> Room:
+        """Kept for the sizes that are captured, made for the occasion above them."""
+        if padded(n) > CAPTURED_ROWS:
+            return Room(padded(n), self._device)
+        if self._small is None:
+            self._small = Room(min(CAPTURED_ROWS, padded(self.buffers.history.shape[0])), self._device)
+        return self._small
 
-    def _product(self, h: Pair, w: Dense, x: Tensor | None = None, logits: bool = False) -> Tensor:
-        """W h, added to x if there is one; float32 unless it goes on in half precision anyway."""
-        high, low = h
-        weight = w.high.t()
-        if low is None:
-            if x is not None:
-                return torch.addmm(x, high, weight, out_dtype=torch.float32)
-            return torch.mm(high, weight, out_dtype=torch.float32) if logits else torch.mm(high, weight)
-        rest = torch.mm(low, weight, out_dtype=torch.float32)
-        if w.low is not None:
-            rest = torch.addmm(rest, high, w.low.t(), out_dtype=torch.float32)
-        whole = torch.addmm(rest, high, weight, out_dtype=torch.float32, beta=1 / LOW_PART)
-        return whole if x is None else x + whole
+    def _replay(self, room: Room, rows: int) -> None:
+        """All blocks on a prompt in place: launched the first time, captured the second, replayed then."""
+        if rows not in self._met:
+            self._met.add(rows)
+            self._blocks(room, rows, rows, 0, None)
+            return
+        if rows not in self._captured:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._blocks(room, rows, rows, 0, None)
+            self._captured[rows] = graph
+        self._captured[rows].replay()
 
-    def _pair(self, like: Tensor, *shape: int) -> tuple[Tensor, Tensor]:
-        """Room for a high and a low part; without pairs both are the same."""
-        high = torch.empty(shape, dtype=torch.float16, device=like.device)
-        return high, torch.empty_like(high) if self.pair else high
+    def _stream(self, room: Room, rows: int) -> Tensor:
+        return room.take("x", rows, self.config.width, torch.float32)
 
-    def _norm(self, x: Tensor, gain: Tensor) -> Pair:
-        n, width = x.shape
-        high, low = self._pair(x, n, width)
-        norm_kernel[(n,)](
-            x, gain, high, low, width, self.config.rms_norm_eps,
-            WIDTH2=1 << (width - 1).bit_length(), PAIR=self.pair, num_warps=8,
-        )  # fmt: skip
-        return high, low if self.pair else None
+    def _blocks(self, room: Room, rows: int, n: int, start: int, tap: Tap | None) -> None:
+        """From tokens in place to the residual stream behind the last block."""
+        x = self._stream(room, rows)
+        x.copy_(functional.embedding(room.token_ids[:rows], self.weights.embedding))
+        if tap:
+            tap("embd", x[:n].clone())
+        for number in range(self.config.n_layers):
+            self._block(number, room, rows, n, start, block_tap(number, tap))
 
-    def _swiglu(self, gate_up: Tensor) -> Pair:
-        n, ffn = gate_up.shape[0], gate_up.shape[1] // 2
-        high, low = self._pair(gate_up, n, ffn)
-        swiglu_kernel[(n, -(-ffn // 1024))](gate_up, high, low, ffn, BLOCK=1024, PAIR=self.pair, num_warps=4)
-        return high, low if self.pair else None
-
-    def _attention(
-        self, number: int, qkv: Tensor, positions: Tensor, slots: Tensor, start: int, see: Tap | None
-    ) -> Pair:
-        c, b, n = self.config, self.buffers, qkv.shape[0]
-        query = torch.empty(n, c.n_heads, c.head_dim, dtype=b.keys.dtype, device=qkv.device)
-        keys, values = b.keys[number], b.values[number]
-        turn_kernel[(n, -(-qkv.shape[1] // 2048))](
-            qkv, b.turns, positions, slots, query, keys, values, c.q_width, c.kv_width, b.keys.shape[2],
-            HEAD=c.head_dim, BLOCK=2048, num_warps=8,
-        )  # fmt: skip
-        k, v = (cache[None, :, : start + n] for cache in (keys, values))
-        mask = None
-        if start:
-            at = torch.arange(start + n, device=qkv.device)
-            mask = at[None, :] <= slots[:, None]
-        with sdpa_kernel(_BACKENDS, set_priority=True):
-            context = functional.scaled_dot_product_attention(
-                query.transpose(0, 1)[None], k, v, attn_mask=mask, is_causal=mask is None,
-                enable_gqa=c.n_heads != c.n_kv_heads,
-            )  # fmt: skip
-        context = context[0].transpose(0, 1).reshape(n, c.q_width)
+    def _block(self, number: int, room: Room, rows: int, n: int, start: int, see: Tap | None) -> None:
+        """One block on the residual stream in `room`; only taps need to know how many rows are tokens."""
+        (qkv, wo, gate_up, down), block = self.weights.dense[number], self.weights.blocks[number]
+        x = self._stream(room, rows)
+        spare = room.take("sum", rows, self.config.width, torch.float16) if self.pair else None
+        h = self._norm(room, x, block.attn_norm, qkv)
+        context = self._attention(number, room, self._product(room, "qkv", h, qkv), wo)
         if see:
-            see("q_rope", query.float())
-            see("k_rope", k[0, :, start:].transpose(0, 1).float())
-            see("v", v[0, :, start:].transpose(0, 1).float())
-            see("attn_context", context.float())
+            self.attention.show(number, room, n, start, see)
+            see("attn_context", context.whole()[:n])
+        add_product(x, context, wo, spare)
+        if see:
+            see("ffn_inp", x[:n].clone())
+        h = self._norm(room, x, block.ffn_norm, gate_up)
+        hidden = self._swiglu(room, self._product(room, "gate_up", h, gate_up), down)
+        if see:
+            see("ffn_swiglu", hidden.whole()[:n])
+        add_product(x, hidden, down, spare)
+        if see:
+            see("out", x[:n].clone())
+
+    def _head(self, room: Room, x: Tensor) -> Tensor:
+        weight = self.weights.dense_output
+        shape = (x.shape[0], self.config.vocab_size)
+        logits = torch.empty(shape, dtype=torch.float32, device=x.device)
+        rest = torch.empty(shape, dtype=torch.float16, device=x.device) if self.pair else None
+        product(self._norm(room, x, self.weights.output_norm, weight), weight, logits, rest)
+        return logits if rest is None else logits.add_(rest, alpha=1 / LOW_PART)
+
+    def _product(self, room: Room, name: str, h: Rows, w: Dense) -> tuple[Tensor, Tensor]:
+        """A product in `room`, and what it misses times `LOW_PART`; without pairs both are the same."""
+        n, rows = h.high.shape[0], w.high.shape[0]
+        out = room.take(name, n, rows, self._wide)
+        rest = room.take(f"{name} rest", n, rows, torch.float16) if self.pair else None
+        product(h, w, out, rest)
+        return out, out if rest is None else rest
+
+    def _rows(self, room: Room, name: str, like: tuple[int, int], w: Dense, lift: float) -> Rows:
+        """Room for activations that go into a product with `w`."""
+        high = room.take(name, *like, torch.float16)
         if not self.pair:
-            return context, None
-        high = context.half()
-        return high, ((context - high) * LOW_PART).half()
+            return Rows(high)
+        if w.low is None:
+            return Rows(high, room.take(f"{name} rest", *like, torch.float16))
+        eight = torch.float8_e5m2 if lift == 1 else torch.float8_e4m3fn
+        rest = room.take(f"{name} bytes", like[0], 2 * like[1], eight)
+        return Rows(high, rest, self._units[lift])
+
+    def _norm(self, room: Room, x: Tensor, gain: Tensor, w: Dense) -> Rows:
+        n, width = x.shape
+        h = self._rows(room, "norm", (n, width), w, _NORM_LIFT)
+        norm_kernel[(n,)](
+            x, gain, *h.both, width, self.config.rms_norm_eps,
+            WIDTH2=1 << (width - 1).bit_length(), **h.keeping(_NORM_LIFT), num_warps=8,
+        )  # fmt: skip
+        return h
+
+    def _swiglu(self, room: Room, gate_up: tuple[Tensor, Tensor], w: Dense) -> Rows:
+        n, ffn = gate_up[0].shape[0], gate_up[0].shape[1] // 2
+        h = self._rows(room, "hidden", (n, ffn), w, 1.0)
+        swiglu_kernel[(n, -(-ffn // 1024))](
+            *gate_up, *h.both, ffn, BLOCK=1024, PAIR=self.pair, **h.keeping(1.0), num_warps=4
+        )
+        return h
+
+    def _attention(self, number: int, room: Room, qkv: tuple[Tensor, Tensor], w: Dense) -> Rows:
+        context = self._rows(room, "context", (qkv[0].shape[0], self.config.q_width), w, 1.0)
+        self.attention.run(number, room, qkv, context)
+        return context

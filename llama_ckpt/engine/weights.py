@@ -5,45 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from llama_ckpt.engine.products import Dense, values
 from llama_ckpt.kernels.planes import Pack, Planes, interleaved, repack, stacked
 from llama_ckpt.quants import PackedWeight, Weight
 from llama_ckpt.weights import BlockWeights, ModelWeights
 
-__all__ = ["LOW_PART", "Dense", "EngineBlock", "EngineWeights"]
-
-LOW_PART = 2048.0
-"""What the rest of a float16 rounding is multiplied by, so that it does not fall below float16's range."""
-
-
-@dataclass(frozen=True, eq=False)
-class Dense:
-    """A weight for the tensor cores: high + low / 2048.
-
-    Attributes:
-        high: float16 [rows, width].
-        low: the same shape; None where `high` is exact, or is all that is wanted.
-    """
-
-    high: Tensor
-    low: Tensor | None
-
-    @classmethod
-    def of(cls, weights: tuple[Weight, ...], *, exact: bool) -> Dense:
-        """Matrices under one another; with `exact`, to 22 bits."""
-        if exact and not all(isinstance(w, Tensor) and w.dtype == torch.float16 for w in weights):
-            values = torch.cat([_values(w, torch.float32) for w in weights])
-            high = values.half()
-            return cls(high, ((values - high) * LOW_PART).half())
-        parts = [_values(w, torch.float16) for w in weights]
-        return cls(parts[0] if len(parts) == 1 else torch.cat(parts), None)
-
-
-def _values(w: Weight, dtype: torch.dtype) -> Tensor:
-    return w.dequantize(dtype) if isinstance(w, PackedWeight) else w.to(dtype)
+__all__ = ["EngineBlock", "EngineWeights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +42,7 @@ class EngineWeights:
 
     Args:
         weights: of the model, on the GPU.
-        exact: whether dense weights keep 22 bits.
+        exact: whether dense weights keep what float16 cannot hold.
     """
 
     def __init__(self, weights: ModelWeights, *, exact: bool) -> None:
@@ -102,7 +74,7 @@ class EngineWeights:
     def _dense(self, planes: tuple[Planes, ...], weights: tuple[Weight, ...]) -> Dense:
         if len(planes) == 1 and planes[0].layout.pack == Pack.FLOAT16:  # planes of float16 are the rows
             rows, _ = planes[0].shape
-            return Dense(planes[0].q.view(torch.float16)[:rows], None)
+            return Dense(planes[0].q.view(torch.float16)[:rows])
         return Dense.of(weights, exact=self._exact)
 
     @property
@@ -131,17 +103,50 @@ def _segments(weights: tuple[Weight, ...]) -> Iterator[tuple[int, Planes]]:
     """Neighbours of one file type together, with the row that each segment begins at."""
     first, start = 0, 0
     for end in range(1, len(weights) + 1):
-        if end == len(weights) or stacked((weights[end - 1], weights[end])) is None:
-            together = stacked(weights[start:end])
+        if end == len(weights) or _kind(weights[end - 1]) != _kind(weights[end]):
+            together = _under_one_another(weights[start:end])
             assert together is not None
             yield first, repack(together)
             first, start = first + together.shape[0], end
 
 
+def _under_one_another(weights: tuple[Weight, ...]) -> Weight | None:
+    """Matrices of one type as one: the memory they share, where loading put them so, else a copy."""
+    bytes_of = [_memory(w) for w in weights]
+    first, rows = bytes_of[0], sum(w.shape[0] for w in weights)
+    ends = [(t.data_ptr(), t.data_ptr() + t.nbytes) for t in bytes_of]
+    touching = all(end == begin for (_, end), (begin, _) in pairwise(ends))
+    if not touching or not all(_same_memory(first, t) and t.is_contiguous() for t in bytes_of):
+        return stacked(weights)
+    return _like(weights[0], first.as_strided((rows, first.shape[1]), first.stride()))
+
+
 def _in_turn(gate: Weight, up: Weight) -> Weight:
     """Rows of gate and up in turn; where the file gives them different types, in float32."""
+    if _kind(gate) != _kind(up):
+        gate, up = values(gate, torch.float32), values(up, torch.float32)
+    first, second = _memory(gate), _memory(up)
+    rows, width = first.shape
+    if _same_memory(first, second) and first.stride() == second.stride() == (2 * width, 1):
+        if second.storage_offset() == first.storage_offset() + width:
+            return _like(gate, first.as_strided((2 * rows, width), (width, 1)))
     both = interleaved(gate, up)
-    if both is None:
-        both = interleaved(_values(gate, torch.float32), _values(up, torch.float32))
     assert both is not None
     return both
+
+
+def _kind(w: Weight) -> object:
+    return w.dtype if isinstance(w, Tensor) else w.type
+
+
+def _memory(w: Weight) -> Tensor:
+    return w if isinstance(w, Tensor) else w.raw
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _like(w: Weight, memory: Tensor) -> Weight:
+    """More rows of a weight's type."""
+    return memory if isinstance(w, Tensor) else PackedWeight(memory, w.type, (memory.shape[0], w.shape[1]))

@@ -1,68 +1,106 @@
 """Kernels between the matrix products of a long prompt: one pass over memory each.
 
-Products of many rows go through the tensor cores with half-precision inputs and float32 sums. With
-PAIR an activation x goes in as high + low / 2048, two float16 numbers that together hold 22 bits.
+Products of many rows go through the tensor cores with half-precision inputs and float32 sums. What a
+float16 number cannot hold of an activation goes with it in one of two ways (`Rest`): as a second
+float16, or, where the weight has such a rest too, both parts once more in 8 bits. With PAIR a product
+comes as float32 and what it misses, times 2048, in float16.
+Rows of a prompt that are only there to fill it up are computed like any other, and never cached.
 """
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 from llama_ckpt.kernels.compiler import jit, tl
 
-__all__: list[str] = []
+__all__ = ["Rest"]
+
+
+class Rest(IntEnum):
+    """What goes with an activation rounded to float16."""
+
+    NONE = 0
+    """Nothing."""
+    HALF = 1
+    """What the rounding took, times 2048, in float16, [n, width]: 22 bits together."""
+    BYTES = 2
+    """[n, 2 width] in 8 bits: the rounded value, then what the rounding took times 2048; both times LIFT."""
 
 
 @jit
-def put(high_ptr, low_ptr, at, y, inside, PAIR: tl.constexpr):
-    """Store y as float16, with PAIR its rest times 2048 too."""
+def put(high_ptr, rest_ptr, row, k, y, width, inside, REST: tl.constexpr, LIFT: tl.constexpr):
+    """Store y as element k of a row in float16, and its rest."""
     high = y.to(tl.float16)
-    tl.store(high_ptr + at, high, inside)
-    if PAIR:
-        tl.store(low_ptr + at, ((y - high.to(tl.float32)) * 2048.0).to(tl.float16), inside)
+    tl.store(high_ptr + row * width + k, high, inside)
+    low = (y - high.to(tl.float32)) * 2048.0
+    if REST == 1:
+        tl.store(rest_ptr + row * width + k, low.to(tl.float16), inside)
+    if REST == 2:
+        at = rest_ptr + row * 2 * width + k
+        tl.store(at, (high.to(tl.float32) * LIFT).to(rest_ptr.dtype.element_ty), inside)
+        tl.store(at + width, (low * LIFT).to(rest_ptr.dtype.element_ty), inside)
 
 
 @jit
-def norm_kernel(x_ptr, gain_ptr, high_ptr, low_ptr, width, eps, WIDTH2: tl.constexpr, PAIR: tl.constexpr):
+def norm_kernel(x_ptr, gain_ptr, high_ptr, rest_ptr, width, eps, WIDTH2: tl.constexpr, REST: tl.constexpr,
+                LIFT: tl.constexpr):  # fmt: skip
     """RMS norm of a float32 row, to half precision."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH2)
     inside = k < width
     x = tl.load(x_ptr + row * width + k, inside, 0.0)
     inverse = 1.0 / tl.sqrt_rn(tl.sum(x * x, axis=0) / width + eps)
-    put(high_ptr, low_ptr, row * width + k, x * inverse * tl.load(gain_ptr + k, inside, 0.0), inside, PAIR)
+    y = x * inverse * tl.load(gain_ptr + k, inside, 0.0)
+    put(high_ptr, rest_ptr, row, k, y, width, inside, REST, LIFT)
 
 
 @jit
-def turn_kernel(qkv_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr, key_ptr, value_ptr, q_width,
-                kv_width,
-                capacity, HEAD: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
-    """Queries and keys turned, keys and values written to the cache; BLOCK columns of a token a program."""
+def turn_kernel(qkv_ptr, qkv_rest_ptr, turns_ptr, positions_ptr, span_ptr, query_ptr, query_rest_ptr,
+                key_ptr, value_ptr, q_width, kv_width, capacity, HEAD: tl.constexpr, BLOCK: tl.constexpr,
+                LIFT: tl.constexpr, PAIR: tl.constexpr):  # fmt: skip
+    """Queries and keys turned, keys and values written to the cache; BLOCK columns of a token a program.
+
+    span: the first token's slot, and the slot after the last one's. A query is stored times LIFT, with PAIR
+    as two float16 numbers that add up.
+    """
     token = tl.program_id(0)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    pair = tl.program_id(1) * BLOCK + 2 * tl.arange(0, BLOCK // 2)
     width = q_width + 2 * kv_width
-    row = tl.load(qkv_ptr + token.to(tl.int64) * width + k, k < width, 0.0).to(tl.float32)
+    slot = tl.load(span_ptr) + token
+    cached = slot < tl.load(span_ptr + 1)
+    at = token.to(tl.int64) * width + k
+    row = tl.load(qkv_ptr + at, k < width, 0.0).to(tl.float32)
+    if PAIR:
+        row += tl.load(qkv_rest_ptr + at, k < width, 0.0).to(tl.float32) / 2048.0
+    angle = tl.load(turns_ptr + tl.load(positions_ptr + token) * HEAD + k % HEAD)
+    angle = tl.where(k < q_width + kv_width, angle, tl.where(k % 2 == 0, 1.0, 0.0))
     even, odd = tl.split(tl.reshape(row, (BLOCK // 2, 2)))
-    turned = pair < q_width + kv_width
-    at = turns_ptr + tl.load(positions_ptr + token) * HEAD + pair % HEAD
-    cos = tl.load(at, turned, 1.0)
-    sin = tl.load(at + 1, turned, 0.0)
+    cos, sin = tl.split(tl.reshape(angle, (BLOCK // 2, 2)))
     y = tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), (BLOCK,))
     is_q = k < q_width
-    tl.store(query_ptr + token.to(tl.int64) * q_width + k, y.to(query_ptr.dtype.element_ty), is_q)
+    query = (y * LIFT).to(tl.float16)
+    tl.store(query_ptr + token.to(tl.int64) * q_width + k, query, is_q)
+    if PAIR:
+        rest = (y * LIFT - query.to(tl.float32)).to(tl.float16)
+        tl.store(query_rest_ptr + token.to(tl.int64) * q_width + k, rest, is_q)
     c = (k - q_width) % kv_width
-    cell = (c // HEAD * capacity + tl.load(slots_ptr + token)) * HEAD + c % HEAD
-    is_k = (k >= q_width) & (k < q_width + kv_width)
+    cell = (c // HEAD * capacity + slot) * HEAD + c % HEAD
+    is_k = (k >= q_width) & (k < q_width + kv_width) & cached
     tl.store(key_ptr + cell, y.to(key_ptr.dtype.element_ty), is_k)
-    is_v = (k >= q_width + kv_width) & (k < width)
+    is_v = (k >= q_width + kv_width) & (k < width) & cached
     tl.store(value_ptr + cell, y.to(value_ptr.dtype.element_ty), is_v)
 
 
 @jit
-def swiglu_kernel(gate_up_ptr, high_ptr, low_ptr, ffn, BLOCK: tl.constexpr, PAIR: tl.constexpr):
+def swiglu_kernel(gate_up_ptr, gate_up_rest_ptr, high_ptr, rest_ptr, ffn, BLOCK: tl.constexpr,
+                  PAIR: tl.constexpr, REST: tl.constexpr, LIFT: tl.constexpr):  # fmt: skip
     """silu(gate) * up of columns that stand in turn, to half precision."""
-    row = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    pairs = row.to(tl.int64) * 2 * ffn + tl.program_id(1) * BLOCK * 2 + tl.arange(0, 2 * BLOCK)
-    both = tl.load(gate_up_ptr + pairs, pairs < (row.to(tl.int64) + 1) * 2 * ffn, 0.0).to(tl.float32)
+    pairs = tl.program_id(1) * BLOCK * 2 + tl.arange(0, 2 * BLOCK)
+    at = row * 2 * ffn + pairs
+    both = tl.load(gate_up_ptr + at, pairs < 2 * ffn, 0.0).to(tl.float32)
+    if PAIR:
+        both += tl.load(gate_up_rest_ptr + at, pairs < 2 * ffn, 0.0).to(tl.float32) / 2048.0
     gate, up = tl.split(tl.reshape(both, (BLOCK, 2)))
-    put(high_ptr, low_ptr, row.to(tl.int64) * ffn + k, gate / (1.0 + tl.exp(-gate)) * up, k < ffn, PAIR)
+    put(high_ptr, rest_ptr, row, k, gate / (1.0 + tl.exp(-gate)) * up, ffn, k < ffn, REST, LIFT)
