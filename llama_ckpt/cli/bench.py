@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llama_ckpt.cli.options import ModelFile, model_path
-from llama_ckpt.cli.progress import waiting
+from llama_ckpt.cli.progress import ProgressBar, megabytes, waiting
 
 if TYPE_CHECKING:
     from llama_ckpt.engine.measure import Figure
@@ -41,9 +41,13 @@ def command(
 
     path = model_path(model)
     pick_device("cuda")
-    with waiting("measuring"):
+    with waiting("measuring llama.cpp"):
         theirs = list(llama_cpp_figures(against, path, repeats)) if against else []
-        ours = list(measure(path, precision, repeats))
+    with ProgressBar() as bar:
+        figures = measure(path, precision, repeats, megabytes(bar))
+        ours = [next(figures)]
+    with waiting("measuring"):
+        ours += figures
     Console(highlight=False).print(_table(path.name, precision, ours, theirs))
     if json_file:
         report: dict[str, Any] = {

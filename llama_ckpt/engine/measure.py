@@ -1,6 +1,8 @@
 """How fast the engine is on a model, beside what the machine allows, and llama.cpp on the same file.
 
 Every figure is the median of several runs after a warm-up, with its spread. Speeds are tokens a second.
+Each prefill is of tokens that were not seen before. Prompts of one size, in steps of 128 tokens, share
+their captured launches; the first of a size has none, and is shown beside the others.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import resource
 import statistics
 import subprocess
 import time
@@ -20,12 +23,14 @@ import torch
 
 from llama_ckpt.engine import Engine, Precision
 from llama_ckpt.errors import OptionError, ReferenceCrashedError
+from llama_ckpt.loading import Progress
 from llama_ckpt.model import Model, load
 
 __all__ = ["DEPTHS", "PROMPTS", "Figure", "llama_cpp_figures", "measure"]
 
 PROMPTS = (512, 2048)
 DEPTHS = (0, 2048, 4000)
+WARM_UP = 2  # runs that do not count
 DECODED = 128  # tokens a decoding run generates; fewer where the context ends
 
 
@@ -48,13 +53,16 @@ class Figure:
     share: float | None = None
 
 
-def measure(path: Path, precision: Precision = "fast", repeats: int = 5) -> Iterator[Figure]:
+def measure(
+    path: Path, precision: Precision = "fast", repeats: int = 5, progress: Progress | None = None
+) -> Iterator[Figure]:
     """Load a model and yield its figures one by one.
 
     Args:
         path: a GGUF file.
         precision: the engine's.
         repeats: runs a figure; 1 or more.
+        progress: of loading, as `load` calls it.
 
     Raises:
         OptionError: fewer than one run.
@@ -64,12 +72,13 @@ def measure(path: Path, precision: Precision = "fast", repeats: int = 5) -> Iter
         raise OptionError("repeats", got=repeats, wanted="1 or more")
     torch.cuda.reset_peak_memory_stats()
     begun = time.perf_counter()
-    model = load(path, device="cuda")
+    model = load(path, device="cuda", progress=progress)
     engine = Engine(model, precision)
     torch.cuda.synchronize()
     took = time.perf_counter() - begun
     yield Figure("loading", "s", took, 0.0)
     yield Figure("loading", "GB/s", path.stat().st_size / took / 1e9, 0.0)
+    yield Figure("peak host memory, loading", "GB", _peak_host_bytes() / 1e9, 0.0)
     bandwidth, arithmetic = ceilings()
     yield Figure("memory, read and written", "GB/s", bandwidth / 1e9, 0.0)
     yield Figure("float16 products", "TFLOP/s", arithmetic / 1e12, 0.0)
@@ -93,21 +102,21 @@ def _speeds(
     config = model.config
     a_token = 2 * sum(w.numel() for w in _matrices(engine))  # operations
     for n in (n for n in PROMPTS if n < engine.capacity):
-        ids = torch.randint(0, config.vocab_size, (n,)).tolist()
+        prompts = [torch.randint(0, config.vocab_size, (n,)).tolist() for _ in range(repeats + WARM_UP + 1)]
 
-        def prefill(ids: list[int] = ids) -> None:
+        def prefill(prompts: list[list[int]] = prompts) -> None:
             engine.reset()
-            engine.prompt(ids)
+            engine.prompt(prompts.pop())
 
+        if n == PROMPTS[0]:  # a prompt of another size has its kernels compiled
+            engine.reset()
+            engine.prompt(prompts[0][: n // 2])
+            yield _speed(f"prefill {n}, first of its size", n, _times(prefill, 1, 0), a_token / arithmetic)
         times = _times(prefill, repeats)
         yield _speed(f"prefill {n}", n, times, a_token / arithmetic)
         if n == PROMPTS[0]:
-            yield Figure(
-                f"first token after {n}",
-                "ms",
-                statistics.median(times) * 1e3,
-                (max(times) - min(times)) * 1e3,
-            )
+            spread = max(times) - min(times)
+            yield Figure(f"first token after {n}", "ms", statistics.median(times) * 1e3, spread * 1e3)
     for depth in (depth for depth in DEPTHS if depth + 2 < engine.capacity):
         count = min(DECODED, engine.capacity - depth)
         ids = torch.randint(0, config.vocab_size, (max(1, depth),)).tolist()
@@ -137,17 +146,22 @@ def _speed(name: str, tokens: int, times: list[float], ideal: float) -> Figure:
     return Figure(name, "tokens/s", median, max(speeds) - min(speeds), median * ideal)
 
 
-def _times(run: Callable[[], Any], repeats: int) -> list[float]:
-    """Seconds of each run, after two that do not count (compilation, capture)."""
+def _times(run: Callable[[], Any], repeats: int, warm_up: int = WARM_UP) -> list[float]:
+    """Seconds of each run, after some that do not count (compilation, capture)."""
     times = []
-    for number in range(repeats + 2):
+    for number in range(repeats + warm_up):
         torch.cuda.synchronize()
         begun = time.perf_counter()
         run()
         torch.cuda.synchronize()
-        if number >= 2:
+        if number >= warm_up:
             times.append(time.perf_counter() - begun)
     return times
+
+
+def _peak_host_bytes() -> int:
+    """The most memory this process ever held, pages of mapped files included."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def llama_cpp_figures(folder: Path, path: Path, repeats: int = 5) -> Iterator[Figure]:
