@@ -301,7 +301,10 @@ def subject_trials(
     from llama_ckpt.engine import Engine
     from llama_ckpt.engine_trial import EngineTrial
 
-    kernels = Engine(subject.model, cast("Precision", engine))
+    # No larger a cache than the recordings need: that of 4,096 tokens takes gigabytes.
+    needed = max(len(one.token_ids) + one.n_choices + 1 for one in subject.recordings)
+    capacity = min(subject.model.config.context_length, needed)
+    kernels = Engine(subject.model, cast("Precision", engine), capacity=capacity)
     for recording in subject.recordings:
         yield EngineTrial(subject, recording, kernels, observer)
 

@@ -82,6 +82,11 @@ class Recording:
     probabilities: Callable[[int], NDArray[np.float32]] | None = None
     last_row: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
+    @property
+    def n_choices(self) -> int:
+        """How many tokens to generate: as many as llama.cpp chose, EOS included; 16 without it."""
+        return 16 if self.continuation is None else len(self.continuation.margins)
+
 
 def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
     """Open one dump of a folder for judging; `tight` as in `Recording`.
@@ -196,8 +201,7 @@ class Given:
     @property
     def n_choices(self) -> int:
         """How many tokens to generate: as many as llama.cpp chose, EOS included; 16 without it."""
-        continuation = self.recording.continuation
-        return 16 if continuation is None else len(continuation.margins)
+        return self.recording.n_choices
 
     @property
     def prompt(self) -> str | None:
