@@ -68,7 +68,8 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
                 top = float("-inf")
                 total = 0.0
                 context = tl.zeros((HEAD2,), tl.float32)
-                for start in range(0, n_splits, TOGETHER):
+                start = 0
+                while start < n_splits:  # the interpreter knows no `range` of a number that was loaded
                     i = start + tl.arange(0, TOGETHER)
                     stats = stats_ptr + (here * MAX_SPLITS + i) * 2
                     parts = part_ptr + (here * MAX_SPLITS + i[:, None]) * HEAD + d[None, :]
@@ -82,6 +83,7 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
                     total = total * old + tl.sum(new * share, axis=0)
                     context = context * old + tl.sum(new[:, None] * part, axis=0)
                     top = highest
+                    start += TOGETHER
                 tl.store(at, context / total, d < HEAD)
                 put_fragments(fragments, head * HEAD + d, context / total, d < HEAD, n_heads * HEAD)
                 tl.store(counter_ptr + here, 0)
