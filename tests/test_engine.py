@@ -113,6 +113,19 @@ def test_what_ran_before_changes_nothing(model: Model) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("n", [5, 40])
+def test_what_a_tap_was_given_stays(model: Model, precision: Precision, n: int) -> None:
+    """A float32 cache handed on as it is would change under its reader with the next sequence."""
+    engine, seen = Engine(model, precision, capacity=64), {}
+    ids = [(37 * i) % 31_000 + 3 for i in range(n)]
+    engine.logits(ids, tap=seen.__setitem__)
+    before = {name: tensor.clone() for name, tensor in seen.items()}
+    engine.logits([(11 * i) % 31_000 + 3 for i in range(n)])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in seen.items())
+
+
+@pytest.mark.cuda
 def test_positions_may_begin_late(model: Model) -> None:
     ids, last = [1, 15043, 3186], model.config.context_length
     at = [last - 3, last - 2, last - 1]

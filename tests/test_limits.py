@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.limits import DTYPES, EXACT, MARGIN, MEASURED_LAYERS, STRUCTURE_FLOOR, Forcing, limit_for
+from llama_ckpt.limits import (
+    DTYPES,
+    EXACT,
+    MARGIN,
+    MEASURED_LAYERS,
+    ON_CUDA,
+    STRUCTURE_FLOOR,
+    Forcing,
+    limit_for,
+)
 from llama_ckpt.measured_errors import MEASURED, WORST
 from llama_ckpt.points import POINTS
 from tools.correct_programs import correct_programs
 from tools.measure_limits import Maxima, measure_sampling, measure_shape
 from tools.measured_models import SHAPES
 
+ROOT = Path(__file__).parents[1]
 FORCINGS: tuple[Forcing, ...] = ("teacher", "free")
 ULP = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
 """The spacing of numbers at 1."""
@@ -64,8 +76,18 @@ def test_limits_are_the_margin_times_the_measurement_and_no_more() -> None:
                 floor = STRUCTURE_FLOOR[forcing] * limit.err
                 most = [MARGIN * value for value in largest]
                 most[3:] = [max(value, floor) for value in most[3:]]
+                most[3] = max(most[3], MARGIN * ON_CUDA.get((dtype, forcing, point), 0.0))
                 found = [limit.err, limit.row_err, limit.element_err, limit.gain, limit.bias]
                 assert found == pytest.approx(most, rel=1e-12), (dtype, forcing, point)
+
+
+def test_what_holds_on_cuda_alone_was_measured_there() -> None:
+    """By `make validate-7b`, of the float32 layers fed from a recording, in every file type."""
+    found = json.loads((ROOT / "docs" / "full_size.json").read_text(encoding="utf-8"))
+    for (dtype, forcing, point), gain in ON_CUDA.items():
+        assert (dtype, forcing) == ("float32", "teacher")
+        largest = max(one["gains"][point] for one in found["types"])
+        assert largest <= gain < 1.05 * largest
 
 
 def test_only_free_running_and_deeper_models_get_more() -> None:

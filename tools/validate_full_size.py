@@ -75,7 +75,7 @@ def record(model: Path, out: Path) -> None:
     capture_takes(model, takes, out=out, n_threads=os.cpu_count() or 1, n_gpu_layers=999)
 
 
-KEPT = ("v", "q_rope", "k_rope", "attn_context", "attn_out", "ffn_inp", "ffn_swiglu", "ffn_out", "out")
+KEPT = ("v", "q_rope", "k_rope", "attn_context", "ffn_inp", "ffn_swiglu", "out")
 """What is kept of a block in the committed dumps."""
 
 
@@ -188,12 +188,16 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
     errors: dict[str, dict[str, list[float]]] = {}
     failures: list[str] = []
     sixteen: dict[str, float] = {}
+    gains: dict[str, float] = {}
     verdicts: dict[str, dict[str, str]] = {}
     for program, checkpoints in found["programs"].items():
         verdicts[program] = {one["id"]: one["verdict"] for one in checkpoints}
         for one in checkpoints:
             for point in one["points"]:
                 _take(errors, sixteen, program, one["id"], point)
+                if program == "float32" and point["forcing"] == "teacher" and point["gain"] is not None:
+                    kind = point["name"].split(" ")[0].split(".")[-1]
+                    gains[kind] = max(abs(point["gain"] - 1.0), gains.get(kind, 0.0))
                 if point["verdict"] == "fail":
                     failures.append(
                         f"{program} {one['id']} {point['dump']} {point['name']}: {point['reason']}"
@@ -201,7 +205,14 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
     kept = {
         name: found[name] for name in ("type", "seconds", "producer", "gpu", "peak_gpu_gb", "peak_host_gb")
     }
-    return {**kept, "verdicts": verdicts, "logits_16_tokens": sixteen, "errors": errors, "failures": failures}
+    return {
+        **kept,
+        "verdicts": verdicts,
+        "logits_16_tokens": sixteen,
+        "gains": gains,
+        "errors": errors,
+        "failures": failures,
+    }
 
 
 def _take(errors: Any, sixteen: dict[str, float], program: str, checkpoint: str, point: Any) -> None:

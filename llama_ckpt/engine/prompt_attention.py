@@ -81,8 +81,9 @@ class PromptAttention:
         query, rest = self._query(room, n)
         whole = (query.float() + rest.float()) / _PAIR_LIFT if self.pair else query.float()
         see("q_rope", whole.view(n, c.n_heads, c.head_dim))
-        see("k_rope", b.keys[number][:, start : start + n].transpose(0, 1).float())
-        see("v", b.values[number][:, start : start + n].transpose(0, 1).float())
+        for point, cache in (("k_rope", b.keys), ("v", b.values)):
+            rows = cache[number][:, start : start + n].transpose(0, 1)
+            see(point, rows.to(torch.float32, copy=True))  # the next sequence is written over these
 
 
 def _tile(rows: int, head: int, pair: bool) -> dict[str, int]:

@@ -32,7 +32,10 @@ def full_size_page(found: Mapping[str, Any]) -> str:
     types = [one for one in found["types"] if "error" not in one]
     first = types[0]
     intro = INTRO.format(gpu=first["gpu"], seconds=found["seconds"], producer=first["producer"])
-    return intro + "\n".join([*_summary(types), *(line for one in types for line in _type(one))]) + "\n"
+    notes = [f"- {note}" for note in found.get("notes", ())]
+    return (
+        intro + "\n".join([*_summary(types), *notes, *(line for one in types for line in _type(one))]) + "\n"
+    )
 
 
 def _summary(types: list[Mapping[str, Any]]) -> Iterator[str]:

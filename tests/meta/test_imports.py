@@ -40,7 +40,10 @@ ABOVE_CHECKPOINTS = (
 )
 """What in llama_ckpt may import `checkpoints`, and is imported by nothing below."""
 
-COMPUTES = ("block_formats", "quants", "weights", "loading", "kv_cache", "sampling", "kernels", "report.pages")
+COMPUTES = (
+    *("block_formats", "quants", "weights", "loading", "kv_cache", "sampling", "kernels"),
+    "report.pages",
+)
 RECORDS = ("module_recorder", "transformers_llama")
 LOADS_TORCH = (*COMPUTES, *RECORDS, *RUNS_THE_LADDER, "model", "engine", "diagnose", "worker")
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""
