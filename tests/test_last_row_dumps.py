@@ -10,9 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 import llama_ckpt as lc
+import reference_dumps
 from llama_ckpt.diagnose.compare_dump import compare_dump
 from llama_ckpt.dumps import keep_last_row, open_dumps, write_dump
 from llama_ckpt.errors import DumpError
+from llama_ckpt.seeded_model import KNOWN_SHA256
 from reference_dumps import dump_folder
 
 BLOCKS, POINTS = (0, 15, 31), ("q_rope", "k_rope", "attn_out", "ffn_out", "out")
@@ -62,3 +64,17 @@ def test_a_comparison_wants_a_whole_dump(kept: Path, embedded_model: Path, tmp_p
     )
     with pytest.raises(DumpError, match="the last token's row alone"):
         compare_dump(theirs, reference=kept, model=embedded_model)
+
+
+def test_the_full_size_dump_is_whole_and_small() -> None:
+    folder = Path(reference_dumps.__file__).parent / "llama-2-7b" / "f16"
+    dumps = open_dumps(folder)
+    assert dumps.manifest.model.sha256 == KNOWN_SHA256["llama-2-7b", 1, "F16"]
+    (entry,) = dumps.entries
+    assert entry.last_row
+    assert entry.blocks == (0, 15, 31)
+    dump = dumps.dump(entry.name)
+    rows = {name: dump[name] for name in dump}  # reading checks that all is finite
+    assert rows["blk.31.out"].shape == (1, 4096)
+    assert int(rows["logits"][0].argmax()) == entry.greedy_tokens[-1]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 2_000_000
