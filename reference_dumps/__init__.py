@@ -2,7 +2,7 @@
 
     tiny-32l/model.gguf       a trained 32-layer Llama, F16 weights
     tiny-32l/f32, f16, …      what llama.cpp computed with it: a manifest.json and a safetensors a prompt
-    llama-2-7b/f16            the last row of 16 tokens through `make-seeded --shape llama-2-7b --seed 1`, on CUDA
+    llama-2-7b/f16            of `make-seeded --shape llama-2-7b --seed 1`: the last of 16 tokens, on CUDA
 """
 
 from __future__ import annotations
