@@ -43,16 +43,17 @@ def test_inference_failed(reciter: RunningWorker, reciter_client: httpx.Client) 
 
 
 def test_out_of_memory(embedded_model: Path) -> None:
-    """The model's process may grow by 8 MB; the KV cache of 4,000 tokens takes eight times that."""
+    """The model's process may grow by 24 MB, for a thread and a short job; 4,000 tokens take 65."""
     with running(embedded_model) as worker, worker.ready().client() as client:
         execute(client, request("warm"))
         pid = worker.model_pid()
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.prlimit(pid, resource.RLIMIT_AS, (size + (8 << 20), resource.RLIM_INFINITY))
+        resource.prlimit(pid, resource.RLIMIT_AS, (size + (24 << 20), resource.RLIM_INFINITY))
         events = execute(client, request("large", prompt="and " * 1900, max_tokens=2048))
         assert [event["type"] for event in events] == ["started", "error"]
         assert events[1]["code"] == "VRAM_OOM" and "memory" in events[1]["message"]
-        assert execute(client, request("small"))[-1]["stop_reason"] == "MAX_TOKENS"
+        last = execute(client, request("small"))[-1]
+        assert last.get("stop_reason") == "MAX_TOKENS", last
         assert client.get("/health").status_code == 200
         check_the_model_goes_with(worker)
 
