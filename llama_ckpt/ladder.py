@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from llama_ckpt.compare import PointVerdict
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.errors import OptionError
+from llama_ckpt.errors import DeviceError, OptionError
 from llama_ckpt.implementation import Implementation, load_implementation
+from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.limits import PRECISIONS
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.observer import Observer
@@ -203,7 +204,7 @@ def validate(
         implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
             without `ids` the checkpoint is the one whose function has the same name.
         arrays: what it is called with: "torch", "numpy", or "auto".
-        engine: "layers", or "fast": the fused kernels that generate on CUDA, in float32 whatever `dtype`.
+        engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
         precision: of the engine, "fast" or "high".
         stop_on_failure: skip what comes after the first failing checkpoint.
         oracle_only: judge without llama.cpp.
@@ -217,11 +218,11 @@ def validate(
     """
     ids = [ids] if isinstance(ids, str) else ids
     own = None if implementation is None else implemented(implementation, ids, arrays)
-    check_engine(engine, precision, own)
     wanted = normalize_ids(ids if own is None else [own.checkpoint.id])
     ladder = [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
     picked = str(pick_device(device))
     pick_dtype(dtype)
+    check_engine(engine, precision, own, device=picked, dtype=dtype)
     with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
         selection = select(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
@@ -309,14 +310,29 @@ def subject_trials(
         yield EngineTrial(subject, recording, kernels, observer)
 
 
-def check_engine(engine: str, precision: str, implementation: Implementation | None) -> None:
-    """Refuse unknown names, and an engine together with somebody's own layer."""
+def check_engine(
+    engine: str, precision: str, implementation: Implementation | None, *, device: str, dtype: str
+) -> None:
+    """Refuse unknown names, and what the engine cannot be tried with, before anything is loaded.
+
+    Raises:
+        OptionError: an unknown engine or precision; somebody's own layer, or another dtype, with the engine.
+        DeviceError: the engine without a CUDA device.
+    """
     if engine not in ("layers", "fast"):
         raise OptionError("engine", got=engine, wanted="layers or fast")
     if precision not in PRECISIONS:
         raise OptionError("precision", got=precision, wanted="fast or high")
     if engine == "fast" and implementation is not None:
         raise OptionError("engine", got="fast with an implementation", wanted="layers with it, or fast alone")
+    if engine == "fast" and dtype != "float32":
+        raise OptionError(
+            "dtype with engine fast", got=dtype, wanted="float32", hint="its precision is fast or high"
+        )
+    if engine == "fast" and not device.startswith("cuda") and not INTERPRETED:
+        raise DeviceError(
+            "device for engine fast", got=device, wanted="cuda", hint="engine layers runs anywhere"
+        )
 
 
 def climb(

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from llama_ckpt.cli.options import ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes, waiting
+from llama_ckpt.errors import DeviceError
 
 if TYPE_CHECKING:
     from llama_ckpt.engine.measure import Figure
@@ -36,11 +37,13 @@ def command(
     json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write them all.")] = None,
 ) -> None:
     """Measure loading, prefill and decoding on the GPU."""
+    import torch
+
     from llama_ckpt.engine.measure import llama_cpp_figures, measure
-    from llama_ckpt.model import pick_device
 
     path = model_path(model)
-    pick_device("cuda")
+    if not torch.cuda.is_available():
+        raise DeviceError("bench", got="no CUDA device", wanted="one: the engine runs nowhere else")
     with waiting("measuring llama.cpp"):
         theirs = list(llama_cpp_figures(against, path, repeats)) if against else []
     with ProgressBar() as bar:
