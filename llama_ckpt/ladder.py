@@ -17,26 +17,24 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from llama_ckpt.compare import PointVerdict
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.errors import DeviceError, OptionError
+from llama_ckpt.errors import OptionError
 from llama_ckpt.implementation import Implementation, load_implementation
-from llama_ckpt.kernels.compiler import INTERPRETED
-from llama_ckpt.limits import PRECISIONS
+from llama_ckpt.ladder_trials import check_engine, open_trials
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.observer import Observer
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
-from llama_ckpt.subjects import Selection, select
-from llama_ckpt.trial import INHERITED, Subject, Trial
+from llama_ckpt.subjects import select
+from llama_ckpt.trial import INHERITED, Trial
 from reference_dumps import embedded_model
 
 if TYPE_CHECKING:
-    from llama_ckpt.engine import Precision
     from llama_ckpt.engine_trial import EngineTrial
 
 __all__ = [
@@ -235,22 +233,38 @@ def validate(
         if own is not None:
             report.implementation, probes = own.name, None
             report.notes += own.notes()
-        for checkpoint in ladder:
-            result = CheckpointResult(checkpoint.id, checkpoint.title)
+        probe = None if not probes else partial(run_probe, probes, Path(model or embedded_model()), report)
+        for result in climb_all(ladder, trials, observer, stop_on_failure, progress, probe):
             report.checkpoints.append(result)
-            failed = [one.id for one in report.checkpoints if one.verdict == "fail"]
-            if stop_on_failure and failed:
-                result.reason = f"skipped: {failed[0]} failed"
-            else:
-                climb(checkpoint, trials, result, progress)
-                if probes and checkpoint.id in probes:
-                    run_probe(probes[checkpoint.id], Path(model or embedded_model()), report, result)
-                conclude(result, checkpoint, failed)
-                result.diagnoses = observer.take()
             if on_checkpoint:
                 on_checkpoint(result)
     report.maps = observer.tally.to_json() if maps else None
     return report
+
+
+def climb_all(
+    ladder: Iterable[Checkpoint],
+    trials: Sequence[Trial | EngineTrial],
+    observer: Observer,
+    stop_on_failure: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    probe: Callable[[CheckpointResult], None] | None = None,
+) -> Iterator[CheckpointResult]:
+    """Every checkpoint's result as soon as it stands; `probe` adds to each what it answers for besides."""
+    failed: list[str] = []
+    for checkpoint in ladder:
+        result = CheckpointResult(checkpoint.id, checkpoint.title)
+        if stop_on_failure and failed:
+            result.reason = f"skipped: {failed[0]} failed"
+        else:
+            climb(checkpoint, trials, result, progress)
+            if probe:
+                probe(result)
+            conclude(result, checkpoint, failed)
+            result.diagnoses = observer.take()
+        if result.verdict == "fail":
+            failed.append(result.id)
+        yield result
 
 
 def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arrays: str) -> Implementation:
@@ -271,70 +285,6 @@ def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arra
     return load_implementation(given, checkpoint, arrays=arrays)
 
 
-def open_trials(
-    selection: Selection,
-    progress: Callable[[str, int, int], None] | None,
-    implementation: Implementation | None,
-    observer: Observer,
-    engine: str | None = None,
-) -> list[Trial | EngineTrial]:
-    """A trial for each recording of each subject: of the layers, or of the engine in that precision."""
-    trials: list[Trial | EngineTrial] = []
-    for subject in selection.subjects:
-        if progress:
-            progress(f"loading {subject.label}", 0, 0)
-        trials += subject_trials(subject, implementation, observer, engine)
-    return trials
-
-
-def subject_trials(
-    subject: Subject, implementation: Implementation | None, observer: Observer, engine: str | None
-) -> Iterator[Trial | EngineTrial]:
-    """A trial for each recording of one subject.
-
-    Raises:
-        DeviceError, UnsupportedModelError: the engine cannot run the model.
-    """
-    if engine is None:
-        for recording in subject.recordings:
-            yield Trial(subject, recording, implementation, observer)
-        return
-    from llama_ckpt.engine import Engine
-    from llama_ckpt.engine_trial import EngineTrial
-
-    # No larger a cache than the recordings need: that of 4,096 tokens takes gigabytes.
-    needed = max(len(one.token_ids) + one.n_choices + 1 for one in subject.recordings)
-    capacity = min(subject.model.config.context_length, needed)
-    kernels = Engine(subject.model, cast("Precision", engine), capacity=capacity)
-    for recording in subject.recordings:
-        yield EngineTrial(subject, recording, kernels, observer)
-
-
-def check_engine(
-    engine: str, precision: str, implementation: Implementation | None, *, device: str, dtype: str
-) -> None:
-    """Refuse unknown names, and what the engine cannot be tried with, before anything is loaded.
-
-    Raises:
-        OptionError: an unknown engine or precision; somebody's own layer, or another dtype, with the engine.
-        DeviceError: the engine without a CUDA device.
-    """
-    if engine not in ("layers", "fast"):
-        raise OptionError("engine", got=engine, wanted="layers or fast")
-    if precision not in PRECISIONS:
-        raise OptionError("precision", got=precision, wanted="fast or high")
-    if engine == "fast" and implementation is not None:
-        raise OptionError("engine", got="fast with an implementation", wanted="layers with it, or fast alone")
-    if engine == "fast" and dtype != "float32":
-        raise OptionError(
-            "dtype with engine fast", got=dtype, wanted="float32", hint="its precision is fast or high"
-        )
-    if engine == "fast" and not device.startswith("cuda") and not INTERPRETED:
-        raise DeviceError(
-            "device for engine fast", got=device, wanted="cuda", hint="engine layers runs anywhere"
-        )
-
-
 def climb(
     checkpoint: Checkpoint,
     trials: Sequence[Trial | EngineTrial],
@@ -352,10 +302,15 @@ def climb(
     result.seconds = time.perf_counter() - began
 
 
-def run_probe(probe: Probe, model: Path, report: LadderReport, result: CheckpointResult) -> None:
-    """Judge what a checkpoint answers for beyond its layer."""
+def run_probe(
+    probes: Mapping[str, Probe], model: Path, report: LadderReport, result: CheckpointResult
+) -> None:
+    """Judge what a checkpoint answers for beyond its layer, if there is a probe for it."""
+    if result.id not in probes:
+        return
     began = time.perf_counter()
-    result.points += [JudgedPoint("worker", verdict) for verdict in probe(model, report.device, report.dtype)]
+    found = probes[result.id](model, report.device, report.dtype)
+    result.points += [JudgedPoint("worker", verdict) for verdict in found]
     result.seconds += time.perf_counter() - began
 
 

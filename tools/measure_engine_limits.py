@@ -31,7 +31,7 @@ from llama_ckpt.model import Model, load
 from llama_ckpt.points import split_name
 from llama_ckpt.quants import PackedWeight, Weight
 from llama_ckpt.weights import BlockWeights, ModelWeights
-from tools.measure_limits import Maxima, Prompt, row
+from tools.measure_limits import Maxima, Prompt, table_lines
 from tools.measured_models import EMBEDDED, SHAPES, Shape, model_for
 
 KINDS = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
@@ -201,16 +201,8 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
 
 def source(maxima: Maxima) -> str:
     """The source of `measured_engine_errors.py`."""
-    lines = []
-    for precision, forcings in maxima.table.items():
-        lines.append(f'    "{precision}": {{')
-        for forcing, points in forcings.items():
-            lines.append(f'        "{forcing}": {{')
-            lines += [f'            "{point}": {row(points[point])},' for point in ORDER if point in points]
-            lines.append("        },")
-        lines.append("    },")
     on = f"{len(SEEDS)} seeds, {len(ENGINE_SHAPES)} shapes, {len(KINDS)} types, 2 to 300 tokens, on a GPU"
-    return TEMPLATE.format(on=on, lines="\n".join(lines))
+    return TEMPLATE.format(on=on, lines="\n".join(table_lines(maxima.table)))
 
 
 def main() -> None:

@@ -224,16 +224,22 @@ def row(errors: Errors) -> str:
     return "(" + ", ".join(f"{error:.1e}" for error in errors) + ")"
 
 
-def source(maxima: Maxima, on: str) -> str:
-    """The source of `measured_errors.py`."""
-    lines, worst = [], []
-    for dtype, forcings in maxima.table.items():
+def table_lines(table: Table) -> list[str]:
+    """A table as lines of source."""
+    lines = []
+    for dtype, forcings in table.items():
         lines.append(f'    "{dtype}": {{')
         for forcing, points in forcings.items():
             lines.append(f'        "{forcing}": {{')
             lines += [f'            "{point}": {row(points[point])},' for point in ORDER if point in points]
             lines.append("        },")
         lines.append("    },")
+    return lines
+
+
+def source(maxima: Maxima, on: str) -> str:
+    """The source of `measured_errors.py`."""
+    lines, worst = table_lines(maxima.table), []
     for (dtype, forcing, point), (shape, seed, program) in maxima.worst.items():
         worst.append(f'    ("{dtype}", "{forcing}", "{point}"): ("{shape}", {seed}, "{program}"),')
     return TEMPLATE.format(on=on, lines="\n".join(lines), worst="\n".join(worst))

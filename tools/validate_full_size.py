@@ -90,16 +90,13 @@ def climb_ladder(subject: Any, program: str) -> list[Any]:
     """Every checkpoint's result, of our float32 layers or of the engine."""
     import torch
 
-    from llama_ckpt.ladder import CheckpointResult, climb, conclude, discover, subject_trials
+    from llama_ckpt.ladder import climb_all, discover
+    from llama_ckpt.ladder_trials import subject_trials
     from llama_ckpt.observer import Observer
 
-    trials = list(subject_trials(subject, None, Observer(), None if program == "float32" else program))
-    results: list[Any] = []
-    for checkpoint in discover():
-        result = CheckpointResult(checkpoint.id, checkpoint.title)
-        climb(checkpoint, trials, result, None)
-        conclude(result, checkpoint, [one.id for one in results if one.verdict == "fail"])
-        results.append(result)
+    observer = Observer()
+    trials = list(subject_trials(subject, None, observer, None if program == "float32" else program))
+    results = list(climb_all(discover(), trials, observer))
     del trials
     torch.cuda.empty_cache()
     return results

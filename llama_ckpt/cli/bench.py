@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from llama_ckpt.cli.options import ModelFile, model_path
+from llama_ckpt.cli.options import ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes, waiting
 from llama_ckpt.errors import DeviceError
 
@@ -26,9 +26,7 @@ EXAMPLE = "Example: llama-ckpt bench --model llama-2-7b.Q4_0.gguf --against llam
 
 def command(
     model: ModelFile = None,
-    precision: Annotated[
-        Literal["fast", "high"], typer.Option(help="The engine's; high keeps the KV cache in float32.")
-    ] = "fast",
+    precision: Precision = "fast",
     against: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A folder with llama.cpp's llama-bench, run on the same file."),

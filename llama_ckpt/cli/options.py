@@ -9,7 +9,7 @@ import typer
 
 from reference_dumps import embedded_model
 
-__all__ = ["Device", "Dtype", "ModelFile", "model_path"]
+__all__ = ["Device", "Dtype", "ModelFile", "Precision", "model_path"]
 
 ModelFile = Annotated[
     Path | None,
@@ -20,6 +20,11 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="What is computed in.")
+]
+
+Precision = Annotated[
+    Literal["fast", "high"],
+    typer.Option("--precision", help="The engine's; high has a float32 cache."),
 ]
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 import llama_ckpt
-from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
+from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.cli.threads import fit_threads
@@ -43,7 +43,7 @@ def command(
         Literal["layers", "fast"],
         typer.Option(help="On trial: the layers, or the fused kernels that generate on CUDA."),
     ] = "layers",
-    precision: Annotated[Literal["fast", "high"], typer.Option(help="Of --engine fast.")] = "fast",
+    precision: Precision = "fast",
     stop_on_failure: Annotated[
         bool, typer.Option("--stop-on-failure", help="Skip what comes after the first failure.")
     ] = False,

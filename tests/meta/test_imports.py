@@ -19,6 +19,7 @@ PACKAGES = ("llama_ckpt", "checkpoints", "reference_dumps")
 
 RUNS_THE_LADDER = (
     "ladder",
+    "ladder_trials",
     "trial",
     "engine_trial",
     "oracle_on_device",
