@@ -13,8 +13,9 @@ from typing import Any
 
 __all__ = ["HAS_TRITON", "INTERPRETED", "gdc_launch_dependents", "gdc_wait", "jit", "tl"]
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-"""Whether Triton is installed."""
+_FOUND = importlib.util.find_spec("triton")
+HAS_TRITON = _FOUND is not None and _FOUND.origin is not None
+"""Whether Triton is installed. (A folder of that name in the working directory has no origin.)"""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 """Whether kernels run in Triton's interpreter, on the CPU. It knows no inline assembly."""

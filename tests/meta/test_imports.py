@@ -7,6 +7,7 @@ the layer says so. The sources are parsed, so that an import inside a function c
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -170,3 +171,16 @@ def test_the_package_alone_loads_nothing_heavy() -> None:
     code += "if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
+
+
+def test_a_folder_called_triton_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", "import llama_ckpt.ladder"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
