@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from llama_ckpt.derive import derive
 from llama_ckpt.engine import NOT_OBSERVABLE, OBSERVABLE, Engine, Precision, engine_points, unsupported
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
@@ -174,3 +175,18 @@ def test_a_block_on_given_inputs_is_the_same_block(model: Model, precision: Prec
     assert {name for name in seen if name.startswith("blk.")} == found.keys()
     with pytest.raises(ShapeError):
         forced_block(engine, 0, x[:, :-1], at, None)
+
+
+def test_older_gpus_are_asked_for_nothing_that_they_lack(
+    embedded_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Only what the GPU is called is made up here: tensor cores multiply 8 bits from 8.9 on."""
+    half = load(embedded_model, device="cpu")
+    quantized = load(derive(embedded_model, "Q8_0", tmp_path / "q8_0.gguf").path, device="cpu")
+    monkeypatch.setattr("llama_ckpt.engine.HAS_TRITON", True)
+    monkeypatch.setattr("llama_ckpt.engine.INTERPRETED", True)  # so that the CPU passes for a device
+    for capability, refused in (((8, 6), True), ((8, 9), False), ((9, 0), False)):
+        monkeypatch.setattr("llama_ckpt.engine._capability", lambda model, found=capability: found)
+        assert unsupported(half, "high") is None
+        assert unsupported(quantized, "fast") is None
+        assert ("8-bit" in (unsupported(quantized, "high") or "")) is refused

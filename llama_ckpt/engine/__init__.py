@@ -49,8 +49,8 @@ def engine_points() -> tuple[str, ...]:
     return tuple(point for point in OBSERVABLE if point not in ("logits", "last_logits", "greedy_tokens"))
 
 
-def unsupported(model: Model) -> str | None:
-    """Why the engine cannot run a model, or None where it can."""
+def unsupported(model: Model, precision: Precision = "fast") -> str | None:
+    """Why the engine cannot run a model in a precision, or None where it can."""
     config = model.config
     if not HAS_TRITON:
         return "Triton is not installed"
@@ -61,7 +61,28 @@ def unsupported(model: Model) -> str | None:
             return f"{name} is {getattr(config, name)}, not a multiple of 32"
     if config.head_dim % 8:
         return f"head_dim is {config.head_dim}, not a multiple of 8"
+    if precision == "high" and not _exact_in_half(model) and _capability(model) < EIGHT_BITS:
+        return "precision high needs 8-bit products for these weights, and the GPU has none"
     return None
+
+
+OVERLAP = (9, 0)
+"""The compute capability from which on a kernel may start before the one before it has ended."""
+
+EIGHT_BITS = (8, 9)
+"""The compute capability from which on tensor cores multiply in 8 bits."""
+
+
+def _capability(model: Model) -> tuple[int, int]:
+    """Of the model's GPU; under the interpreter, which knows every type, of the newest."""
+    return torch.cuda.get_device_capability(model.device) if model.device.type == "cuda" else OVERLAP
+
+
+def _exact_in_half(model: Model) -> bool:
+    """Whether every matrix is float16 in the file, so that nothing is lost in the tensor cores."""
+    weights = [model.weights.output, *(w for block in model.weights.blocks for w in vars(block).values())]
+    matrices = [w for w in weights if len(w.shape) == 2]
+    return all(isinstance(w, Tensor) and w.dtype == torch.float16 for w in matrices)
 
 
 class Engine:
@@ -87,7 +108,7 @@ class Engine:
     ) -> None:
         if precision not in ("fast", "high"):
             raise OptionError("precision", got=precision, wanted="fast or high")
-        reason = unsupported(model)
+        reason = unsupported(model, precision)
         if reason is not None:
             kind = DeviceError if model.device.type != "cuda" else UnsupportedModelError
             raise kind("the engine's model", got=reason, wanted="a model on CUDA, widths in multiples of 32")
@@ -101,7 +122,9 @@ class Engine:
             self.weights = EngineWeights(model.weights, exact=high)
             kv = torch.float32 if high else torch.float16
             self.buffers = Buffers(self.config, self.capacity, parts_of(self.config), self.device, kv)
-        self.launcher = Step(self.config, self.weights, self.buffers, pdl=not INTERPRETED)
+        self.launcher = Step(
+            self.config, self.weights, self.buffers, pdl=not INTERPRETED and _capability(model) >= OVERLAP
+        )
         self.prefill = Prefill(self.config, self.weights, self.buffers, pair=high, graphs=self.graphs)
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
         self.used = 0

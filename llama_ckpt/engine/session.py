@@ -66,7 +66,7 @@ _SESSIONS: dict[tuple[int, Precision], Session] = {}
 
 def session_for(model: Model, precision: Precision = "fast") -> Session | None:
     """The session of a model, made once and dropped with it; None where the engine cannot run it."""
-    if unsupported(model) is not None:
+    if unsupported(model, precision) is not None:
         return None
     key = (id(model), precision)
     if key not in _SESSIONS:
