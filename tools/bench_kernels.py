@@ -82,19 +82,17 @@ def launch(planes: Planes, pieces: torch.Tensor, y: torch.Tensor, tile: Tile | N
     from llama_ckpt.kernels.fused import matvec_kernel
     from llama_ckpt.kernels.launching import launch_options, reading_arguments, tile_for
 
-    tile = tile or tile_for(planes)
+    tile = tile or tile_for(planes, fine=False)
     matvec_kernel[(1, -(-planes.shape[0] // tile.rows))](
-        planes.q, planes.scale, planes.super, pieces, pieces, pieces, y, planes.shape[0], y.stride(0), 0.0,
+        planes.q, planes.scale, planes.super, pieces, pieces, y, planes.shape[0], y.stride(0), 0.0,
         U=planes.shape[1] // 32, NORM=False, PARTS=1, PARTS2=1,
-        **reading_arguments(planes, tile), **launch_options(tile.threads, True),
+        **reading_arguments(planes, tile, fine=False), **launch_options(tile.threads, True, tile.registers),
     )  # fmt: skip
 
 
-def unrolls(planes: Planes, threads: int, rows: int) -> tuple[int, ...]:
-    """Numbers of steps in flight that make sense."""
-    if planes.layout.pack == Pack.TILES:
-        return (2, 4, 8) if rows == 32 else ()
-    if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE):
+def aheads(planes: Planes, threads: int, rows: int) -> tuple[int, ...]:
+    """Numbers of steps read ahead that make sense."""
+    if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX):
         return (1,)
     steps = -(-planes.shape[1] // (8 * threads))
     return tuple(n for n in (1, 2, 4) if steps % n == 0)
@@ -115,11 +113,11 @@ def main() -> None:
             planes = repack(weight)
             for threads in map(int, options.threads.split(",")):
                 for r in map(int, options.rows.split(",")):
-                    for unroll in unrolls(planes, threads, r):
-                        tile = Tile(r, threads, unroll)
+                    for ahead in aheads(planes, threads, r):
+                        tile = Tile(r, threads, ahead)
                         took = microseconds(planes, tile)
                         results.append({"type": kind, "shape": name, "rows": r, "threads": threads,
-                                        "unroll": unroll, "us": round(took, 2),
+                                        "ahead": ahead, "us": round(took, 2),
                                         "error": error(weight, planes, tile),
                                         "GB_s": round(planes.nbytes / took / 1e3)})  # fmt: skip
             best = sorted(

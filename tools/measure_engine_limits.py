@@ -13,7 +13,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +33,7 @@ from llama_ckpt.model import Model, load
 from llama_ckpt.points import split_name
 from llama_ckpt.quants import PackedWeight, Weight
 from llama_ckpt.weights import BlockWeights, ModelWeights
-from tools.measure_limits import Maxima, Prompt, table_lines
+from tools.measure_limits import Maxima, Prompt, Table, table_lines
 from tools.measured_models import EMBEDDED, SHAPES, Shape, model_for
 
 KINDS = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
@@ -168,17 +170,33 @@ def _forced(engine: Engine, exact: Any, positions: Any, see: Callable[[str, torc
     see("embd", torch.from_numpy(exact["embd"].astype(np.float32)))  # a lookup in float32: nothing is rounded
 
 
-def measure_all() -> Iterator[Maxima]:
-    """Every shape, seed and type; what is known after each shape."""
+def measure_one(shape: Shape, seed: int) -> Table:
+    """One shape with one seed, in every type; a process of its own."""
     maxima, tiny = Maxima(), load(EMBEDDED, device="cuda")
-    for shape in ENGINE_SHAPES:
-        for seed in SEEDS:
-            for kind, model in models(shape, seed, tiny):
-                begun = time.perf_counter()
-                measure_model(maxima, shape, seed, kind, model)
-                took = time.perf_counter() - begun
-                print(f"{shape.name}, seed {seed}, {kind}: {took:.1f} s", file=sys.stderr, flush=True)
-        yield maxima
+    for kind, model in models(shape, seed, tiny):
+        begun = time.perf_counter()
+        measure_model(maxima, shape, seed, kind, model)
+        took = time.perf_counter() - begun
+        print(f"{shape.name}, seed {seed}, {kind}: {took:.1f} s", file=sys.stderr, flush=True)
+    return maxima.table
+
+
+def measure_all(jobs: int) -> Table:
+    """Every shape, seed and type."""
+    runs = [(shape, seed) for shape in reversed(ENGINE_SHAPES) for seed in SEEDS]  # the largest first
+    table: Table = {}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for found in pool.map(measure_one, *zip(*runs, strict=True)):
+            for (dtype, forcing, point), figures in _entries(found):
+                points = table.setdefault(dtype, {}).setdefault(forcing, {})
+                points[point] = tuple(map(max, points.get(point, (0.0,) * 5), figures))  # type: ignore[assignment]
+    return table
+
+
+def _entries(table: Table) -> Iterator[tuple[tuple[str, str, str], tuple[float, ...]]]:
+    for dtype, forcings in table.items():
+        for forcing, points in forcings.items():
+            yield from (((dtype, forcing, point), figures) for point, figures in points.items())
 
 
 TEMPLATE = '''"""The largest errors measured of the engine, written by `tools/measure_engine_limits.py`."""
@@ -199,10 +217,10 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
 '''
 
 
-def source(maxima: Maxima) -> str:
+def source(table: Table) -> str:
     """The source of `measured_engine_errors.py`."""
     on = f"{len(SEEDS)} seeds, {len(ENGINE_SHAPES)} shapes, {len(KINDS)} types, 2 to 300 tokens, on a GPU"
-    return TEMPLATE.format(on=on, lines="\n".join(table_lines(maxima.table)))
+    return TEMPLATE.format(on=on, lines="\n".join(table_lines(table)))
 
 
 def main() -> None:
@@ -210,9 +228,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     default = Path(__file__).parents[1] / "llama_ckpt" / "measured_engine_errors.py"
     parser.add_argument("--out", type=Path, default=default, help="where to write")
-    out: Path = parser.parse_args().out
-    for maxima in measure_all():
-        out.write_text(source(maxima), encoding="utf-8")
+    parser.add_argument("--jobs", type=int, default=4, help="shapes measured side by side")
+    options = parser.parse_args()
+    options.out.write_text(source(measure_all(options.jobs)), encoding="utf-8")
 
 
 if __name__ == "__main__":

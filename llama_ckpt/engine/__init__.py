@@ -4,9 +4,10 @@
     engine.logits([1, 15043])                    # [2, vocab], as model.logits
     engine.prompt([1, 15043]); engine.greedy(64) # 64 tokens, nothing read back between them
 
-Up to 16 tokens go through the packed-weight kernels with float32 activations, longer prompts through
-the tensor cores. "fast" keeps the KV cache in float16 and rounds a long prompt's activations to
-float16; "high" keeps the cache in float32 and long prompts' activations in pairs of float16.
+Up to 16 tokens go through the packed-weight kernels, longer prompts through the tensor cores. "fast"
+keeps the KV cache in float16, multiplies packed weights with 16 bits of each activation and rounds a long
+prompt's activations to float16; "high" keeps the cache in float32, multiplies with 23 bits, and keeps a
+long prompt's activations in pairs of float16.
 `NOT_OBSERVABLE` lists the points of a block that no kernel writes anywhere.
 """
 
@@ -23,6 +24,7 @@ from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, Tap, parts_of
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
 from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED
+from llama_ckpt.kernels.launching import HOPPER
 from llama_ckpt.model import Model
 
 __all__ = ["NOT_OBSERVABLE", "OBSERVABLE", "Engine", "Precision", "engine_points", "unsupported"]
@@ -41,7 +43,9 @@ NOT_OBSERVABLE = (
 )
 """Points that live only in registers of a fused kernel."""
 
-_BUCKETS = (512, 2048)  # slots that a captured step can look at; the last graph covers the whole cache
+_BUCKETS = (128, 256, 512, 1024, 1536, 2048, 3072)
+"""Slots that a captured step can look at; the last graph covers the whole cache. Programs of attention
+that find no slot to look at cost time, too: they hold a place until the kernel before has ended."""
 
 
 def engine_points() -> tuple[str, ...]:
@@ -66,16 +70,13 @@ def unsupported(model: Model, precision: Precision = "fast") -> str | None:
     return None
 
 
-OVERLAP = (9, 0)
-"""The compute capability from which on a kernel may start before the one before it has ended."""
-
 EIGHT_BITS = (8, 9)
 """The compute capability from which on tensor cores multiply in 8 bits."""
 
 
 def _capability(model: Model) -> tuple[int, int]:
     """Of the model's GPU; under the interpreter, which knows every type, of the newest."""
-    return torch.cuda.get_device_capability(model.device) if model.device.type == "cuda" else OVERLAP
+    return torch.cuda.get_device_capability(model.device) if model.device.type == "cuda" else HOPPER
 
 
 def _exact_in_half(model: Model) -> bool:
@@ -123,7 +124,11 @@ class Engine:
             kv = torch.float32 if high else torch.float16
             self.buffers = Buffers(self.config, self.capacity, parts_of(self.config), self.device, kv)
         self.launcher = Step(
-            self.config, self.weights, self.buffers, pdl=not INTERPRETED and _capability(model) >= OVERLAP
+            self.config,
+            self.weights,
+            self.buffers,
+            pdl=not INTERPRETED and _capability(model) >= HOPPER,
+            fine=high,
         )
         self.prefill = Prefill(self.config, self.weights, self.buffers, pair=high, graphs=self.graphs)
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}

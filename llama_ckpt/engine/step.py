@@ -38,6 +38,8 @@ FEW = 16
 SPLIT = 64
 """Slots that one program of the attention kernel looks at."""
 
+ATTENTION_WARPS = 4
+
 Tap = Callable[[str, Tensor], object]
 
 
@@ -47,7 +49,7 @@ class Buffers:
     Attributes:
         token_ids, positions, slots: int32 [FEW], of the tokens in progress.
         x, xg: float32, the residual stream,
-        and in pieces times the next norm's weight; xf the same in fragments.
+        and in pieces times the next norm's weight.
         history: int32 [capacity + 1], the token chosen for each slot.
         keys, values: [n_layers, n_kv_heads, capacity in whole splits, head_dim], float16 or float32.
         logits: float32 [FEW, vocab].
@@ -75,8 +77,6 @@ class Buffers:
             floats(FEW, config.width),
             floats(FEW, parts),
         )
-        self.xf, self.hidden_f = ints(FEW, config.width), ints(FEW, config.ffn)
-        self.context_f = ints(FEW, config.q_width)
         self.query, self.context = floats(FEW, config.q_width), floats(FEW, config.q_width)
         self.hidden, self.logits = floats(FEW, config.ffn), floats(FEW, config.vocab_size)
         self.max_splits = -(-capacity // SPLIT)
@@ -96,10 +96,13 @@ class Step:
         weights: its planes.
         buffers: see `Buffers`.
         pdl: overlap each kernel's start with the end of the one before.
+        fine: multiply packed weights with 24 bits of each activation, not 16.
     """
 
-    def __init__(self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pdl: bool) -> None:
-        self.config, self.weights, self.buffers, self.pdl = config, weights, buffers, pdl
+    def __init__(
+        self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pdl: bool, fine: bool
+    ) -> None:
+        self.config, self.weights, self.buffers, self.pdl, self.fine = config, weights, buffers, pdl, fine
         self.parts = self.parts2 = 1  # what the last writer of the residual stream left
 
     def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
@@ -117,7 +120,7 @@ class Step:
         b, c = self.buffers, self.config
         self.parts = self.parts2 = 1
         embed_kernel[(n,)](
-            rows, table, self._gains()[2 * number], b.x, b.xg, b.xf, b.squares, c.width,
+            rows, table, self._gains()[2 * number], b.x, b.xg, b.squares, c.width,
             PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
         )  # fmt: skip
 
@@ -141,10 +144,10 @@ class Step:
         return {name: value for name, value in options.items() if name != "ASM"}
 
     def _reading(self, planes: Planes) -> tuple[Tile, dict[str, Any]]:
-        tile = tile_for(planes)
+        tile = tile_for(planes, fine=self.fine)
         return tile, {
-            **reading_arguments(planes, tile),
-            **launch_options(tile.threads, self.pdl),
+            **reading_arguments(planes, tile, fine=self.fine),
+            **launch_options(tile.threads, self.pdl, tile.registers),
             "U": planes.shape[1] // 32,
         }
 
@@ -158,13 +161,13 @@ class Step:
         self._attention(number, n, splits)
         if see:
             self._show_attention(number, n, see)
-        self._residual(w.wo, self.buffers.context, self.buffers.context_f, ffn_gain, n)
+        self._residual(w.wo, self.buffers.context, ffn_gain, n)
         if see:
             see("ffn_inp", self.buffers.x[:n].clone())
         self._gate_up(w.gate_up, n)
         if see:
             see("ffn_swiglu", from_pieces(self.buffers.hidden[:n]).contiguous())
-        self._residual(w.down, self.buffers.hidden, self.buffers.hidden_f, next_gain, n)
+        self._residual(w.down, self.buffers.hidden, next_gain, n)
         if see:
             see("out", self.buffers.x[:n].clone())
 
@@ -182,7 +185,7 @@ class Step:
         tile, reading = self._reading(planes)
         rows = planes.shape[0]
         qkv_kernel[(n, -(-rows // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.turns, b.positions, b.slots,
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.turns, b.positions, b.slots,
             b.query, b.keys[number], b.values[number], first_row, rows, c.q_width, c.kv_width,
             b.keys.shape[2], c.rms_norm_eps,
             HEAD=c.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading,
@@ -192,19 +195,18 @@ class Step:
         b, c = self.buffers, self.config
         attention_kernel[(c.n_heads, splits, n)](
             b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
-            b.context_f,
             b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
             HEAD=c.head_dim, HEAD2=_power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
-            **self._plain(4),
+            **self._plain(ATTENTION_WARPS),
         )  # fmt: skip
 
-    def _residual(self, planes: Planes, h: Tensor, fragments: Tensor, gain: Tensor, n: int) -> None:
+    def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
         self.parts = -(-c.width // tile.rows)
         self.parts2 = _power_of_two(self.parts)
         residual_kernel[(n, self.parts)](
-            planes.q, planes.scale, planes.super, h, fragments, b.x, gain, b.xg, b.xf, b.squares, c.width,
+            planes.q, planes.scale, planes.super, h, b.x, gain, b.xg, b.squares, c.width,
             **reading,
         )  # fmt: skip
 
@@ -212,7 +214,7 @@ class Step:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
         gate_up_kernel[(n, -(-planes.shape[0] // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.hidden, b.hidden_f, c.ffn,
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.hidden, c.ffn,
             c.rms_norm_eps,
             PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip
@@ -223,7 +225,7 @@ class Step:
         planes = self.weights.output
         tile, reading = self._reading(planes)
         matvec_kernel[(n, -(-c.vocab_size // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.xf, b.squares, b.logits, c.vocab_size,
+            planes.q, planes.scale, planes.super, b.xg, b.squares, b.logits, c.vocab_size,
             b.logits.stride(0), c.rms_norm_eps,
             NORM=True, PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip

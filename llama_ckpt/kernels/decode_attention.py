@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import gdc_launch_dependents, gdc_wait, jit, tl
 from llama_ckpt.kernels.fused import place
-from llama_ckpt.kernels.tensor_cores import put_fragments
 
 __all__: list[str] = []
 
 
 @jit
 def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_ptr, counter_ptr, context_ptr,
-                     fragments_ptr, capacity, group, scale, HEAD: tl.constexpr, HEAD2: tl.constexpr,
+                     capacity, group, scale, HEAD: tl.constexpr, HEAD2: tl.constexpr,
                      SPLIT: tl.constexpr,
                      MAX_SPLITS: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Context of one head and token; query [tokens, heads, HEAD], cache [kv heads, capacity, HEAD].
@@ -53,10 +52,8 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
         total = tl.sum(weight, axis=0)
         context = tl.sum(weight[:, None] * value.to(tl.float32), axis=0)
         at = context_ptr + token * n_heads * HEAD + place(head * HEAD + d, n_heads * HEAD // 32)
-        fragments = fragments_ptr + token * n_heads * HEAD
         if n_splits == 1:
             tl.store(at, context / total, d < HEAD)
-            put_fragments(fragments, head * HEAD + d, context / total, d < HEAD, n_heads * HEAD)
         else:
             tl.store(part_ptr + (here * MAX_SPLITS + split) * HEAD + d, context, d < HEAD)
             tl.store(stats_ptr + (here * MAX_SPLITS + split) * 2, top)
@@ -85,5 +82,4 @@ def attention_kernel(query_ptr, key_ptr, value_ptr, slots_ptr, part_ptr, stats_p
                     top = highest
                     start += TOGETHER
                 tl.store(at, context / total, d < HEAD)
-                put_fragments(fragments, head * HEAD + d, context / total, d < HEAD, n_heads * HEAD)
                 tl.store(counter_ptr + here, 0)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import gdc_launch_dependents, gdc_wait, jit, tl
 from llama_ckpt.kernels.packed_rows import first_words, row_dots
-from llama_ckpt.kernels.tensor_cores import put_fragments
 
 __all__: list[str] = []
 
@@ -34,24 +33,23 @@ def inverse_rms(squares, width, eps):
 
 
 @jit
-def matvec_kernel(q_ptr, s_ptr, f_ptr, x_ptr, xf_ptr, ss_ptr, y_ptr, n_rows, y_stride, eps, U: tl.constexpr,
+def matvec_kernel(q_ptr, s_ptr, f_ptr, x_ptr, ss_ptr, y_ptr, n_rows, y_stride, eps, U: tl.constexpr,
                   PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                  NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, NORM: tl.constexpr,
-                  PARTS: tl.constexpr, PARTS2: tl.constexpr, ASM: tl.constexpr,
+                  NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, NORM: tl.constexpr,
+                  PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
                   PDL: tl.constexpr):  # fmt: skip
     """y = W x, with NORM the inverse RMS applied: the output head, and products on their own."""
     token = tl.program_id(0)
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, STEPS, UNROLL, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     if NORM:
         squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
-    y = row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr + token * U * 32, xf_ptr + token * U * 32, row, U, PACK,
-            MODE,
-                 OFFSET, R, NT, STEPS, UNROLL, ASM)  # fmt: skip
+    y = row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
+                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     if NORM:
         y = y * inverse_rms(squares, U * 32, eps)
     rows = row + tl.arange(0, R)
@@ -59,10 +57,11 @@ def matvec_kernel(q_ptr, s_ptr, f_ptr, x_ptr, xf_ptr, ss_ptr, y_ptr, n_rows, y_s
 
 
 @jit
-def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, hf_ptr, x_ptr, gain_ptr, xg_ptr, xf_ptr, ss_ptr, width,
+def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, x_ptr, gain_ptr, xg_ptr, ss_ptr, width,
                     U: tl.constexpr,
                     PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                    NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, ASM: tl.constexpr,
+                    NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, FINE: tl.constexpr,
+                    ASM: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
     """x += W h; then x * gain for the next norm, and the sum of squares of these rows."""
     token = tl.program_id(0)
@@ -72,54 +71,52 @@ def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, hf_ptr, x_ptr, gain_ptr, xg_ptr,
     rows = part * R + tl.arange(0, R)
     inside = rows < width
     gain = tl.load(gain_ptr + rows, inside, 0.0)
-    words = first_words(q_ptr, s_ptr, f_ptr, part * R, U, PACK, MODE, R, NT, STEPS, UNROLL, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, part * R, U, PACK, MODE, R, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     at = x_ptr + token * width + rows
     x = tl.load(at, inside, 0.0)
-    y = row_dots(words, q_ptr, s_ptr, f_ptr, h_ptr + token * U * 32, hf_ptr + token * U * 32, part * R, U,
-            PACK, MODE,
-                 OFFSET, R, NT, STEPS, UNROLL, ASM)  # fmt: skip
+    y = row_dots(words, q_ptr, s_ptr, f_ptr, h_ptr + token * U * 32, part * R, U, PACK, MODE, OFFSET,
+                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     x += y
     tl.store(at, x, inside)
     tl.store(xg_ptr + token * width + place(rows, width // 32), x * gain, inside)
-    put_fragments(xf_ptr + token * width, rows, x * gain, inside, width)
     x = tl.where(inside, x, 0.0)
     tl.store(ss_ptr + token * tl.num_programs(1) + part, tl.sum(x * x, axis=0))
 
 
 @jit
-def gate_up_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, xf_ptr, ss_ptr, h_ptr, hf_ptr, ffn, eps, U: tl.constexpr,
+def gate_up_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, h_ptr, ffn, eps, U: tl.constexpr,
                    PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                   NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr, PARTS: tl.constexpr,
-                   PARTS2: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+                   NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, PARTS: tl.constexpr,
+                   PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
+                   PDL: tl.constexpr):  # fmt: skip
     """silu(gate) * up; rows of the two matrices stand in turn."""
     token = tl.program_id(0)
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, STEPS, UNROLL, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
-    y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, xf_ptr + token * U * 32, row, U,
-            PACK, MODE,
-                 OFFSET, R, NT, STEPS, UNROLL, ASM)  # fmt: skip
+    y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
+                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     y = y * inverse_rms(squares, U * 32, eps)
     gate, up = tl.split(tl.reshape(y, (R // 2, 2)))
     k = row // 2 + tl.arange(0, R // 2)
     h = gate / (1.0 + tl.exp(-gate)) * up
     tl.store(h_ptr + token * ffn + place(k, ffn // 32), h, k < ffn)
-    put_fragments(hf_ptr + token * ffn, k, h, k < ffn, ffn)
 
 
 @jit
-def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, xf_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr,
+def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr,
                key_ptr,
                value_ptr, first_row, n_rows, q_width, kv_width, capacity, eps, U: tl.constexpr,
                HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
-               R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
-               PARTS: tl.constexpr, PARTS2: tl.constexpr, ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+               R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
+               PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
+               PDL: tl.constexpr):  # fmt: skip
     """Queries, keys and values; queries and keys turned, keys and values written to the cache.
 
     The weights are rows `first_row` on of q, k and v under one another. A cache is
@@ -129,7 +126,7 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, xf_ptr, ss_ptr, turns_ptr, positions
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, STEPS, UNROLL, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
@@ -141,9 +138,8 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, xf_ptr, ss_ptr, turns_ptr, positions
     turns = turns_ptr + position * HEAD + k % HEAD
     cos = tl.load(turns, turned, 1.0)
     sin = tl.load(turns + 1, turned, 0.0)
-    y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, xf_ptr + token * U * 32, row, U,
-            PACK, MODE,
-                 OFFSET, R, NT, STEPS, UNROLL, ASM)  # fmt: skip
+    y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
+                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     y = y * inverse_rms(squares, U * 32, eps)
     even, odd = tl.split(tl.reshape(y, (R // 2, 2)))
     first = even * cos - odd * sin
@@ -163,7 +159,7 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, xf_ptr, ss_ptr, turns_ptr, positions
 
 
 @jit
-def embed_kernel(token_ids_ptr, table_ptr, gain_ptr, x_ptr, xg_ptr, xf_ptr, ss_ptr, width,
+def embed_kernel(token_ids_ptr, table_ptr, gain_ptr, x_ptr, xg_ptr, ss_ptr, width,
                  PARTS: tl.constexpr,
                  PARTS2: tl.constexpr, WIDTH2: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """A token's vector to the residual stream, times the first norm's weight, and its sum of squares."""
@@ -179,7 +175,6 @@ def embed_kernel(token_ids_ptr, table_ptr, gain_ptr, x_ptr, xg_ptr, xf_ptr, ss_p
     x = tl.load(table_ptr + row * width + k, inside, 0.0).to(tl.float32)
     tl.store(x_ptr + token * width + k, x, inside)
     tl.store(xg_ptr + token * width + place(k, width // 32), x * gain, inside)
-    put_fragments(xf_ptr + token * width, k, x * gain, inside, width)
     part = tl.arange(0, PARTS2)
     total = tl.where(part == 0, tl.sum(x * x, axis=0), 0.0)
     tl.store(ss_ptr + token * PARTS + part, total, part < PARTS)

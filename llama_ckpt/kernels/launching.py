@@ -14,18 +14,21 @@ from torch import Tensor
 
 from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.kernels.planes import Pack, Planes
-from llama_ckpt.kernels.tiles import TILE_WIDTH
 
 __all__ = [
+    "HOPPER",
     "Tile",
     "from_pieces",
     "launch_options",
     "matvec",
     "reading_arguments",
     "tile_for",
-    "to_fragments",
     "to_pieces",
 ]
+
+
+HOPPER = (9, 0)
+"""The compute capability from which on kernels overlap and add pairs of 16-bit integers."""
 
 
 @dataclass(frozen=True)
@@ -35,27 +38,36 @@ class Tile:
     Attributes:
         rows: of the weight; a power of two, at most the padding of planes.
         threads: a power of two; each takes 16 bytes of plain weights, or 32 packed weights, a step.
-        unroll: steps whose loads are in flight together, for plain types.
+        ahead: steps whose weights are read before they are needed; 1 or more.
+        registers: the most a thread takes, so that more programs run side by side; None leaves it open.
     """
 
     rows: int
     threads: int
-    unroll: int = 1
+    ahead: int = 1
+    registers: int | None = None
 
 
-def tile_for(planes: Planes) -> Tile:
-    """The tile for a weight: of its pack and width alone."""
-    width, pack = planes.shape[1], planes.layout.pack
-    if pack == Pack.TILES:
-        return Tile(32, min(256, _power_of_two(width // 4)), 2)
-    if pack == Pack.NIBBLE:
-        return Tile(8, min(64, _power_of_two(width // 32)))
-    if pack == Pack.BYTE:
-        return Tile(4, min(128, _power_of_two(width // 32)))
+FEW_ROWS = 8192
+"""Up to so many rows a weight's programs are all in progress at once, and none need make room for another."""
+
+
+def tile_for(planes: Planes, *, fine: bool) -> Tile:
+    """The tile for a weight: of its pack and shape alone, and of the vector's precision."""
+    (rows, width), pack = planes.shape, planes.layout.pack
+    few = rows <= FEW_ROWS
+    if pack == Pack.SIX:
+        return Tile(8, min(128, _power_of_two(width // 32)))
+    if pack in (Pack.NIBBLE, Pack.BYTE):
+        threads = min(64, _power_of_two(width // 32))
+        if pack == Pack.NIBBLE:
+            ahead, registers = (2 if few else 1, None if few else 96) if fine else (1, None)
+        else:
+            ahead, registers = (2, None) if few else (1, 128)
+        return Tile(8, threads, min(ahead, -(-width // (32 * threads))), registers)
     pieces = width // (4 if pack == Pack.FLOAT32 else 8)
     threads = min(128, _power_of_two(pieces))
-    steps = -(-pieces // threads)
-    return Tile(4, threads, 2 if steps % 2 == 0 else 1)
+    return Tile(8, threads, min(2 if few else 1, -(-pieces // threads)))
 
 
 def _power_of_two(n: int) -> int:
@@ -63,14 +75,12 @@ def _power_of_two(n: int) -> int:
     return max(32, 1 << (n - 1).bit_length())
 
 
-def reading_arguments(planes: Planes, tile: Tile) -> dict[str, Any]:
-    """The constants that tell a kernel how to read a weight."""
+def reading_arguments(planes: Planes, tile: Tile, *, fine: bool) -> dict[str, Any]:
+    """The constants that tell a kernel how to read a weight, and the vector: see `integer_vector`."""
     width = planes.shape[1]
     pack = planes.layout.pack
-    if pack == Pack.TILES:  # a warp takes 128 columns of 32 rows a step
-        a_step = 4
-    else:
-        a_step = 32 if pack in (Pack.NIBBLE, Pack.BYTE) else 4 if pack == Pack.FLOAT32 else 8
+    packed = pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX)
+    a_step = 32 if packed else 4 if pack == Pack.FLOAT32 else 8
     return {
         "PACK": int(pack),
         "MODE": int(planes.layout.mode),
@@ -78,15 +88,23 @@ def reading_arguments(planes: Planes, tile: Tile) -> dict[str, Any]:
         "R": tile.rows,
         "NT": tile.threads,
         "STEPS": -(-width // (a_step * tile.threads)),
-        "UNROLL": tile.unroll,
+        "AHEAD": tile.ahead,
+        "FINE": fine,
     }
 
 
-def launch_options(threads: int, pdl: bool) -> dict[str, Any]:
-    """Launch options and the constants ASM and PDL."""
+def launch_options(threads: int, pdl: bool, registers: int | None = None) -> dict[str, Any]:
+    """Launch options and the constants ASM (0: the interpreter; 2: instructions of Hopper, too) and PDL."""
     if INTERPRETED:
-        return {"ASM": False, "PDL": False}
-    return {"ASM": True, "PDL": pdl, "num_warps": threads // 32, "launch_pdl": pdl}
+        return {"ASM": 0, "PDL": False}
+    limit = {} if registers is None else {"maxnreg": registers}
+    return {
+        "ASM": 2 if torch.cuda.get_device_capability() >= HOPPER else 1,
+        "PDL": pdl,
+        "num_warps": threads // 32,
+        "launch_pdl": pdl,
+        **limit,
+    }
 
 
 def to_pieces(x: Tensor) -> Tensor:
@@ -101,27 +119,15 @@ def from_pieces(x: Tensor) -> Tensor:
     return x.reshape(n, 8, width // 32, 4).transpose(1, 2).reshape(n, width)
 
 
-def to_fragments(x: Tensor) -> Tensor:
-    """Vectors [n, width] as high and low bfloat16, in the order of `tensor_cores.fragment`: int32 [n, width].
-
-    Zeros where the width is not whole chunks of 128: no kernel reads them then.
-    """
-    n, width = x.shape
-    if width % TILE_WIDTH:
-        return torch.zeros(n, width, dtype=torch.int32, device=x.device)
-    high = x.bfloat16()
-    parts = torch.stack((high, (x - high.float()).bfloat16()), dim=0)
-    # [part, n, chunk, block, eight of 32, t, column of the pair] -> [n, chunk, block, part, t, eight, column]
-    parts = parts.view(2, n, width // 128, 4, 4, 4, 2).permute(1, 2, 3, 0, 5, 4, 6)
-    return parts.reshape(n, 2 * width).contiguous().view(torch.int32)
-
-
-def matvec(planes: Planes, x: Tensor, *, out: Tensor | None = None, tile: Tile | None = None) -> Tensor:
-    """W x for a few vectors, float32 sums of float32 products.
+def matvec(
+    planes: Planes, x: Tensor, *, fine: bool = True, out: Tensor | None = None, tile: Tile | None = None
+) -> Tensor:
+    """W x for a few vectors, summed in float32.
 
     Args:
         planes: the weight [rows, width].
         x: float32 [n, width].
+        fine: keep 24 bits of x where weights are packed, not 16.
         out: float32 [n, rows] to write to.
         tile: None takes the table's.
 
@@ -133,13 +139,13 @@ def matvec(planes: Planes, x: Tensor, *, out: Tensor | None = None, tile: Tile |
     rows, width = planes.shape
     n = x.shape[0]
     y = x.new_empty(n, rows) if out is None else out
-    tile = tile or tile_for(planes)
+    tile = tile or tile_for(planes, fine=fine)
     grid = (n, -(-rows // tile.rows))
-    pieces, fragments = to_pieces(x.to(torch.float32)), to_fragments(x.to(torch.float32))
+    pieces = to_pieces(x.to(torch.float32))
     matvec_kernel[grid](
-        planes.q, planes.scale, planes.super, pieces, fragments, pieces, y, rows, y.stride(0), 0.0,
+        planes.q, planes.scale, planes.super, pieces, pieces, y, rows, y.stride(0), 0.0,
         U=width // 32,
         NORM=False, PARTS=1, PARTS2=1,
-        **reading_arguments(planes, tile), **launch_options(tile.threads, False),
+        **reading_arguments(planes, tile, fine=fine), **launch_options(tile.threads, False, tile.registers),
     )  # fmt: skip
     return y

@@ -1,27 +1,26 @@
-"""Device functions: dot products of rows in blocks with a float32 vector.
+"""Device functions: dot products of rows with a float32 vector, a thread working on all rows of its columns.
 
-See `reading` for the layout of threads and vectors and for how integers become floats. A thread takes
-one group of 32 weights of each of its rows at a time. Integers q are multiplied and summed in float32;
-the group's scale comes after, once a group. What an offset or a minimum takes away is scale * offset or
-minimum times the sum of the group's x, which all rows share.
+See `reading` for how vectors and plain numbers are read, and `integer_vector` for packed weights: a thread
+takes one group of 32 of each of its rows at a time, and as many elements of the vector, which it turns into
+integers once for all rows. The group's scale comes after, once a group. What an offset takes away is offset
+times the sum of the integers; a minimum, the minimum times the sum of x.
 """
 
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import jit, tl
+from llama_ckpt.kernels.integer_vector import dot2, dot4, half_sum, in_float, integers, unit_of
 from llama_ckpt.kernels.reading import (
-    bytes_dot,
     high_half,
+    load2,
     load4,
     load_word,
     load_x,
     low_half,
-    nibbles_dot,
-    plain_dots,
-    plain_words,
+    plain_dot,
     signed_byte,
 )
-from llama_ckpt.kernels.tensor_cores import tile_dots, tile_words
+from llama_ckpt.kernels.row_sums import sums_of_rows
 
 __all__: list[str] = []
 
@@ -54,114 +53,154 @@ def scales(s, f, MODE: tl.constexpr):
 
 
 @jit
-def group_words(q_ptr, s_ptr, f_ptr, row, step, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-                R: tl.constexpr, NT: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """The words of a step, and the scales: a group of 32 weights a thread and row."""
-    WORDS: tl.constexpr = U * 4 if PACK == 3 else U * 8
-    r = (row + tl.arange(0, R))[:, None]
-    u = step * NT + tl.arange(0, NT)[None, :]
-    ok = u < U
-    words = load4(q_ptr + r * WORDS + u * 4, ok, ASM)
-    if PACK == 4:
-        words = words + load4(q_ptr + r * WORDS + (U + u) * 4, ok, ASM)
-    s = load_word(s_ptr + r * U + u, ok, ASM)
-    f = s
-    if MODE >= 3:
-        f = load_word(f_ptr + r * (U // 8) + u // 8, ok, ASM)
-    return words, s, f
+def step_words(q_ptr, s_ptr, f_ptr, row, step, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+               R: tl.constexpr, NT: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Of each row what a step takes, [NT] each: 16 bytes of plain numbers, or 32 weights and their scales.
+
+    Rows are a constant apart, so that one address serves them all.
+    """
+    rows = ()
+    at = step * NT + tl.arange(0, NT)
+    if PACK <= 2:
+        PIECES: tl.constexpr = U * 8 if PACK == 0 else U * 4
+        ok = at < PIECES
+        q = q_ptr + row.to(tl.int64) * (PIECES * 4) + at * 4
+        for r in tl.static_range(R):
+            rows = rows + (load4(q + r * (PIECES * 4), ok, ASM),)
+    else:
+        WORDS: tl.constexpr = U * 4 if PACK == 3 else U * 6 if PACK == 5 else U * 8
+        ok = at < U
+        q = q_ptr + row.to(tl.int64) * WORDS + at * 4
+        s = s_ptr + row * U + at
+        f = f_ptr + row * (U // 8) + at // 8
+        for r in tl.static_range(R):
+            words = load4(q + r * WORDS, ok, ASM)
+            if PACK == 4:
+                words = words + load4(q + (r * WORDS + U * 4), ok, ASM)
+            if PACK == 5:
+                words = words + load2(q + (r * WORDS + U * 4) - at * 2, ok, ASM)
+            words = words + (load_word(s + r * U, ok, ASM),)
+            if MODE >= 3:
+                words = words + (load_word(f + r * (U // 8), ok, ASM),)
+            rows = rows + (words,)
+    return rows
 
 
 @jit
-def group_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr,
-               MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
-               STEPS: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """Partial dot products [R, NT] of rows in blocks, whose first words are there already."""
-    LOWER: tl.constexpr = 562949953421312.0  # 2^(149 - 100): brings lifted sums back
-    acc = tl.zeros((R, NT), tl.float32)
-    for step in tl.static_range(STEPS):
-        w, s, f = words
-        if step > 0:
-            w, s, f = group_words(q_ptr, s_ptr, f_ptr, row, step, U, PACK, MODE, R, NT, ASM)
-        u = step * NT + tl.arange(0, NT)[None, :]
-        ok = u < U
-        x = x_ptr + u * 4
-        a0, a1, a2, a3 = load_x(x, ok, ASM)
-        b0, b1, b2, b3 = load_x(x + U * 4, ok, ASM)
-        c0, c1, c2, c3 = load_x(x + U * 8, ok, ASM)
-        d0, d1, d2, d3 = load_x(x + U * 12, ok, ASM)
-        e0, e1, e2, e3 = load_x(x + U * 16, ok, ASM)
-        f0, f1, f2, f3 = load_x(x + U * 20, ok, ASM)
-        g0, g1, g2, g3 = load_x(x + U * 24, ok, ASM)
-        h0, h1, h2, h3 = load_x(x + U * 28, ok, ASM)
-        low = ((a0 + a1) + (a2 + a3)) + ((b0 + b1) + (b2 + b3))
-        low += ((c0 + c1) + (c2 + c3)) + ((d0 + d1) + (d2 + d3))
-        high = ((e0 + e1) + (e2 + e3)) + ((f0 + f1) + (f2 + f3))
-        high += ((g0 + g1) + (g2 + g3)) + ((h0 + h1) + (h2 + h3))
-        # An offset is common to all rows: the sums start below zero by it, in lifted units.
-        first = tl.zeros((R, NT), tl.float32)
-        if MODE <= 3:
-            first -= (low + high) * (OFFSET / LOWER)
+def eight(words, i: tl.constexpr, PACK: tl.constexpr):
+    """Eight weights as two words of bytes."""
+    if PACK == 3:  # the second word's count 16 times
+        return words[i] & 0x0F0F0F0F, words[i] & 0xF0F0F0F0
+    elif PACK == 4:
+        return words[2 * i], words[2 * i + 1]
+    else:
+        first = words[i] & 0x0F0F0F0F
+        second = (words[i] >> 4) & 0x0F0F0F0F
+        upper = words[4 + i // 2]
+        if i % 2 == 0:
+            return first | ((upper << 4) & 0x30303030), second | ((upper << 2) & 0x30303030)
         else:
-            first -= low * (OFFSET / LOWER)
-            second = tl.zeros((R, NT), tl.float32) - high * (OFFSET / LOWER)
+            return first | (upper & 0x30303030), second | ((upper >> 2) & 0x30303030)
+
+
+@jit
+def eights_dot(words, pairs, rest, total, total_rest, START: tl.constexpr, END: tl.constexpr,
+               PACK: tl.constexpr, OFFSET: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """sum (q - offset) x, in units, over the eights from START to END, the sum of whose x is `total`.
+
+    For nibbles in sixteenths of units.
+    """
+    acc = tl.zeros(words[0].shape, tl.int32) - total * OFFSET
+    acc_rest = tl.zeros(words[0].shape, tl.int32) - total_rest * OFFSET
+    second = tl.zeros(words[0].shape, tl.int32)
+    second_rest = second
+    for i in tl.static_range(START, END):
+        a, b = eight(words, i, PACK)
+        acc = dot2(dot2(acc, pairs[4 * i], a, False, ASM), pairs[4 * i + 1], a, True, ASM)
         if PACK == 3:
-            first = nibbles_dot(first, w[0], a0, a1, a2, a3, b0, b1, b2, b3)
-            first = nibbles_dot(first, w[1], c0, c1, c2, c3, d0, d1, d2, d3)
-            first = nibbles_dot(first, w[2], e0, e1, e2, e3, f0, f1, f2, f3)
-            first = nibbles_dot(first, w[3], g0, g1, g2, g3, h0, h1, h2, h3)
+            second = dot2(dot2(second, pairs[4 * i + 2], b, False, ASM), pairs[4 * i + 3], b, True, ASM)
         else:
-            first = bytes_dot(first, w[0], a0, a1, a2, a3)
-            first = bytes_dot(first, w[1], b0, b1, b2, b3)
-            first = bytes_dot(first, w[2], c0, c1, c2, c3)
-            first = bytes_dot(first, w[3], d0, d1, d2, d3)
-            if MODE <= 3:
-                first = bytes_dot(first, w[4], e0, e1, e2, e3)
-                first = bytes_dot(first, w[5], f0, f1, f2, f3)
-                first = bytes_dot(first, w[6], g0, g1, g2, g3)
-                first = bytes_dot(first, w[7], h0, h1, h2, h3)
+            acc = dot2(dot2(acc, pairs[4 * i + 2], b, False, ASM), pairs[4 * i + 3], b, True, ASM)
+        if FINE:
+            acc_rest = dot4(acc_rest, rest[2 * i], a, ASM)
+            if PACK == 3:
+                second_rest = dot4(second_rest, rest[2 * i + 1], b, ASM)
             else:
-                second = bytes_dot(second, w[4], e0, e1, e2, e3)
-                second = bytes_dot(second, w[5], f0, f1, f2, f3)
-                second = bytes_dot(second, w[6], g0, g1, g2, g3)
-                second = bytes_dot(second, w[7], h0, h1, h2, h3)
-        s0, m0, s1, m1 = scales(s, f, MODE)
-        if MODE <= 3:
-            acc += (s0 * LOWER) * first
-        else:
-            acc += (s0 * LOWER) * first + (s1 * LOWER) * second
-        if MODE == 2 or MODE == 3:
-            acc -= m0 * (low + high)
-        elif MODE == 5:
-            acc -= m0 * low + m1 * high
+                acc_rest = dot4(acc_rest, rest[2 * i + 1], b, ASM)
+    if PACK == 3:
+        return in_float((acc << 4) + second, (acc_rest << 4) + second_rest, FINE)
+    else:
+        return in_float(acc, acc_rest, FINE)
+
+
+@jit
+def group_dot(acc, w, unit, pairs, rest, sums, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
+              FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """acc + the dot product of one row's group with 32 elements; sums are those of their halves."""
+    WORDS: tl.constexpr = 4 if PACK == 3 else 6 if PACK == 5 else 8
+    low, low_rest, high, high_rest = sums
+    share = unit * 0.0625 if PACK == 3 else unit
+    s0, m0, s1, m1 = scales(w[WORDS], w[WORDS + 1] if MODE >= 3 else w[WORDS], MODE)
+    if MODE <= 3:
+        total = low + high
+        total_rest = low_rest + high_rest
+        acc += (s0 * share) * eights_dot(w, pairs, rest, total, total_rest, 0, 4, PACK, OFFSET, FINE, ASM)
+        if MODE >= 2:
+            acc -= m0 * (in_float(total, total_rest, FINE) * unit)
+    else:
+        acc += (s0 * share) * eights_dot(w, pairs, rest, low, low_rest, 0, 2, PACK, OFFSET, FINE, ASM)
+        acc += (s1 * share) * eights_dot(w, pairs, rest, high, high_rest, 2, 4, PACK, OFFSET, FINE, ASM)
+        if MODE == 5:
+            acc -= m0 * (in_float(low, low_rest, FINE) * unit) + m1 * (in_float(high, high_rest, FINE) * unit)
     return acc
 
 
 @jit
-def first_words(q_ptr, s_ptr, f_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-                R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, UNROLL: tl.constexpr,
-                ASM: tl.constexpr):  # fmt: skip
-    """Start reading rows: weights depend on no other kernel, so this comes before a wait."""
-    if PACK == 5:
-        words = tile_words(q_ptr, s_ptr, f_ptr, row, 0, U, MODE, NT, STEPS, UNROLL)
-    elif PACK >= 3:
-        words = group_words(q_ptr, s_ptr, f_ptr, row, 0, U, PACK, MODE, R, NT, ASM)
+def step_dots(acc, rows, x_ptr, step, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+              OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, FINE: tl.constexpr,
+              ASM: tl.constexpr):  # fmt: skip
+    """Add a step's products to R sums [NT]."""
+    at = step * NT + tl.arange(0, NT)
+    x = ()
+    new = ()
+    if PACK <= 2:
+        PER: tl.constexpr = 1 if PACK == 0 else 2  # pieces of x for 16 bytes of weights
+        p = at * PER
+        for i in tl.static_range(PER):
+            x = x + (load_x(x_ptr + ((p % 8 + i) * U + p // 8) * 4, p < U * 8, ASM),)
+        for r in tl.static_range(R):
+            new = new + (plain_dot(acc[r], rows[r], x, PACK),)
     else:
-        words = plain_words(q_ptr, row, 0, U, PACK, R, NT, UNROLL, ASM)
+        for i in tl.static_range(8):
+            x = x + (load_x(x_ptr + at * 4 + U * 4 * i, at < U, ASM),)
+        unit = unit_of(x, FINE)
+        pairs, rest = integers(x, unit, PACK != 4, FINE, ASM)
+        sums = half_sum(pairs, rest, 0, FINE, ASM) + half_sum(pairs, rest, 1, FINE, ASM)
+        for r in tl.static_range(R):
+            new = new + (group_dot(acc[r], rows[r], unit, pairs, rest, sums, PACK, MODE, OFFSET, FINE, ASM),)
+    return new
+
+
+@jit
+def first_words(q_ptr, s_ptr, f_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+                R: tl.constexpr, NT: tl.constexpr, AHEAD: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Start reading rows, AHEAD steps: weights depend on no other kernel, so this comes before a wait."""
+    words = ()
+    for step in tl.static_range(AHEAD):
+        words = words + (step_words(q_ptr, s_ptr, f_ptr, row, step, U, PACK, MODE, R, NT, ASM),)
     return words
 
 
 @jit
-def row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, xf_ptr, row, U: tl.constexpr, PACK: tl.constexpr,
-             MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr,
-             STEPS: tl.constexpr, UNROLL: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """Dot products [R] of the rows from `row` on with one vector, in pieces or, for tiles, in fragments."""
-    if PACK == 5:
-        y = tile_dots(words, q_ptr, s_ptr, f_ptr, xf_ptr, row, U, MODE, OFFSET, NT, STEPS, UNROLL)
-    elif PACK >= 3:
-        y = tl.sum(
-            group_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U, PACK, MODE, OFFSET, R, NT, STEPS, ASM),
-            axis=1,
-        )
-    else:
-        y = tl.sum(plain_dots(words, q_ptr, x_ptr, row, U, PACK, R, NT, STEPS, UNROLL, ASM), axis=1)
-    return y
+def row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+             OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
+             AHEAD: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Dot products [R] of the rows from `row` on with a vector in pieces; `words` are on their way."""
+    acc = ()
+    for _ in tl.static_range(R):
+        acc = acc + (tl.zeros((NT,), tl.float32),)
+    for step in tl.static_range(STEPS):
+        if step + AHEAD < STEPS:
+            words = words + (step_words(q_ptr, s_ptr, f_ptr, row, step + AHEAD, U, PACK, MODE, R, NT, ASM),)
+        acc = step_dots(acc, words[step], x_ptr, step, U, PACK, MODE, OFFSET, R, NT, FINE, ASM)
+    return sums_of_rows(acc, R, NT, ASM)

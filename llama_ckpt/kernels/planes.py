@@ -5,8 +5,9 @@ apart once, on its device, into planes; no value changes:
 
     q       int32 words. Plain types: the row itself. "nibble": 4 words for 32 weights, weight 8 i + n in
             bits 4 n of word i. "byte": two planes of 4 words for 32 weights (weights 0-15, then 16-31),
-            one byte each. Q4_K lies in tiles instead: see `tiles`. A stored integer is never negative:
-            it is q + offset.
+            one byte each. "six": the lower four bits as "nibble"; then 2 words for 32 weights, with bits 4
+            and 5 of two of the words before: of the first one's even weights in bits 8 n and 8 n + 1, its odd
+            ones' in the next two, and so on. A stored integer is never negative: it is q + offset.
     scale   for each 32 weights what multiplies them: see `Mode`
     super   for each 256 weights the float16 factors of the K-quants
 
@@ -16,7 +17,7 @@ Rows are padded with zeros to a multiple of 32, so that no kernel has to check i
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
@@ -27,7 +28,6 @@ from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.errors import ShapeError
-from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.kernels.fields import (
     bytes_of_iq4,
     bytes_of_q2_k,
@@ -42,7 +42,6 @@ from llama_ckpt.kernels.fields import (
     nibbles_of_q4_k,
     q3_k_scales,
 )
-from llama_ckpt.kernels.tiles import TILE_WIDTH, tiled_entries, tiled_words
 from llama_ckpt.quants import PackedWeight, Weight
 
 __all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "repack", "stacked"]
@@ -59,8 +58,8 @@ class Pack(IntEnum):
     BFLOAT16 = 2
     NIBBLE = 3
     BYTE = 4
-    TILES = 5
-    """Four bits a weight in tiles of 32 rows and 128 columns, ordered for the tensor cores."""
+    SIX = 5
+    """Six bits, for types whose rows are whole blocks of 256."""
 
 
 class Mode(IntEnum):
@@ -132,13 +131,6 @@ def repack(weight: Weight) -> Planes:
         empty = torch.empty(0, dtype=torch.int32, device=weight.device)
         return Planes(_PLAIN[weight.dtype], (rows, width), _padded(weight).view(torch.int32), empty, empty)
     layout, take_apart = _PACKED[weight.type]
-    if (
-        layout.mode == Mode.K_PAIR
-        and layout.pack == Pack.NIBBLE
-        and width % TILE_WIDTH == 0
-        and not INTERPRETED
-    ):
-        layout = replace(layout, pack=Pack.TILES)
     block_bytes = GGML_QUANT_SIZES[weight.type][1]
     step = max(1, _BLOCKS_AT_ONCE * block_bytes // max(1, weight.raw.shape[1]))
     step = -(-step // ROW_PADDING) * ROW_PADDING
@@ -192,19 +184,25 @@ def _pieces(
     layout: Layout, take_apart: Callable[[Tensor], Fields], raw: Tensor, block_bytes: int, width: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The planes of some rows."""
-    if layout.pack == Pack.TILES:
-        raw = _padded(raw)
     rows = raw.shape[0]
     integers, scale, factors = take_apart(raw.reshape(-1, block_bytes))
-    if layout.pack == Pack.TILES:
-        scales = tiled_entries(_integers(scale, rows), 4)
-        return tiled_words(integers.reshape(rows, width)), scales, tiled_entries(_integers(factors, rows), 1)
     groups = integers.reshape(rows, width // GROUP, GROUP)
-    if layout.pack == Pack.NIBBLE:
-        words = (groups[..., 0::2] | (groups[..., 1::2] << 4)).reshape(rows, -1)
-    else:
+    if layout.pack == Pack.BYTE:
         words = groups.reshape(rows, -1, 2, 16).transpose(1, 2).reshape(rows, -1)
+    else:
+        even, odd = groups[..., 0::2], groups[..., 1::2]
+        words = ((even & 15) | (odd << 4)).reshape(rows, -1)
+        if layout.pack == Pack.SIX:
+            words = torch.cat((words, _upper_bits(even, odd).reshape(rows, -1)), dim=1)
     return words.contiguous().view(torch.int32), _integers(scale, rows), _integers(factors, rows)
+
+
+def _upper_bits(even: Tensor, odd: Tensor) -> Tensor:
+    """Bits 4 and 5 of the even and odd weights of groups, uint8 [..., 16] each -> [..., 8]: see `Planes`."""
+    groups = even.shape[:-1]
+    fields = torch.stack((even >> 4, odd >> 4), dim=-2).view(*groups, 2, 2, 2, 4)  # [..., parity, j, i, byte]
+    first, second, third, fourth = fields.movedim(-4, -2).reshape(*groups, 2, 4, 4).unbind(-2)
+    return first | (second << 2) | (third << 4) | (fourth << 6)
 
 
 def _integers(plane: Tensor, rows: int) -> Tensor:
@@ -234,15 +232,15 @@ _PACKED: Final[Mapping[T, tuple[Layout, Callable[[Tensor], Fields]]]] = MappingP
         T.Q5_0: (Layout(Pack.BYTE, Mode.HALF, 16), lambda b: (bytes_of_q5_0(b), b[:, :2], _none(b))),
         T.Q5_1: (Layout(Pack.BYTE, Mode.PAIR), lambda b: (bytes_of_q5_1(b), b[:, :4], _none(b))),
         T.Q8_0: (Layout(Pack.BYTE, Mode.HALF, 128), lambda b: (b[:, 2:] ^ 128, b[:, :2], _none(b))),
-        T.Q2_K: (Layout(Pack.BYTE, Mode.K_TWO_PAIRS), lambda b: (*bytes_of_q2_k(b), b[:, 80:84])),
+        T.Q2_K: (Layout(Pack.NIBBLE, Mode.K_TWO_PAIRS), lambda b: (*bytes_of_q2_k(b), b[:, 80:84])),
         T.Q3_K: (
-            Layout(Pack.BYTE, Mode.K_TWO, 4),
+            Layout(Pack.NIBBLE, Mode.K_TWO, 4),
             lambda b: (bytes_of_q3_k(b), q3_k_scales(b).view(-1, 8, 2), b[:, 108:110]),
         ),
         T.Q4_K: (Layout(Pack.NIBBLE, Mode.K_PAIR), lambda b: (nibbles_of_q4_k(b), k_scales(b), b[:, :4])),
-        T.Q5_K: (Layout(Pack.BYTE, Mode.K_PAIR), lambda b: (bytes_of_q5_k(b), k_scales(b), b[:, :4])),
+        T.Q5_K: (Layout(Pack.SIX, Mode.K_PAIR), lambda b: (bytes_of_q5_k(b), k_scales(b), b[:, :4])),
         T.Q6_K: (
-            Layout(Pack.BYTE, Mode.K_TWO, 32),
+            Layout(Pack.SIX, Mode.K_TWO, 32),
             lambda b: (bytes_of_q6_k(b), b[:, 192:208].reshape(-1, 8, 2), b[:, 208:210]),
         ),
         T.IQ4_NL: (

@@ -29,10 +29,10 @@ def attended(slots: list[int], head: int, kv: torch.dtype, splits: int, device: 
         cache[:, : slots[-1] + 1] = torch.randn(HEADS // GROUP, slots[-1] + 1, head, device=device).to(kv)
     context = torch.full((n, width), float("nan"), device=device)
     parts, stats = (torch.full((n, HEADS, 4, k), float("nan"), device=device) for k in (head, 2))
-    counters, fragments = (torch.zeros(n, k, dtype=torch.int32, device=device) for k in (HEADS, width))
+    counters = torch.zeros(n, HEADS, dtype=torch.int32, device=device)
     attention_kernel[(HEADS, splits, n)](
         query, keys, values, torch.tensor(slots, dtype=torch.int32, device=device), parts, stats, counters,
-        context, fragments, SLOTS, GROUP, head**-0.5,
+        context, SLOTS, GROUP, head**-0.5,
         HEAD=head, HEAD2=1 << (head - 1).bit_length(), SPLIT=SPLIT, MAX_SPLITS=4, **options,
     )  # fmt: skip
     assert not counters.any()

@@ -8,9 +8,8 @@ from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.errors import ShapeError
-from llama_ckpt.kernels.launching import from_pieces, to_fragments, to_pieces
+from llama_ckpt.kernels.launching import from_pieces, to_pieces
 from llama_ckpt.kernels.planes import ROW_PADDING, Mode, Pack, Planes, interleaved, repack, stacked
-from llama_ckpt.kernels.tiles import tiled_words
 from llama_ckpt.quants import PackedWeight
 from tests.kernels.random_weights import FACTORS, packed
 
@@ -24,8 +23,15 @@ def integers(planes: Planes) -> Tensor:
     """The stored integers, [rows, groups, 32]."""
     rows, width = planes.shape
     stored = planes.q.contiguous().view(torch.uint8).view(planes.q.shape[0], -1)[:rows]
-    if planes.layout.pack == Pack.NIBBLE:
-        return torch.stack((stored & 15, stored >> 4), dim=-1).reshape(rows, -1, 32)
+    if planes.layout.pack in (Pack.NIBBLE, Pack.SIX):
+        nibbles = stored[:, : width // 2]
+        q = torch.stack((nibbles & 15, nibbles >> 4), dim=-1).reshape(rows, -1, 32)
+        if planes.layout.pack == Pack.SIX:
+            upper = stored[:, width // 2 :].reshape(rows, -1, 2, 1, 4)  # [rows, group, word, -, byte]
+            fields = torch.stack([(upper >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1)
+            fields = fields.squeeze(-3).unflatten(-1, (2, 2))  # [rows, group, word, byte, its word, parity]
+            q = q | (fields.transpose(-3, -2).reshape(rows, -1, 32) << 4)
+        return q
     return stored.view(rows, 2, width // 32, 16).transpose(1, 2).reshape(rows, -1, 32)
 
 
@@ -51,7 +57,7 @@ def read_back(planes: Planes) -> Tensor:
     return (pairs[..., :1] * halved - pairs[..., 1:]).reshape(rows, width)
 
 
-@pytest.mark.parametrize("type", [t for t in FACTORS if t != T.Q4_K], ids=lambda t: t.name)
+@pytest.mark.parametrize("type", FACTORS, ids=lambda t: t.name)
 def test_planes_hold_the_values_of_the_file(type: T) -> None:
     weight = packed(type, 5, 512)
     planes = repack(weight)
@@ -72,20 +78,6 @@ def test_plain_weights_stay_as_they_are(dtype: torch.dtype) -> None:
     assert torch.equal(planes.q.view(dtype), weight)
 
 
-def test_tiles_hold_each_integer_in_its_lane() -> None:
-    """Decoded lane by lane, as the matrix instruction's fragments are defined."""
-    q = torch.randint(0, 16, (64, 256), dtype=torch.uint8)
-    words = tiled_words(q).view(2, 2, 2, 2, 8, 4, 2, 2).long() & 0xFFFFFFFF
-    for tile, half, chunk, run, g, t, block, sixteen in ((0, 1, 1, 0, 3, 2, 1, 0), (1, 0, 0, 1, 7, 3, 0, 1)):
-        word = int(words[tile, half, chunk, run, g, t, block, sixteen])
-        for pair in range(4):
-            eight, row = divmod(pair, 2)
-            turned = ((word >> 4 * pair) | (word << (32 - 4 * pair))) & 0xFFFFFFFF
-            column = chunk * 128 + (2 * run + block) * 32 + sixteen * 16 + eight * 8 + 2 * t
-            wanted = q[tile * 32 + 4 * g + 2 * half + row, column : column + 2].tolist()
-            assert [(turned >> 3) & 15, (turned >> 19) & 15] == wanted
-
-
 def test_width_must_be_whole_groups() -> None:
     with pytest.raises(ShapeError):
         repack(torch.zeros(4, 40))
@@ -101,11 +93,6 @@ def test_stacked_and_interleaved_keep_rows_and_refuse_other_types() -> None:
     assert stacked((a, other)) is None and interleaved(a, other) is None
 
 
-def test_pieces_and_fragments_lose_nothing_they_promise() -> None:
+def test_pieces_come_back() -> None:
     x = torch.randn(3, 256)
     assert torch.equal(from_pieces(to_pieces(x)), x)
-    k = torch.arange(256)
-    lane = (k % 128) // 32 * 8 + (k % 8) // 2
-    place = (k // 128 * 32 + lane) * 8 + (k % 32) // 8 * 2 + k % 2
-    parts = to_fragments(x).view(torch.bfloat16).float()
-    assert ((parts[:, place] + parts[:, place + 32] - x).abs() <= x.abs() * 2**-16).all()
