@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
 
 import llama_ckpt
 import reference_dumps
@@ -20,6 +19,8 @@ from llama_ckpt.gguf_file import open_gguf, weights_sha256
 from llama_ckpt.module_recorder import record
 from llama_ckpt.seeded_model import make_seeded
 
+transformers = pytest.importorskip("transformers", reason="a GPU machine without a network may lack it")
+
 MODEL = reference_dumps.embedded_model()
 EIGHT = [1, 1126, 4177, 1497, 29892, 2803, 727, 367]
 ALL = 3 + 17 * 32
@@ -28,7 +29,7 @@ ALL = 3 + 17 * 32
 def loaded(model: Path, folder: Path) -> Any:
     """transformers' Llama with a GGUF file's weights."""
     export_weights(model, folder / "model.safetensors", layout="hf")
-    return LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 @pytest.fixture(scope="module")

@@ -190,7 +190,10 @@ def measure_all(jobs: int) -> Table:
             for (dtype, forcing, point), figures in _entries(found):
                 points = table.setdefault(dtype, {}).setdefault(forcing, {})
                 points[point] = tuple(map(max, points.get(point, (0.0,) * 5), figures))  # type: ignore[assignment]
-    return table
+    return {
+        dtype: {forcing: {p: points[p] for p in ORDER if p in points} for forcing, points in forcings.items()}
+        for dtype, forcings in table.items()
+    }
 
 
 def _entries(table: Table) -> Iterator[tuple[tuple[str, str, str], tuple[float, ...]]]:

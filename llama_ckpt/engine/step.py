@@ -38,7 +38,8 @@ FEW = 16
 SPLIT = 64
 """Slots that one program of the attention kernel looks at."""
 
-ATTENTION_WARPS = 4
+ATTENTION_WARPS = {torch.float16: 2, torch.float32: 4}
+"""Of a program of the attention kernel, by the cache's type; measured, docs/performance.md."""
 
 Tap = Callable[[str, Tensor], object]
 
@@ -197,7 +198,7 @@ class Step:
             b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
             b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
             HEAD=c.head_dim, HEAD2=_power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
-            **self._plain(ATTENTION_WARPS),
+            **self._plain(ATTENTION_WARPS[b.keys.dtype]),
         )  # fmt: skip
 
     def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:

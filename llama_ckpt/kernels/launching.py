@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llama_ckpt.kernels.compiler import INTERPRETED
-from llama_ckpt.kernels.planes import Pack, Planes
+from llama_ckpt.kernels.planes import Mode, Pack, Planes
 
 __all__ = [
     "HOPPER",
@@ -60,10 +60,12 @@ def tile_for(planes: Planes, *, fine: bool) -> Tile:
         return Tile(8, min(128, _power_of_two(width // 32)))
     if pack in (Pack.NIBBLE, Pack.BYTE):
         threads = min(64, _power_of_two(width // 32))
-        if pack == Pack.NIBBLE:
-            ahead, registers = (2 if few else 1, None if few else 96) if fine else (1, None)
-        else:
+        if pack == Pack.BYTE:
             ahead, registers = (2, None) if few else (1, 128)
+        elif fine:
+            ahead, registers = (2, None) if few else (1, 112 if planes.layout.mode == Mode.K_PAIR else 96)
+        else:
+            ahead, registers = 1, None
         return Tile(8, threads, min(ahead, -(-width // (32 * threads))), registers)
     pieces = width // (4 if pack == Pack.FLOAT32 else 8)
     threads = min(128, _power_of_two(pieces))
