@@ -24,7 +24,7 @@ Dtype = Annotated[
 
 Precision = Annotated[
     Literal["fast", "high"],
-    typer.Option("--precision", help="The engine's; high has a float32 cache."),
+    typer.Option("--precision", help="The engine's; high: wider cache and activations."),
 ]
 
 
