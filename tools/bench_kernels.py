@@ -90,7 +90,7 @@ def launch(planes: Planes, pieces: torch.Tensor, y: torch.Tensor, tile: Tile | N
     )  # fmt: skip
 
 
-def aheads(planes: Planes, threads: int, rows: int) -> tuple[int, ...]:
+def aheads(planes: Planes, threads: int) -> tuple[int, ...]:
     """Numbers of steps read ahead that make sense."""
     if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX):
         return (1,)
@@ -113,7 +113,7 @@ def main() -> None:
             planes = repack(weight)
             for threads in map(int, options.threads.split(",")):
                 for r in map(int, options.rows.split(",")):
-                    for ahead in aheads(planes, threads, r):
+                    for ahead in aheads(planes, threads):
                         tile = Tile(r, threads, ahead)
                         took = microseconds(planes, tile)
                         results.append({"type": kind, "shape": name, "rows": r, "threads": threads,

@@ -184,22 +184,14 @@ def measure_one(shape: Shape, seed: int) -> Table:
 def measure_all(jobs: int) -> Table:
     """Every shape, seed and type."""
     runs = [(shape, seed) for shape in reversed(ENGINE_SHAPES) for seed in SEEDS]  # the largest first
-    table: Table = {}
+    maxima = Maxima()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for found in pool.map(measure_one, *zip(*runs, strict=True)):
-            for (dtype, forcing, point), figures in _entries(found):
-                points = table.setdefault(dtype, {}).setdefault(forcing, {})
-                points[point] = tuple(map(max, points.get(point, (0.0,) * 5), figures))  # type: ignore[assignment]
-    return {
-        dtype: {forcing: {p: points[p] for p in ORDER if p in points} for forcing, points in forcings.items()}
-        for dtype, forcings in table.items()
-    }
-
-
-def _entries(table: Table) -> Iterator[tuple[tuple[str, str, str], tuple[float, ...]]]:
-    for dtype, forcings in table.items():
-        for forcing, points in forcings.items():
-            yield from (((dtype, forcing, point), figures) for point, figures in points.items())
+        for table in pool.map(measure_one, *zip(*runs, strict=True)):
+            for dtype, forcings in table.items():
+                for forcing, points in forcings.items():
+                    for point, errors in points.items():
+                        maxima.add(dtype, forcing, point, errors)
+    return maxima.table
 
 
 TEMPLATE = '''"""The largest errors measured of the engine, written by `tools/measure_engine_limits.py`."""

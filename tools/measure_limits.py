@@ -80,12 +80,16 @@ class Maxima:
         found = measure(x.double().numpy(), o, causal_mask(prompt.positions) if causal else None)
         gain = abs(found.gain) / averaging(found.n_gain)
         bias = abs(found.bias) / averaging(found.n)
-        now = (found.err, found.row_err, found.element_err, gain, bias)
+        if self.add(dtype, forcing, point, (found.err, found.row_err, found.element_err, gain, bias)):
+            self.worst[dtype, forcing, point] = prompt.run
+
+    def add(self, dtype: str, forcing: str, point: str, now: Errors) -> bool:
+        """Count one measurement in; whether its err is the largest yet."""
         points = self.table.setdefault(dtype, {}).setdefault(forcing, {})
         before = points.get(point, (0.0,) * 5)
-        if now[0] > before[0]:
-            self.worst[dtype, forcing, point] = prompt.run
-        points[point] = tuple(map(max, before, now))  # type: ignore[assignment]
+        err, row_err, element_err, gain, bias = map(max, before, now)
+        points[point] = (err, row_err, element_err, gain, bias)
+        return now[0] > before[0]
 
 
 def measure_shape(

@@ -269,9 +269,8 @@ def main() -> int:
         summary = summarize(found)
         summaries.append(summary)
         print(*_lines(summary), sep="\n", flush=True)
-        seconds = round(
-            time.perf_counter() - begun, 1
-        )  # written each time: a run that is cut leaves the rest
+        seconds = round(time.perf_counter() - begun, 1)
+        # Written each time: a run that is cut leaves what it has.
         options.out.write_text(json.dumps({"seconds": seconds, "types": summaries}, indent=1) + "\n")
     print(f"{len(summaries)} types in {seconds} s")
     return int(any(judged(summary) for summary in summaries))

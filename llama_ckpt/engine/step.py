@@ -97,7 +97,7 @@ class Step:
         weights: its planes.
         buffers: see `Buffers`.
         pdl: overlap each kernel's start with the end of the one before.
-        fine: multiply packed weights with 24 bits of each activation, not 16.
+        fine: multiply packed weights with 23 bits of each activation, not 16.
     """
 
     def __init__(

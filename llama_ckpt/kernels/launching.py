@@ -129,7 +129,7 @@ def matvec(
     Args:
         planes: the weight [rows, width].
         x: float32 [n, width].
-        fine: keep 24 bits of x where weights are packed, not 16.
+        fine: keep 23 bits of x where weights are packed, not 16.
         out: float32 [n, rows] to write to.
         tile: None takes the table's.
 

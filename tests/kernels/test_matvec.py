@@ -105,12 +105,21 @@ def test_kernels_are_right_in_the_interpreter() -> None:
     code = """
 import torch
 from gguf import GGMLQuantizationType as T
+from llama_ckpt.kernels.launching import matvec
+from llama_ckpt.kernels.planes import repack
 from tests.kernels.random_weights import FACTORS, packed
 from tests.kernels.test_matvec import relative_error
 for type in FACTORS:
     assert relative_error(packed(type, 9, 256), torch.randn(2, 256)) < 2e-6, type
     assert relative_error(packed(type, 9, 256), torch.randn(2, 256), fine=False) < 8e-5, type
 assert relative_error(torch.randn(9, 96).half(), torch.randn(1, 96)) < 2e-6
+for stray in (float("nan"), float("inf")):
+    for fine in (True, False):
+        x = torch.randn(2, 256)
+        x[0, 77] = stray
+        y = matvec(repack(packed(T.Q4_0, 9, 256)), x, fine=fine)
+        assert not y[0].isfinite().any() and y[1].isfinite().all(), (stray, fine)
+assert not matvec(repack(packed(T.Q6_K, 9, 256)), torch.zeros(1, 256)).any()
 """
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
