@@ -58,7 +58,9 @@ class Dump(Mapping[str, Float32]):
         try:
             self._file: Any = safe_open(path, framework="numpy")
         except (SafetensorError, OSError) as error:
-            raise DumpError(f"{path} is not readable as safetensors", got=error) from error
+            raise DumpError(
+                f"{path} is not readable", got=error, wanted="recorded tensors", hint="record it again"
+            ) from error
         self._check_names()
         self._check_shapes()
 
@@ -314,7 +316,9 @@ def _file_sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DumpError(f"{path} is not readable", got=error.strerror, hint="record it again") from error
+        raise DumpError(
+            f"{path} is not readable", got=error.strerror, wanted="recorded tensors", hint="record it again"
+        ) from error
 
 
 def _few(names: list[str]) -> str:

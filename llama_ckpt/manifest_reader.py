@@ -32,7 +32,9 @@ def read_manifest(path: Path) -> Manifest:
             f"{path} does not exist", hint="record dumps with: llama-ckpt capture --model M.gguf --out DIR"
         ) from error
     except (OSError, ValueError) as error:
-        raise DumpError(f"{path} is not readable as JSON", got=error) from error
+        raise DumpError(
+            f"{path} is not readable", got=error, wanted="a manifest in JSON", hint="record it again"
+        ) from error
     root = _Fields(document, str(path))
     if root.take("schema", int) != SCHEMA:
         raise DumpError(f"{path}: schema", got=root.take("schema", int), wanted=SCHEMA)

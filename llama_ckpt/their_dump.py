@@ -146,8 +146,16 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
     try:
         file: Any = safe_open(where, framework="numpy")
         keys = list(file.keys())
+    except FileNotFoundError:
+        wanted = "the safetensors file that your program wrote"
+        raise DumpError(f"{where} cannot be opened", got="no such file", wanted=wanted) from None
     except (SafetensorError, OSError) as error:
-        raise DumpError(f"{where} is not readable as safetensors", got=error) from None
+        raise DumpError(
+            f"{where} is not readable",
+            got=error,
+            wanted="a safetensors file of tensors",
+            hint="docs/diagnosis.md says how to write one",
+        ) from None
     stored, unknown = _points(where, file, keys, names or DumpMap())
     integers = {name: _integers(where, file, name) for name in RUN if name in unknown}
     return TheirDump(
