@@ -8,7 +8,7 @@ the sum of squares of its rows; who reads it adds those up, in order, and scales
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import gdc_launch_dependents, gdc_wait, jit, tl
-from llama_ckpt.kernels.packed_rows import first_words, row_dots
+from llama_ckpt.kernels.row_products import first_words, row_dots
 
 __all__: list[str] = []
 
