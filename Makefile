@@ -29,6 +29,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONSTRAINTS := -c requirements/torch.txt -c requirements/constraints.txt
 INSTALLED := $(VENV)/.installed
+TRITON := $(VENV)/.triton
 REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
@@ -50,6 +51,11 @@ $(INSTALLED): pyproject.toml requirements/torch.txt requirements/constraints.txt
 	$(PIP) install --quiet $(CONSTRAINTS) --no-build-isolation -e '.[test,dev]'
 	@touch $@
 
+# Torch for CUDA brings the Triton that it was built with, and keeps it.
+$(TRITON): requirements/triton.txt $(INSTALLED)
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) install --quiet -r $<
+	@touch $@
+
 # No cache: pip would take a wheel that was built with other CMAKE_ARGS for the same one.
 $(REFERENCE): $(INSTALLED)
 	CMAKE_ARGS="$(REFERENCE_CMAKE_ARGS)" $(PIP) install --no-cache-dir $(CONSTRAINTS) \
@@ -61,7 +67,7 @@ reference: $(REFERENCE)
 validate-all: setup
 	$(BIN)/llama-ckpt validate $(if $(MODEL),--model "$(MODEL)")
 
-test: setup
+test: setup $(TRITON)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # On a machine without a network the GPU's own Python runs the source tree as it lies there.

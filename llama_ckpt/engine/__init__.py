@@ -227,15 +227,11 @@ class Engine:
             )
 
     def place(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
-        """Tokens, positions and slots to the device."""
+        """Tokens, positions and slots to the device, in one copy."""
         n = len(token_ids)
-        state = torch.tensor(
-            [list(token_ids), list(positions), list(range(self.used, self.used + n))], dtype=torch.int32
-        )
-        for buffer, row in zip(
-            (self.buffers.token_ids, self.buffers.positions, self.buffers.slots), state, strict=True
-        ):
-            buffer[:n].copy_(row)
+        tokens = torch.zeros(self.buffers.tokens.shape, dtype=torch.int32)
+        tokens[:, :n] = torch.tensor([[*token_ids], [*positions], [*range(self.used, self.used + n)]])
+        self.buffers.tokens.copy_(tokens)
 
     def _advance(self, n: int, last_position: int) -> None:
         self.used += n
@@ -266,7 +262,7 @@ class Engine:
     def _capture(self, splits: int) -> torch.cuda.CUDAGraph:
         """Record a step. Its kernels run once before, to be compiled; then the state is put back."""
         b = self.buffers
-        saved = [buffer.clone() for buffer in (b.token_ids, b.positions, b.slots, b.history)]
+        saved = b.tokens.clone(), b.history.clone()
         self.launcher.run(1, splits)
         self.launcher.choose()
         torch.cuda.synchronize()
@@ -274,6 +270,6 @@ class Engine:
         with torch.cuda.graph(graph):
             self.launcher.run(1, splits)
             self.launcher.choose()
-        for buffer, value in zip((b.token_ids, b.positions, b.slots, b.history), saved, strict=True):
-            buffer.copy_(value)
+        b.tokens.copy_(saved[0])
+        b.history.copy_(saved[1])
         return graph

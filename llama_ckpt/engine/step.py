@@ -48,7 +48,7 @@ class Buffers:
     """What steps read and write, at fixed addresses.
 
     Attributes:
-        token_ids, positions, slots: int32 [FEW], of the tokens in progress.
+        tokens: int32 [3, FEW], of the tokens in progress their token_ids, positions and slots, [FEW] each.
         x, xg: float32, the residual stream,
         and in pieces times the next norm's weight.
         history: int32 [capacity + 1], the token chosen for each slot.
@@ -66,10 +66,8 @@ class Buffers:
         def ints(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int32, device=device)
 
-        self.token_ids, self.positions, self.slots, self.history = (
-            *(ints(FEW) for _ in range(3)),
-            ints(capacity + 1),
-        )
+        self.tokens, self.history = ints(3, FEW), ints(capacity + 1)
+        self.token_ids, self.positions, self.slots = self.tokens
         # Whole splits, and zeros: a masked slot has probability 0, and 0 times a stray NaN would be NaN.
         cache = (config.n_layers, config.n_kv_heads, -(-capacity // SPLIT) * SPLIT, config.head_dim)
         self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
@@ -167,7 +165,7 @@ class Step:
             see("ffn_inp", self.buffers.x[:n].clone())
         self._gate_up(w.gate_up, n)
         if see:
-            see("ffn_swiglu", from_pieces(self.buffers.hidden[:n]).contiguous())
+            see("ffn_swiglu", from_pieces(self.buffers.hidden[:n]).clone())
         self._residual(w.down, self.buffers.hidden, next_gain, n)
         if see:
             see("out", self.buffers.x[:n].clone())
@@ -179,7 +177,7 @@ class Step:
         slots = b.slots[:n].long()
         see("k_rope", b.keys[number][:, slots].transpose(0, 1).float())
         see("v", b.values[number][:, slots].transpose(0, 1).float())
-        see("attn_context", from_pieces(b.context[:n]).contiguous())
+        see("attn_context", from_pieces(b.context[:n]).clone())
 
     def _qkv(self, number: int, first_row: int, planes: Planes, n: int) -> None:
         b, c = self.buffers, self.config

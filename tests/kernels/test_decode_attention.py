@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
 
-from tests.kernels.test_matvec import ROOT, needs_triton
+from tests.kernels.interpreter import interpreter_failure, needs_triton
 
 HEADS, GROUP, SPLIT, SLOTS = 4, 2, 16, 64
 
@@ -70,10 +66,5 @@ def test_more_splits_than_needed_change_no_bit() -> None:
 
 @needs_triton
 def test_attention_is_right_in_the_interpreter() -> None:
-    """A process of its own: Triton reads its switch once."""
     code = "from tests.kernels.test_decode_attention import check_all; check_all('cpu')"
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert not interpreter_failure(code)

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from gguf import GGMLQuantizationType as T
@@ -15,14 +9,11 @@ from torch import Tensor
 
 from llama_ckpt.kernels.planes import repack
 from llama_ckpt.quants import PackedWeight
+from tests.kernels.interpreter import interpreter_failure, needs_triton
 from tests.kernels.random_weights import FACTORS, packed
 
-ROOT = Path(__file__).parents[2]
 FLOAT32_GRADE = 2e-6
 ODD_SHAPES = ((21, 1280), (64, 256), (5, 2816), (130, 512))
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs Triton, which torch's CPU wheels leave out"
-)
 
 
 def product(weight: PackedWeight | Tensor, x: Tensor, *, fine: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,7 +115,6 @@ def test_same_bits_every_time() -> None:
 
 @needs_triton
 def test_kernels_are_right_in_the_interpreter() -> None:
-    """A process of its own: Triton reads its switch once."""
     code = """
 import torch
 from gguf import GGMLQuantizationType as T
@@ -145,8 +135,4 @@ for stray in (float("nan"), float("inf")):
         assert not y[0].isfinite().any() and y[1].isfinite().all(), (stray, fine)
 assert not matvec(repack(packed(T.Q6_K, 9, 256)), torch.zeros(1, 256)).any()
 """
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert not interpreter_failure(code)
