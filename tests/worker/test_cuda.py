@@ -24,7 +24,9 @@ def test_a_job_on_the_gpu(embedded_model: Path) -> None:
         assert health["memory_type"] == "cuda" and health["vram_bytes"] > 11e6
         events = execute(client, request("gpu", max_tokens=64))
         assert text_of(events) == entry.continuation.text
-        assert events[-2]["type"] == "metrics" and events[-2]["vram_bytes"] >= health["vram_bytes"]
+        told = events[-2]  # torch gives cached memory back when it captures, so it may be less than before
+        assert told["type"] == "metrics" and told["vram_bytes"] > 11e6
+        assert client.get("/health").json()["vram_bytes"] == told["vram_bytes"]
         assert worker.stop() == 0
 
 
