@@ -95,6 +95,7 @@ def penalize(logits: Tensor, recent: Tensor, repetition_penalty: float) -> Tenso
     """
     if repetition_penalty == 1.0:
         return logits
+    recent = recent.to(logits.device)
     values = logits[recent]
     worse = torch.where(values > 0, values / repetition_penalty, values * repetition_penalty)
     return logits.scatter(0, recent, worse)

@@ -13,10 +13,13 @@ from typing import cast
 import torch
 from gguf import GGMLQuantizationType as T
 
+from checkpoints.c12_end_to_end import generate
 from llama_ckpt.engine import Engine, Precision, engine_points
 from llama_ckpt.engine.forced import forced_block, forced_logits
+from llama_ckpt.engine.session import Session
 from llama_ckpt.limits import limit_for
 from llama_ckpt.model import Model, load
+from llama_ckpt.sampling import SamplingOptions
 from tests.gguf_files import write_llama
 
 VOCAB = 20
@@ -87,3 +90,19 @@ def sequence(type: str, precision: str) -> None:
         ids.append(token)
     engine.rewind(52)
     hold("logits", engine.step(ids[52]), model.logits(ids[:53])[-1], precision)
+
+
+def text() -> None:
+    """`generate` chooses the same tokens with the engine as with the layers, greedy, drawn and penalized."""
+    model = tiny(T.F16)
+    session = Session(model, Engine(model, "high", capacity=CAPACITY))
+    drawn = SamplingOptions(temperature=0.8, top_k=5, repetition_penalty=1.3, seed=7)
+    for sampling in (SamplingOptions(), drawn):
+        chosen = [
+            [
+                token.id
+                for token in generate(one, token_ids(3), max_tokens=4, sampling=sampling, ignore_eos=True)
+            ]
+            for one in (session, model)
+        ]
+        assert chosen[0] == chosen[1] and len(chosen[0]) == 4, (sampling, chosen)

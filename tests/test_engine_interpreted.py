@@ -27,3 +27,7 @@ def test_every_point_is_that_of_the_layers(type: str, precision: str, n: int) ->
 def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
     code = f"from tests.interpreted_engine import sequence; sequence('F16', {precision!r})"
     assert not interpreter_failure(code)
+
+
+def test_generate_says_the_same_as_with_the_layers() -> None:
+    assert not interpreter_failure("from tests.interpreted_engine import text; text()")

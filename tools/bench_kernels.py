@@ -114,7 +114,7 @@ def main() -> None:
             for threads in map(int, options.threads.split(",")):
                 for r in map(int, options.rows.split(",")):
                     for ahead in aheads(planes, threads):
-                        tile = Tile(r, threads, ahead)
+                        tile = Tile(r, threads, ahead=ahead)
                         took = microseconds(planes, tile)
                         results.append({"type": kind, "shape": name, "rows": r, "threads": threads,
                                         "ahead": ahead, "us": round(took, 2),

@@ -21,7 +21,9 @@ from typing import Any
 
 import torch
 
+from checkpoints.c12_end_to_end import generate
 from llama_ckpt.engine import Engine, Precision
+from llama_ckpt.engine.session import Session
 from llama_ckpt.errors import OptionError, ReferenceCrashedError
 from llama_ckpt.loading import Progress
 from llama_ckpt.model import Model, load
@@ -130,6 +132,18 @@ def _speeds(
         yield _speed(
             f"decode at {depth}", count - 1, _times(decode, repeats), engine.weights.nbytes / bandwidth
         )
+    yield _whole(model, engine, repeats, bandwidth)
+
+
+def _whole(model: Model, engine: Engine, repeats: int, bandwidth: float) -> Figure:
+    """What a user of `generate` sees: each token read back and turned into text before the next begins."""
+    session, count = Session(model, engine), min(DECODED, engine.capacity - 1)
+
+    def write() -> None:
+        for _ in generate(session, [0], max_tokens=count, ignore_eos=True):
+            pass
+
+    return _speed("generate, as text", count, _times(write, repeats), engine.weights.nbytes / bandwidth)
 
 
 def _matrices(engine: Engine) -> Iterator[torch.Tensor]:

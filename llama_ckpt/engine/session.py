@@ -52,8 +52,8 @@ class Session:
         return self.engine.prompt(ids, at)[None]
 
     def tensor(self, token_ids: Sequence[int]) -> Tensor:
-        """Ids or positions as an int64 tensor on the engine's device."""
-        return torch.tensor(list(token_ids), dtype=torch.int64, device=self.engine.device)
+        """Ids or positions as an int64 tensor on the host, from where the engine places them itself."""
+        return torch.tensor(list(token_ids), dtype=torch.int64)
 
 
 def _one_layer(config: LlamaConfig) -> LlamaConfig:

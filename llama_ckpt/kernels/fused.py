@@ -35,21 +35,21 @@ def inverse_rms(squares, width, eps):
 @jit
 def matvec_kernel(q_ptr, s_ptr, f_ptr, x_ptr, ss_ptr, y_ptr, n_rows, y_stride, eps, U: tl.constexpr,
                   PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                  NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, NORM: tl.constexpr,
-                  PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
-                  PDL: tl.constexpr):  # fmt: skip
+                  PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
+                  NORM: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
+                  ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """y = W x, with NORM the inverse RMS applied: the output head, and products on their own."""
     token = tl.program_id(0)
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, PASSES, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     if NORM:
         squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
     y = row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
-                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
+                 R, PASSES, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     if NORM:
         y = y * inverse_rms(squares, U * 32, eps)
     rows = row + tl.arange(0, R)
@@ -58,10 +58,9 @@ def matvec_kernel(q_ptr, s_ptr, f_ptr, x_ptr, ss_ptr, y_ptr, n_rows, y_stride, e
 
 @jit
 def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, x_ptr, gain_ptr, xg_ptr, ss_ptr, width,
-                    U: tl.constexpr,
-                    PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                    NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, FINE: tl.constexpr,
-                    ASM: tl.constexpr,
+                    U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
+                    R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
+                    AHEAD: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
                     PDL: tl.constexpr):  # fmt: skip
     """x += W h; then x * gain for the next norm, and the sum of squares of these rows."""
     token = tl.program_id(0)
@@ -71,13 +70,13 @@ def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, x_ptr, gain_ptr, xg_ptr, ss_ptr,
     rows = part * R + tl.arange(0, R)
     inside = rows < width
     gain = tl.load(gain_ptr + rows, inside, 0.0)
-    words = first_words(q_ptr, s_ptr, f_ptr, part * R, U, PACK, MODE, R, NT, AHEAD, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, part * R, U, PACK, MODE, R, PASSES, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     at = x_ptr + token * width + rows
     x = tl.load(at, inside, 0.0)
     y = row_dots(words, q_ptr, s_ptr, f_ptr, h_ptr + token * U * 32, part * R, U, PACK, MODE, OFFSET,
-                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
+                 R, PASSES, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     x += y
     tl.store(at, x, inside)
     tl.store(xg_ptr + token * width + place(rows, width // 32), x * gain, inside)
@@ -88,20 +87,20 @@ def residual_kernel(q_ptr, s_ptr, f_ptr, h_ptr, x_ptr, gain_ptr, xg_ptr, ss_ptr,
 @jit
 def gate_up_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, h_ptr, ffn, eps, U: tl.constexpr,
                    PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr, R: tl.constexpr,
-                   NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr, PARTS: tl.constexpr,
-                   PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
+                   PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
+                   PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
                    PDL: tl.constexpr):  # fmt: skip
     """silu(gate) * up; rows of the two matrices stand in turn."""
     token = tl.program_id(0)
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, PASSES, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
     y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
-                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
+                 R, PASSES, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     y = y * inverse_rms(squares, U * 32, eps)
     gate, up = tl.split(tl.reshape(y, (R // 2, 2)))
     k = row // 2 + tl.arange(0, R // 2)
@@ -111,12 +110,11 @@ def gate_up_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, h_ptr, ffn, eps, U: tl.c
 
 @jit
 def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr,
-               key_ptr,
-               value_ptr, first_row, n_rows, q_width, kv_width, capacity, eps, U: tl.constexpr,
+               key_ptr, value_ptr, first_row, n_rows, q_width, kv_width, capacity, eps, U: tl.constexpr,
                HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
-               R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr, AHEAD: tl.constexpr,
-               PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr,
-               PDL: tl.constexpr):  # fmt: skip
+               R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
+               AHEAD: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
+               ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
     """Queries, keys and values; queries and keys turned, keys and values written to the cache.
 
     The weights are rows `first_row` on of q, k and v under one another. A cache is
@@ -126,7 +124,7 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, sl
     row = tl.program_id(1) * R
     if PDL:
         gdc_launch_dependents()
-    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, NT, AHEAD, ASM)
+    words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, PASSES, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
     squares = partial_squares(ss_ptr, token, PARTS, PARTS2)
@@ -139,7 +137,7 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, sl
     cos = tl.load(turns, turned, 1.0)
     sin = tl.load(turns + 1, turned, 0.0)
     y = row_dots(words, q_ptr, s_ptr, f_ptr, xg_ptr + token * U * 32, row, U, PACK, MODE, OFFSET,
-                 R, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
+                 R, PASSES, NT, STEPS, AHEAD, FINE, ASM)  # fmt: skip
     y = y * inverse_rms(squares, U * 32, eps)
     even, odd = tl.split(tl.reshape(y, (R // 2, 2)))
     first = even * cos - odd * sin

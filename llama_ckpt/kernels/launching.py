@@ -6,14 +6,14 @@ numbers were measured on an H200 (docs/performance.md).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llama_ckpt.kernels.compiler import INTERPRETED
-from llama_ckpt.kernels.planes import Mode, Pack, Planes
+from llama_ckpt.kernels.planes import Layout, Mode, Pack, Planes
 
 __all__ = [
     "HOPPER",
@@ -38,12 +38,15 @@ class Tile:
     Attributes:
         rows: of the weight; a power of two, at most the padding of planes.
         threads: a power of two; each takes 16 bytes of plain weights, or 32 packed weights, a step.
-        ahead: steps whose weights are read before they are needed; 1 or more.
+        passes: in which a step takes the rows, a power of two: what a thread made of its share of the
+            vector serves all of them, and only the words of a pass or two are in registers.
+        ahead: passes whose weights are read before they are needed; 1 or more.
         registers: the most a thread takes, so that more programs run side by side; None leaves it open.
     """
 
     rows: int
     threads: int
+    passes: int = 1
     ahead: int = 1
     registers: int | None = None
 
@@ -53,23 +56,30 @@ FEW_ROWS = 8192
 
 
 def tile_for(planes: Planes, *, fine: bool) -> Tile:
-    """The tile for a weight: of its pack and shape alone, and of the vector's precision."""
+    """The tile for a weight: of its layout and shape alone, and of the vector's precision."""
     (rows, width), pack = planes.shape, planes.layout.pack
     few = rows <= FEW_ROWS
-    if pack == Pack.SIX:
-        return Tile(8, min(128, _power_of_two(width // 32)))
-    if pack in (Pack.NIBBLE, Pack.BYTE):
-        threads = min(64, _power_of_two(width // 32))
-        if pack == Pack.BYTE:
-            ahead, registers = (2, None) if few else (1, 128)
-        elif fine:
-            ahead, registers = (2, None) if few else (1, 112 if planes.layout.mode == Mode.K_PAIR else 96)
-        else:
-            ahead, registers = 1, None
-        return Tile(8, threads, min(ahead, -(-width // (32 * threads))), registers)
-    pieces = width // (4 if pack == Pack.FLOAT32 else 8)
-    threads = min(128, _power_of_two(pieces))
-    return Tile(8, threads, min(2 if few else 1, -(-pieces // threads)))
+    if pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX):
+        pieces = width // 32
+        tile = _packed_tile(planes.layout, few=few, one_step=pieces <= 128, fine=fine)
+    else:
+        pieces = width // (4 if pack == Pack.FLOAT32 else 8)
+        tile = Tile(8, 128, ahead=2 if few else 1)
+    threads = min(tile.threads, _power_of_two(pieces))
+    return replace(tile, threads=threads, ahead=min(tile.ahead, tile.passes * -(-pieces // threads)))
+
+
+def _packed_tile(layout: Layout, *, few: bool, one_step: bool, fine: bool) -> Tile:
+    """As measured, for rows of thousands of weights; `one_step`: 128 threads take a whole row at once."""
+    if layout.pack == Pack.BYTE:
+        return Tile(16, 128, passes=4, ahead=4) if few else Tile(16, 128, passes=4, registers=128)
+    if layout.pack == Pack.SIX:
+        return Tile(8, 128) if one_step else Tile(16, 128, passes=2)
+    if layout.mode == Mode.K_PAIR:
+        return Tile(16, 128, passes=2)
+    if fine:
+        return Tile(16, 128, passes=8, ahead=4) if few else Tile(16, 128, passes=8, ahead=2, registers=80)
+    return Tile(16, 128, passes=8, ahead=3, registers=168) if few else Tile(8, 64)
 
 
 def _power_of_two(n: int) -> int:
@@ -88,6 +98,7 @@ def reading_arguments(planes: Planes, tile: Tile, *, fine: bool) -> dict[str, An
         "MODE": int(planes.layout.mode),
         "OFFSET": planes.layout.offset,
         "R": tile.rows,
+        "PASSES": tile.passes,
         "NT": tile.threads,
         "STEPS": -(-width // (a_step * tile.threads)),
         "AHEAD": tile.ahead,
@@ -105,6 +116,7 @@ def launch_options(threads: int, pdl: bool, registers: int | None = None) -> dic
         "PDL": pdl,
         "num_warps": threads // 32,
         "launch_pdl": pdl,
+        "enable_fp_fusion": True,  # Triton's default, but not for good
         **limit,
     }
 

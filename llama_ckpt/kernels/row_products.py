@@ -2,8 +2,9 @@
 
 See `reading` for how vectors and plain numbers are read, and `integer_vector` for packed weights: a thread
 takes one group of 32 of each of its rows at a time, and as many elements of the vector, which it turns into
-integers once for all rows. The group's scale comes after, once a group. What an offset takes away is offset
-times the sum of the integers; a minimum, the minimum times the sum of x.
+integers once for all rows. It takes the rows in passes, so that registers hold the words of a few. The
+group's scale comes after, once a group. What an offset takes away is offset times the sum of the
+integers; a minimum, the minimum times the sum of x.
 """
 
 from __future__ import annotations
@@ -156,51 +157,78 @@ def group_dot(acc, w, unit, pairs, rest, sums, PACK: tl.constexpr, MODE: tl.cons
 
 
 @jit
-def step_dots(acc, rows, x_ptr, step, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-              OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, FINE: tl.constexpr,
-              ASM: tl.constexpr):  # fmt: skip
-    """Add a step's products to R sums [NT]."""
+def step_vector(x_ptr, step, U: tl.constexpr, PACK: tl.constexpr, NT: tl.constexpr, FINE: tl.constexpr,
+                ASM: tl.constexpr):  # fmt: skip
+    """What a step's products take of the vector: pieces, or integers with their unit and sums."""
     at = step * NT + tl.arange(0, NT)
     x = ()
-    new = ()
     if PACK <= 2:
         PER: tl.constexpr = 1 if PACK == 0 else 2  # pieces of x for 16 bytes of weights
         p = at * PER
         for i in tl.static_range(PER):
             x = x + (load_x(x_ptr + ((p % 8 + i) * U + p // 8) * 4, p < U * 8, ASM),)
-        for r in tl.static_range(R):
-            new = new + (plain_dot(acc[r], rows[r], x, PACK),)
+        return x
     else:
         for i in tl.static_range(8):
             x = x + (load_x(x_ptr + at * 4 + U * 4 * i, at < U, ASM),)
         unit = unit_of(x, FINE)
         pairs, rest = integers(x, unit, PACK != 4, FINE, ASM)
         sums = half_sum(pairs, rest, 0, FINE, ASM) + half_sum(pairs, rest, 1, FINE, ASM)
-        for r in tl.static_range(R):
-            new = new + (group_dot(acc[r], rows[r], unit, pairs, rest, sums, PACK, MODE, OFFSET, FINE, ASM),)
+        return unit, pairs, rest, sums
+
+
+@jit
+def rows_dots(acc, rows, x, FIRST: tl.constexpr, N: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+              OFFSET: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """The sums [NT] of N rows from FIRST on, with a step's products added."""
+    new = ()
+    if PACK <= 2:
+        for r in tl.static_range(N):
+            new = new + (plain_dot(acc[FIRST + r], rows[r], x, PACK),)
+    else:
+        unit, pairs, rest, sums = x
+        for r in tl.static_range(N):
+            new = new + (group_dot(acc[FIRST + r], rows[r], unit, pairs, rest, sums, PACK, MODE, OFFSET,
+                                   FINE, ASM),)  # fmt: skip
     return new
 
 
 @jit
 def first_words(q_ptr, s_ptr, f_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-                R: tl.constexpr, NT: tl.constexpr, AHEAD: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """Start reading rows, AHEAD steps: weights depend on no other kernel, so this comes before a wait."""
+                R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, AHEAD: tl.constexpr,
+                ASM: tl.constexpr):  # fmt: skip
+    """Start reading rows, AHEAD passes: weights depend on no other kernel, so this comes before a wait."""
     words = ()
-    for step in tl.static_range(AHEAD):
-        words = words + (step_words(q_ptr, s_ptr, f_ptr, row, step, U, PACK, MODE, R, NT, ASM),)
+    for i in tl.static_range(AHEAD):
+        words = words + (
+            step_words(q_ptr, s_ptr, f_ptr, row + i % PASSES * (R // PASSES), i // PASSES, U, PACK, MODE,
+                       R // PASSES, NT, ASM),
+        )  # fmt: skip
     return words
 
 
 @jit
 def row_dots(words, q_ptr, s_ptr, f_ptr, x_ptr, row, U: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
-             OFFSET: tl.constexpr, R: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
-             AHEAD: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
-    """Dot products [R] of the rows from `row` on with a vector in pieces; `words` are on their way."""
+             OFFSET: tl.constexpr, R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr,
+             STEPS: tl.constexpr, AHEAD: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
+    """Dot products [R] of the rows from `row` on with a vector in pieces; `words` are on their way.
+
+    A step's share of the vector serves all rows, in PASSES of R // PASSES rows.
+    """
+    N: tl.constexpr = R // PASSES
     acc = ()
     for _ in tl.static_range(R):
         acc = acc + (tl.zeros((NT,), tl.float32),)
     for step in tl.static_range(STEPS):
-        if step + AHEAD < STEPS:
-            words = words + (step_words(q_ptr, s_ptr, f_ptr, row, step + AHEAD, U, PACK, MODE, R, NT, ASM),)
-        acc = step_dots(acc, words[step], x_ptr, step, U, PACK, MODE, OFFSET, R, NT, FINE, ASM)
+        new = ()
+        for i in tl.static_range(PASSES):
+            if step * PASSES + i + AHEAD < STEPS * PASSES:
+                words = words + (
+                    step_words(q_ptr, s_ptr, f_ptr, row + (i + AHEAD) % PASSES * N,
+                               step + (i + AHEAD) // PASSES, U, PACK, MODE, N, NT, ASM),
+                )  # fmt: skip
+            if i == 0:
+                x = step_vector(x_ptr, step, U, PACK, NT, FINE, ASM)
+            new = new + rows_dots(acc, words[step * PASSES + i], x, i * N, N, PACK, MODE, OFFSET, FINE, ASM)
+        acc = new
     return sums_of_rows(acc, R, NT, ASM)
