@@ -62,6 +62,16 @@ def test_packed_product_is_near_float64(type: T) -> None:
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("type", [T.Q4_0, T.Q8_0, T.Q4_K, T.Q6_K], ids=lambda t: t.name)
+@pytest.mark.parametrize(("rows", "width"), [(48, 11008), (8208, 4096)], ids=["long rows", "many rows"])
+def test_product_in_the_tiles_of_a_large_model_is_near_float64(type: T, rows: int, width: int) -> None:
+    """Rows in several steps, and so many that programs make room for one another: one type a tile."""
+    weight, x = packed(type, rows, width).to("cuda"), torch.randn(1, width, device="cuda")
+    assert relative_error(weight, x) <= FLOAT32_GRADE
+    assert share_of_bound(weight, x) <= 1
+
+
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_plain_product_is_near_float64(dtype: torch.dtype) -> None:
     for rows, width in ODD_SHAPES:
