@@ -11,7 +11,7 @@ import importlib.util
 import os
 from typing import Any
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "gdc_launch_dependents", "gdc_wait", "jit", "tl"]
+__all__ = ["HAS_TRITON", "INTERPRETED", "constant", "gdc_launch_dependents", "gdc_wait", "jit", "tl"]
 
 _FOUND = importlib.util.find_spec("triton")
 HAS_TRITON = _FOUND is not None and _FOUND.origin is not None
@@ -35,3 +35,8 @@ if HAS_TRITON:
     tl = importlib.import_module("triton.language")
     _cuda = importlib.import_module("triton.language.extra.cuda")
     gdc_wait, gdc_launch_dependents = _cuda.gdc_wait, _cuda.gdc_launch_dependents
+
+
+def constant(number: int) -> Any:
+    """A number of a module that kernels may call by its name."""
+    return tl.constexpr(int(number)) if HAS_TRITON else number

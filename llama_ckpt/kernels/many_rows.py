@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from llama_ckpt.kernels.compiler import jit, tl
+from llama_ckpt.kernels.compiler import constant, jit, tl
 
 __all__ = ["Rest"]
 
@@ -27,15 +27,18 @@ class Rest(IntEnum):
     """[n, 2 width] in 8 bits: the rounded value, then what the rounding took times 2048; both times LIFT."""
 
 
+HALF_REST, BYTES_REST = constant(Rest.HALF), constant(Rest.BYTES)
+
+
 @jit
 def put(high_ptr, rest_ptr, row, k, y, width, inside, REST: tl.constexpr, LIFT: tl.constexpr):
     """Store y as element k of a row in float16, and its rest."""
     high = y.to(tl.float16)
     tl.store(high_ptr + row * width + k, high, inside)
     low = (y - high.to(tl.float32)) * 2048.0
-    if REST == 1:
+    if REST == HALF_REST:
         tl.store(rest_ptr + row * width + k, low.to(tl.float16), inside)
-    if REST == 2:
+    if REST == BYTES_REST:
         at = rest_ptr + row * 2 * width + k
         tl.store(at, (high.to(tl.float32) * LIFT).to(rest_ptr.dtype.element_ty), inside)
         tl.store(at + width, (low * LIFT).to(rest_ptr.dtype.element_ty), inside)

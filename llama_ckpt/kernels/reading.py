@@ -10,6 +10,7 @@ the 32 elements that lane u works on stands at 4 * (j * U + u), with U = width /
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import jit, tl
+from llama_ckpt.kernels.constants import FLOAT16, FLOAT32
 
 __all__: list[str] = []
 
@@ -139,7 +140,7 @@ def times(acc, field, x):
 @jit
 def two_dot(acc, w, a, b, PACK: tl.constexpr):
     """Two float16 or bfloat16 with two elements."""
-    if PACK == 1:
+    if PACK == FLOAT16:
         return acc + low_half(w) * a + high_half(w) * b
     else:
         return times(times(acc, w << 16, a), w & 0xFFFF0000, b)
@@ -149,7 +150,7 @@ def two_dot(acc, w, a, b, PACK: tl.constexpr):
 def plain_dot(acc, w, x, PACK: tl.constexpr):
     """acc + 16 bytes of plain numbers times one or two pieces of a vector."""
     a, b, c, d = x[0]
-    if PACK == 0:
+    if PACK == FLOAT32:
         return times(times(times(times(acc, w[0], a), w[1], b), w[2], c), w[3], d)
     else:
         e, f, g, h = x[1]

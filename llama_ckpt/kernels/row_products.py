@@ -10,6 +10,18 @@ integers; a minimum, the minimum times the sum of x.
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import jit, tl
+from llama_ckpt.kernels.constants import (
+    BFLOAT16,
+    BYTE,
+    FLOAT32,
+    HALF,
+    K_PAIR,
+    K_TWO,
+    K_TWO_PAIRS,
+    NIBBLE,
+    PAIR,
+    SIX,
+)
 from llama_ckpt.kernels.integer_vector import dot2, dot4, half_sum, in_float, integers, unit_of
 from llama_ckpt.kernels.reading import (
     high_half,
@@ -29,18 +41,18 @@ __all__: list[str] = []
 @jit
 def scales(s, f, MODE: tl.constexpr):
     """Scale and minimum of both halves of a group: (s0, m0, s1, m1), float32; a minimum is subtracted."""
-    if MODE == 1:
+    if MODE == HALF:
         d = low_half(s)
         return d, d, d, d
-    elif MODE == 2:
+    elif MODE == PAIR:
         d = low_half(s)
         m = -high_half(s)
         return d, m, d, m
-    elif MODE == 3:
+    elif MODE == K_PAIR:
         d = low_half(f) * (s & 0xFF).to(tl.float32)
         m = high_half(f) * (s >> 8).to(tl.float32)
         return d, m, d, m
-    elif MODE == 4:
+    elif MODE == K_TWO:
         d = low_half(f)
         d0 = d * signed_byte(s)
         d1 = d * signed_byte(s >> 8)
@@ -62,26 +74,26 @@ def step_words(q_ptr, s_ptr, f_ptr, row, step, U: tl.constexpr, PACK: tl.constex
     """
     rows = ()
     at = step * NT + tl.arange(0, NT)
-    if PACK <= 2:
-        PIECES: tl.constexpr = U * 8 if PACK == 0 else U * 4
+    if PACK <= BFLOAT16:
+        PIECES: tl.constexpr = U * 8 if PACK == FLOAT32 else U * 4
         ok = at < PIECES
         q = q_ptr + row.to(tl.int64) * (PIECES * 4) + at * 4
         for r in tl.static_range(R):
             rows = rows + (load4(q + r * (PIECES * 4), ok, ASM),)
     else:
-        WORDS: tl.constexpr = U * 4 if PACK == 3 else U * 6 if PACK == 5 else U * 8
+        WORDS: tl.constexpr = U * 4 if PACK == NIBBLE else U * 6 if PACK == SIX else U * 8
         ok = at < U
         q = q_ptr + row.to(tl.int64) * WORDS + at * 4
         s = s_ptr + row * U + at
         f = f_ptr + row * (U // 8) + at // 8
         for r in tl.static_range(R):
             words = load4(q + r * WORDS, ok, ASM)
-            if PACK == 4:
+            if PACK == BYTE:
                 words = words + load4(q + (r * WORDS + U * 4), ok, ASM)
-            if PACK == 5:
+            if PACK == SIX:
                 words = words + load2(q + (r * WORDS + U * 4) - at * 2, ok, ASM)
             words = words + (load_word(s + r * U, ok, ASM),)
-            if MODE >= 3:
+            if MODE >= K_PAIR:
                 words = words + (load_word(f + r * (U // 8), ok, ASM),)
             rows = rows + (words,)
     return rows
@@ -90,9 +102,9 @@ def step_words(q_ptr, s_ptr, f_ptr, row, step, U: tl.constexpr, PACK: tl.constex
 @jit
 def eight(words, i: tl.constexpr, PACK: tl.constexpr):
     """Eight weights as two words of bytes."""
-    if PACK == 3:  # the second word's count 16 times
+    if PACK == NIBBLE:  # the second word's count 16 times
         return words[i] & 0x0F0F0F0F, words[i] & 0xF0F0F0F0
-    elif PACK == 4:
+    elif PACK == BYTE:
         return words[2 * i], words[2 * i + 1]
     else:
         first = words[i] & 0x0F0F0F0F
@@ -118,17 +130,17 @@ def eights_dot(words, pairs, rest, total, total_rest, START: tl.constexpr, END: 
     for i in tl.static_range(START, END):
         a, b = eight(words, i, PACK)
         acc = dot2(dot2(acc, pairs[4 * i], a, False, ASM), pairs[4 * i + 1], a, True, ASM)
-        if PACK == 3:
+        if PACK == NIBBLE:
             second = dot2(dot2(second, pairs[4 * i + 2], b, False, ASM), pairs[4 * i + 3], b, True, ASM)
         else:
             acc = dot2(dot2(acc, pairs[4 * i + 2], b, False, ASM), pairs[4 * i + 3], b, True, ASM)
         if FINE:
             acc_rest = dot4(acc_rest, rest[2 * i], a, ASM)
-            if PACK == 3:
+            if PACK == NIBBLE:
                 second_rest = dot4(second_rest, rest[2 * i + 1], b, ASM)
             else:
                 acc_rest = dot4(acc_rest, rest[2 * i + 1], b, ASM)
-    if PACK == 3:
+    if PACK == NIBBLE:
         return in_float((acc << 4) + second, (acc_rest << 4) + second_rest, FINE)
     else:
         return in_float(acc, acc_rest, FINE)
@@ -138,20 +150,20 @@ def eights_dot(words, pairs, rest, total, total_rest, START: tl.constexpr, END: 
 def group_dot(acc, w, unit, pairs, rest, sums, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
               FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
     """acc + the dot product of one row's group with 32 elements; sums are those of their halves."""
-    WORDS: tl.constexpr = 4 if PACK == 3 else 6 if PACK == 5 else 8
+    WORDS: tl.constexpr = 4 if PACK == NIBBLE else 6 if PACK == SIX else 8
     low, low_rest, high, high_rest = sums
-    share = unit * 0.0625 if PACK == 3 else unit
-    s0, m0, s1, m1 = scales(w[WORDS], w[WORDS + 1] if MODE >= 3 else w[WORDS], MODE)
-    if MODE <= 3:
+    share = unit * 0.0625 if PACK == NIBBLE else unit
+    s0, m0, s1, m1 = scales(w[WORDS], w[WORDS + 1] if MODE >= K_PAIR else w[WORDS], MODE)
+    if MODE <= K_PAIR:
         total = low + high
         total_rest = low_rest + high_rest
         acc += (s0 * share) * eights_dot(w, pairs, rest, total, total_rest, 0, 4, PACK, OFFSET, FINE, ASM)
-        if MODE >= 2:
+        if MODE >= PAIR:
             acc -= m0 * (in_float(total, total_rest, FINE) * unit)
     else:
         acc += (s0 * share) * eights_dot(w, pairs, rest, low, low_rest, 0, 2, PACK, OFFSET, FINE, ASM)
         acc += (s1 * share) * eights_dot(w, pairs, rest, high, high_rest, 2, 4, PACK, OFFSET, FINE, ASM)
-        if MODE == 5:
+        if MODE == K_TWO_PAIRS:
             acc -= m0 * (in_float(low, low_rest, FINE) * unit) + m1 * (in_float(high, high_rest, FINE) * unit)
     return acc
 
@@ -162,8 +174,8 @@ def step_vector(x_ptr, step, U: tl.constexpr, PACK: tl.constexpr, NT: tl.constex
     """What a step's products take of the vector: pieces, or integers with their unit and sums."""
     at = step * NT + tl.arange(0, NT)
     x = ()
-    if PACK <= 2:
-        PER: tl.constexpr = 1 if PACK == 0 else 2  # pieces of x for 16 bytes of weights
+    if PACK <= BFLOAT16:
+        PER: tl.constexpr = 1 if PACK == FLOAT32 else 2  # pieces of x for 16 bytes of weights
         p = at * PER
         for i in tl.static_range(PER):
             x = x + (load_x(x_ptr + ((p % 8 + i) * U + p // 8) * 4, p < U * 8, ASM),)
@@ -172,7 +184,7 @@ def step_vector(x_ptr, step, U: tl.constexpr, PACK: tl.constexpr, NT: tl.constex
         for i in tl.static_range(8):
             x = x + (load_x(x_ptr + at * 4 + U * 4 * i, at < U, ASM),)
         unit = unit_of(x, FINE)
-        pairs, rest = integers(x, unit, PACK != 4, FINE, ASM)
+        pairs, rest = integers(x, unit, PACK != BYTE, FINE, ASM)
         sums = half_sum(pairs, rest, 0, FINE, ASM) + half_sum(pairs, rest, 1, FINE, ASM)
         return unit, pairs, rest, sums
 
@@ -182,7 +194,7 @@ def rows_dots(acc, rows, x, FIRST: tl.constexpr, N: tl.constexpr, PACK: tl.const
               OFFSET: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):  # fmt: skip
     """The sums [NT] of N rows from FIRST on, with a step's products added."""
     new = ()
-    if PACK <= 2:
+    if PACK <= BFLOAT16:
         for r in tl.static_range(N):
             new = new + (plain_dot(acc[FIRST + r], rows[r], x, PACK),)
     else:
