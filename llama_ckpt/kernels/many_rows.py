@@ -70,7 +70,7 @@ def turn_kernel(qkv_ptr, qkv_rest_ptr, turns_ptr, positions_ptr, span_ptr, query
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     width = q_width + 2 * kv_width
     slot = tl.load(span_ptr) + token
-    cached = slot < tl.load(span_ptr + 1)
+    last = tl.where(slot < tl.load(span_ptr + 1), width, 0)  # rows that fill a prompt up are not cached
     at = token.to(tl.int64) * width + k
     row = tl.load(qkv_ptr + at, k < width, 0.0).to(tl.float32)
     if PAIR:
@@ -88,9 +88,9 @@ def turn_kernel(qkv_ptr, qkv_rest_ptr, turns_ptr, positions_ptr, span_ptr, query
         tl.store(query_rest_ptr + token.to(tl.int64) * q_width + k, rest, is_q)
     c = (k - q_width) % kv_width
     cell = (c // HEAD * capacity + slot) * HEAD + c % HEAD
-    is_k = (k >= q_width) & (k < q_width + kv_width) & cached
+    is_k = (k >= q_width) & (k < tl.minimum(q_width + kv_width, last))
     tl.store(key_ptr + cell, y.to(key_ptr.dtype.element_ty), is_k)
-    is_v = (k >= q_width + kv_width) & (k < width) & cached
+    is_v = (k >= q_width + kv_width) & (k < last)
     tl.store(value_ptr + cell, y.to(value_ptr.dtype.element_ty), is_v)
 
 
