@@ -23,7 +23,7 @@ from llama_ckpt.engine.prefill import Prefill
 from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, Tap, parts_of
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
-from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED
+from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED, MISSING
 from llama_ckpt.kernels.launching import HOPPER
 from llama_ckpt.model import Model
 
@@ -57,7 +57,7 @@ def unsupported(model: Model, precision: Precision = "fast") -> str | None:
     """Why the engine cannot run a model in a precision, or None where it can."""
     config = model.config
     if not HAS_TRITON:
-        return "Triton is not installed"
+        return MISSING
     if model.device.type != "cuda" and not INTERPRETED:
         return "the model is not on a CUDA device"
     for name in ("width", "ffn", "q_width"):

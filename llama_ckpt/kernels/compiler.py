@@ -11,11 +11,23 @@ import importlib.util
 import os
 from typing import Any
 
-__all__ = ["HAS_TRITON", "INTERPRETED", "constant", "gdc_launch_dependents", "gdc_wait", "jit", "tl"]
+__all__ = [
+    *("HAS_TRITON", "INTERPRETED", "MISSING"),
+    *("constant", "gdc_launch_dependents", "gdc_wait", "jit", "tl"),
+]
 
 _FOUND = importlib.util.find_spec("triton")
-HAS_TRITON = _FOUND is not None and _FOUND.origin is not None
-"""Whether Triton is installed. (A folder of that name in the working directory has no origin.)"""
+_triton: Any = None
+MISSING = "Triton is not installed"
+"""Why there is no Triton, where there is none."""
+if _FOUND is not None and _FOUND.origin is not None:  # a folder of that name has no origin
+    try:
+        _triton = importlib.import_module("triton")
+    except ImportError as error:  # half installed, say; the layers need none of it
+        MISSING = f"Triton cannot be imported ({error})"
+
+HAS_TRITON = _triton is not None
+"""Whether Triton is installed, whole."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
 """Whether kernels run in Triton's interpreter, on the CPU. It knows no inline assembly."""
@@ -31,7 +43,7 @@ tl: Any = None
 gdc_wait: Any = None
 gdc_launch_dependents: Any = None
 if HAS_TRITON:
-    jit = importlib.import_module("triton").jit
+    jit = _triton.jit
     tl = importlib.import_module("triton.language")
     _cuda = importlib.import_module("triton.language.extra.cuda")
     gdc_wait, gdc_launch_dependents = _cuda.gdc_wait, _cuda.gdc_launch_dependents

@@ -173,10 +173,14 @@ def test_the_package_alone_loads_nothing_heavy() -> None:
     assert done.stdout.strip() == ""
 
 
-def test_a_folder_called_triton_is_not_taken_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [False, True], ids=["a folder", "half installed"])
+def test_the_ladder_needs_no_triton(tmp_path: Path, broken: bool) -> None:
     (tmp_path / "triton").mkdir()
+    if broken:
+        (tmp_path / "triton" / "__init__.py").write_text("from .runtime import jit", encoding="utf-8")
+    code = "import llama_ckpt.ladder; from llama_ckpt.kernels import compiler; print(compiler.MISSING)"
     done = subprocess.run(
-        [sys.executable, "-c", "import llama_ckpt.ladder"],
+        [sys.executable, "-c", code],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -184,3 +188,4 @@ def test_a_folder_called_triton_is_not_taken_for_it(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "No module named 'triton.runtime'" in done.stdout or not broken
