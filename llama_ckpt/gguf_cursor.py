@@ -10,7 +10,10 @@ import numpy as np
 
 from llama_ckpt.errors import ModelFileError
 
-__all__ = ["Cursor", "shown"]
+__all__ = ["AGAIN", "Cursor", "shown"]
+
+AGAIN: Final = "copy or download the file again"
+"""What to do about a file that is not whole."""
 
 
 def shown(value: object) -> str:
@@ -58,7 +61,7 @@ class Cursor:
                 f"the file ends within its header, in {what} at byte {start}",
                 got=f"{left} bytes",
                 wanted=f"{n_bytes}",
-                hint="copy or download the file again",
+                hint=AGAIN,
             )
         self.at = start + n_bytes
         return start
@@ -77,7 +80,12 @@ class Cursor:
         left = self.end - self.at
         most = min(limit, left // smallest)
         if n > most:
-            raise ModelFileError(what, got=n, wanted=f"at most {most} in the {left} bytes that follow")
+            raise ModelFileError(
+                what,
+                got=n,
+                wanted=f"at most {most} in the {left} bytes that follow",
+                hint=AGAIN if n <= limit else None,
+            )
         return n
 
     def string(self, what: str, limit: int | None = None) -> bytes:

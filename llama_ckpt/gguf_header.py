@@ -25,7 +25,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
-from llama_ckpt.gguf_cursor import Cursor, shown
+from llama_ckpt.gguf_cursor import AGAIN, Cursor, shown
 
 __all__ = ["GGUFHeader", "MetadataValue", "TensorInfo", "read_header"]
 
@@ -234,16 +234,15 @@ def _check_places(tensors: Mapping[str, TensorInfo], size: int) -> None:
     end, before = 0, ""
     for info in sorted(tensors.values(), key=lambda info: info.offset):
         if info.offset < end:
-            raise ModelFileError(f"tensor {shown(info.name)} overlaps tensor {shown(before)}", hint=_AGAIN)
+            raise ModelFileError(f"tensor {shown(info.name)} overlaps tensor {shown(before)}", hint=AGAIN)
         end, before = info.offset + info.nbytes, info.name
         if end > size:
             raise ModelFileError(
                 f"tensor {shown(info.name)} lies outside the file",
                 got=f"{size} bytes in the file",
                 wanted=f"at least {end}",
-                hint=_AGAIN,
+                hint=AGAIN,
             )
 
 
-_AGAIN: Final = "copy or download the file again"
 _TENSOR_TYPES: Final = {int(kind): kind for kind in GGMLQuantizationType}
