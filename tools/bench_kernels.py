@@ -18,7 +18,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 
 from llama_ckpt.kernels.launching import Tile, matvec, to_pieces
-from llama_ckpt.kernels.planes import Pack, Planes, repack
+from llama_ckpt.kernels.planes import Planes, repack
 from llama_ckpt.quants import PackedWeight, Weight
 
 SHAPES = {"output": (4096, 4096), "qkv": (12288, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
@@ -92,7 +92,7 @@ def launch(planes: Planes, pieces: torch.Tensor, y: torch.Tensor, tile: Tile | N
 
 def aheads(planes: Planes, threads: int) -> tuple[int, ...]:
     """Numbers of steps read ahead that make sense."""
-    if planes.layout.pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX):
+    if planes.layout.packed:
         return (1,)
     steps = -(-planes.shape[1] // (8 * threads))
     return tuple(n for n in (1, 2, 4) if steps % n == 0)

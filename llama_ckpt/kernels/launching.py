@@ -57,13 +57,11 @@ FEW_ROWS = 8192
 
 def tile_for(planes: Planes, *, fine: bool) -> Tile:
     """The tile for a weight: of its layout and shape alone, and of the vector's precision."""
-    (rows, width), pack = planes.shape, planes.layout.pack
-    few = rows <= FEW_ROWS
-    if pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX):
-        pieces = width // 32
-        tile = _packed_tile(planes.layout, few=few, one_step=pieces <= 128, fine=fine)
+    (rows, width), layout = planes.shape, planes.layout
+    few, pieces = rows <= FEW_ROWS, width // layout.piece
+    if layout.packed:
+        tile = _packed_tile(layout, few=few, one_step=pieces <= 128, fine=fine)
     else:
-        pieces = width // (4 if pack == Pack.FLOAT32 else 8)
         tile = Tile(8, 128, ahead=2 if few else 1)
     threads = min(tile.threads, _power_of_two(pieces))
     return replace(tile, threads=threads, ahead=min(tile.ahead, tile.passes * -(-pieces // threads)))
@@ -89,18 +87,15 @@ def _power_of_two(n: int) -> int:
 
 def reading_arguments(planes: Planes, tile: Tile, *, fine: bool) -> dict[str, Any]:
     """The constants that tell a kernel how to read a weight, and the vector: see `integer_vector`."""
-    width = planes.shape[1]
-    pack = planes.layout.pack
-    packed = pack in (Pack.NIBBLE, Pack.BYTE, Pack.SIX)
-    a_step = 32 if packed else 4 if pack == Pack.FLOAT32 else 8
+    width, layout = planes.shape[1], planes.layout
     return {
-        "PACK": int(pack),
-        "MODE": int(planes.layout.mode),
-        "OFFSET": planes.layout.offset,
+        "PACK": int(layout.pack),
+        "MODE": int(layout.mode),
+        "OFFSET": layout.offset,
         "R": tile.rows,
         "PASSES": tile.passes,
         "NT": tile.threads,
-        "STEPS": -(-width // (a_step * tile.threads)),
+        "STEPS": -(-width // (layout.piece * tile.threads)),
         "AHEAD": tile.ahead,
         "FINE": fine,
     }

@@ -93,6 +93,16 @@ class Layout:
     mode: Mode = Mode.NONE
     offset: int = 0
 
+    @property
+    def packed(self) -> bool:
+        """Whether these are integers with scales, not plain numbers."""
+        return self.mode != Mode.NONE
+
+    @property
+    def piece(self) -> int:
+        """Elements that a thread takes in one step: 16 bytes of plain numbers, or a group."""
+        return GROUP if self.packed else 4 if self.pack == Pack.FLOAT32 else 8
+
 
 @dataclass(frozen=True, eq=False)
 class Planes:

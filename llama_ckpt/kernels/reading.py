@@ -10,7 +10,7 @@ the 32 elements that lane u works on stands at 4 * (j * U + u), with U = width /
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import jit, tl
-from llama_ckpt.kernels.constants import FLOAT16, FLOAT32
+from llama_ckpt.kernels.pack_and_mode import FLOAT16, FLOAT32
 
 __all__: list[str] = []
 

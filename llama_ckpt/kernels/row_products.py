@@ -10,7 +10,8 @@ integers; a minimum, the minimum times the sum of x.
 from __future__ import annotations
 
 from llama_ckpt.kernels.compiler import jit, tl
-from llama_ckpt.kernels.constants import (
+from llama_ckpt.kernels.integer_vector import dot2, dot4, half_sum, in_float, integers, unit_of
+from llama_ckpt.kernels.pack_and_mode import (
     BFLOAT16,
     BYTE,
     FLOAT32,
@@ -22,7 +23,6 @@ from llama_ckpt.kernels.constants import (
     PAIR,
     SIX,
 )
-from llama_ckpt.kernels.integer_vector import dot2, dot4, half_sum, in_float, integers, unit_of
 from llama_ckpt.kernels.reading import (
     high_half,
     load2,
