@@ -30,7 +30,7 @@ from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.observer import Observer
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
-from llama_ckpt.subjects import select
+from llama_ckpt.subjects import Selection, select
 from llama_ckpt.trial import INHERITED, Trial
 from reference_dumps import embedded_model
 
@@ -204,8 +204,7 @@ def validate(
         arrays: what it is called with: "torch", "numpy", or "auto".
         engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
         precision: of the engine, "fast" or "high".
-        stop_on_failure: skip what comes after the first failing checkpoint.
-        oracle_only: judge without llama.cpp.
+        stop_on_failure: skip what comes after the first failing checkpoint. oracle_only: no llama.cpp.
         maps: keep histograms and errors by token for a page.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
@@ -216,8 +215,7 @@ def validate(
     """
     ids = [ids] if isinstance(ids, str) else ids
     own = None if implementation is None else implemented(implementation, ids, arrays)
-    wanted = normalize_ids(ids if own is None else [own.checkpoint.id])
-    ladder = [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
+    ladder = _rungs(ids if own is None else [own.checkpoint.id])
     picked = str(pick_device(device))
     pick_dtype(dtype)
     check_engine(engine, precision, own, device=picked, dtype=dtype)
@@ -226,19 +224,33 @@ def validate(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
         )
         observer = Observer(keep_tally=maps)
-        kernels = None if engine == "layers" else precision
-        trials = open_trials(selection, progress, own, observer, kernels)
-        report = LadderReport(selection.name, picked, dtype, list(selection.notes), selection.compared, [])
-        report.engine = kernels
-        if own is not None:
-            report.implementation, probes = own.name, None
-            report.notes += own.notes()
-        probe = None if not probes else partial(run_probe, probes, Path(model or embedded_model()), report)
+        report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
+        trials = open_trials(selection, progress, own, observer, report.engine)
+        asked = {} if own is not None else probes or {}
+        probe = partial(run_probe, asked, Path(model or embedded_model()), report)
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress, probe):
             report.checkpoints.append(result)
             if on_checkpoint:
                 on_checkpoint(result)
     report.maps = observer.tally.to_json() if maps else None
+    return report
+
+
+def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
+    """The checkpoints of those ids, or all, in the ladder's order."""
+    wanted = normalize_ids(ids)
+    return [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
+
+
+def _report_on(
+    selection: Selection, own: Implementation | None, device: str, dtype: str, engine: str | None
+) -> LadderReport:
+    """The report of a climb that begins."""
+    report = LadderReport(selection.name, device, dtype, list(selection.notes), selection.compared, [])
+    report.engine = engine
+    if own is not None:
+        report.implementation = own.name
+        report.notes += own.notes()
     return report
 
 

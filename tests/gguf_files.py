@@ -49,6 +49,10 @@ def packed(values: NDArray[np.float32], type: T, rng: np.random.Generator) -> ND
     return np.ascontiguousarray(rows).view(np.uint8).reshape(values.shape[0], -1)
 
 
+SPECIALS = ("unknown", "bos", "eos")
+"""The first tokens of `vocabulary`."""
+
+
 def vocabulary(n: int) -> dict[str, tuple[Any, V, V]]:
     """Keys of a SentencePiece vocabulary of `n` tokens: specials, 256 bytes, then made-up pieces."""
     texts = [b"<unk>", b"<s>", b"</s>"] + [b"<0x%02X>" % byte for byte in range(256)]
@@ -107,9 +111,7 @@ def write_llama(
         "llama.vocab_size": (vocab, V.UINT32),
         "tokenizer.ggml.model": ("llama", V.STRING),
         **vocabulary(vocab),
-        "tokenizer.ggml.bos_token_id": (1, V.UINT32),
-        "tokenizer.ggml.eos_token_id": (2, V.UINT32),
-        "tokenizer.ggml.unknown_token_id": (0, V.UINT32),
+        **{f"tokenizer.ggml.{name}_token_id": (id, V.UINT32) for id, name in enumerate(SPECIALS)},
         "tokenizer.ggml.add_bos_token": (True, V.BOOL),
         "tokenizer.ggml.add_space_prefix": (True, V.BOOL),
     }
@@ -118,14 +120,25 @@ def write_llama(
         metadata["llama.attention.value_length"] = (head_dim, V.UINT32)
     metadata |= keys or {}
 
-    writer = GGUFWriter(path, architecture)
-    for key, (value, *kinds) in metadata.items():
-        if key not in omit_keys:
-            writer.add_key_value(key, value, *kinds)
     shapes = _shapes(
         width, n_heads, n_kv_heads, head_dim or width // n_heads, ffn, n_layers, vocab, tied_output
     )
     values = {name: _values(shape, rng) for name, shape in shapes.items()} | dict(tensors or {})
+    kept = {key: value for key, value in metadata.items() if key not in omit_keys}
+    _fill(GGUFWriter(path, architecture), kept, values, type, rng)
+    return path
+
+
+def _fill(
+    writer: GGUFWriter,
+    metadata: Mapping[str, tuple[Any, ...]],
+    values: Mapping[str, NDArray[np.float32] | None],
+    type: T,
+    rng: np.random.Generator,
+) -> None:
+    """Metadata, then norms in float32 and matrices in that type, to a file."""
+    for key, (value, *kinds) in metadata.items():
+        writer.add_key_value(key, value, *kinds)
     for name, array in values.items():
         if array is not None and array.ndim == 1:
             writer.add_tensor(name, array)
@@ -135,7 +148,6 @@ def write_llama(
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def _shapes(

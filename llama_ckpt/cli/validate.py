@@ -81,23 +81,29 @@ def command(
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))
     files = ReportFiles(json_file, junit_file, html_file)
+    report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, maps=html_file is not None)
+    files.write(report.to_json())
+    raise typer.Exit(report.exit_code)
+
+
+def _climb(
+    ids: list[str] | None, options: dict[str, Any], files: ReportFiles, *, stop_on_failure: bool, maps: bool
+) -> LadderReport:
+    """Climb the ladder, and show each checkpoint as soon as it stands."""
     with ProgressBar() as bar:
-        screen = _Screen(
-            _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True), bar, options | layer
-        )
+        console = _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
+        screen = _Screen(console, bar, options)
         report = llama_ckpt.validate(
             ids,
             **options,
-            **layer,
-            maps=html_file is not None,
+            maps=maps,
             stop_on_failure=stop_on_failure,
             progress=bar,
             on_checkpoint=screen.show,
             probes={"0": worker_points},
         )
     screen.finish(report)
-    files.write(report.to_json())
-    raise typer.Exit(report.exit_code)
+    return report
 
 
 class _Console(Console):
