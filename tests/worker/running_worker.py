@@ -180,3 +180,8 @@ def raw_request(path: str, body: bytes, *headers: str) -> bytes:
     lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json"]
     lines += [f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
+
+
+def received(connection: socket.socket) -> bytes:
+    """Everything that comes until the other side closes; one `recv` may return a part of an answer."""
+    return b"".join(iter(lambda: connection.recv(65536), b""))

@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from tests.worker.running_worker import RunningWorker, execute, parsed, raw_request, request
+from tests.worker.running_worker import RunningWorker, execute, parsed, raw_request, received, request
 
 LONG = 2000  # tokens: over half a minute, if nobody stopped them
 
@@ -32,9 +32,9 @@ def test_a_client_that_goes_away_cancels_its_job(
     job_id = f"gone-{how}"
     connection = worker.connect()
     connection.sendall(raw_request("/execute", json.dumps(request(job_id, max_tokens=LONG)).encode()))
-    received = b""
-    while received.count(b"event: token") < 3:
-        received += connection.recv(4096)
+    answer = b""
+    while answer.count(b"event: token") < 3:
+        answer += connection.recv(4096)
     leave(connection, how)
     left = time.monotonic()
     assert execute(client, request(f"after-{how}"))[-1]["stop_reason"] == "MAX_TOKENS"
@@ -128,7 +128,7 @@ def test_a_request_that_never_ends_is_cut_off(tight: RunningWorker, sent: bytes)
 def test_a_body_that_never_comes(tight: RunningWorker) -> None:
     with tight.connect() as connection:
         connection.sendall(raw_request("/execute", b"{").replace(b"Content-Length: 1", b"Content-Length: 9"))
-        answer = connection.recv(4096)
+        answer = received(connection)
     assert b" 400 " in answer and b'"constraint":"timeout"' in answer
 
 

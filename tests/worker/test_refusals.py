@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from llama_ckpt.worker.replies import BODY_BYTES
-from tests.worker.running_worker import Json, RunningWorker, execute, parsed, raw_request, request
+from tests.worker.running_worker import Json, RunningWorker, execute, parsed, raw_request, received, request
 
 SECRET = "xyzzy-the-secret-prompt"
 JSON = {"Content-Type": "application/json"}
@@ -239,10 +239,10 @@ def test_requests_in_a_row_on_one_connection(reciter: RunningWorker) -> None:
     last = raw_request("/cancel", b'{"job_id":"nobody"}', "Connection: close")
     with reciter.connect() as connection:
         connection.sendall(b"".join(raw_request("/execute", body) for body in bodies) + last)
-        received = b"".join(iter(lambda: connection.recv(65536), b""))
-    places = [received.index(f'"job_id":"piped-{n}"'.encode()) for n in range(3)]
-    assert places == sorted(places) and received.count(b"HTTP/1.1 200") == 3
-    assert received.count(b'"stop_reason"') == 3 and received.count(b"HTTP/1.1 404") == 1
+        answer = received(connection)
+    places = [answer.index(f'"job_id":"piped-{n}"'.encode()) for n in range(3)]
+    assert places == sorted(places) and answer.count(b"HTTP/1.1 200") == 3
+    assert answer.count(b'"stop_reason"') == 3 and answer.count(b"HTTP/1.1 404") == 1
 
 
 def test_a_flood_of_headers(reciter: RunningWorker, reciter_client: httpx.Client) -> None:

@@ -13,7 +13,16 @@ import httpx
 import pytest
 
 from tests.worker.pool_manager import pool_manager
-from tests.worker.running_worker import Json, RunningWorker, execute, parsed, raw_request, request, running
+from tests.worker.running_worker import (
+    Json,
+    RunningWorker,
+    execute,
+    parsed,
+    raw_request,
+    received,
+    request,
+    running,
+)
 
 
 def test_an_idle_worker_stops_at_once(reciter_model: Path) -> None:
@@ -89,8 +98,8 @@ def test_the_grace_period_ends(embedded_model: Path) -> None:
         began = time.monotonic()
         assert worker.stop() == 0
         assert time.monotonic() - began < 5
-        received = b"".join(iter(lambda: connection.recv(65536), b""))
-        assert b'"stop_reason":"CANCELLED"' in received
+        answer = received(connection)
+        assert b'"stop_reason":"CANCELLED"' in answer
         worker.end()
         assert worker.ends_of("long prompt")[0]["outcome"] == "CANCELLED"
         connection.close()
