@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from llama_ckpt.points import Case, Checkpoint
-from llama_ckpt.quants import Weight, embedding_rows
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.quants import Weight, embedding_rows
 
 __all__ = ["CHECKPOINT", "embed"]
 

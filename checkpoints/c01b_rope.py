@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["CHECKPOINT", "rope", "rope_frequencies"]
 

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from llama_ckpt.points import Case, Checkpoint, block_point
-from llama_ckpt.quants import Weight, linear
+from llama_ckpt.weights.quants import Weight, linear
 
 __all__ = ["CHECKPOINT", "qkv"]
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_ckpt.kv_cache import LayerCache
 from llama_ckpt.points import Case, Checkpoint, block_point
-from llama_ckpt.quants import Weight, linear
+from llama_ckpt.weights.kv_cache import LayerCache
+from llama_ckpt.weights.quants import Weight, linear
 
 __all__ = ["CHECKPOINT", "attention"]
 

@@ -24,10 +24,10 @@ from checkpoints.c01b_rope import rope, rope_frequencies
 from checkpoints.c02_qkv import qkv
 from checkpoints.c03_attention import attention
 from checkpoints.c06_swiglu import swiglu
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.kv_cache import LayerCache
 from llama_ckpt.points import Case, Checkpoint, block_point
-from llama_ckpt.weights import BlockWeights
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.kv_cache import LayerCache
+from llama_ckpt.weights.records import BlockWeights
 
 __all__ = ["CHECKPOINT", "block"]
 

@@ -24,11 +24,11 @@ from torch import Tensor
 from checkpoints.c00_foundation import embed
 from checkpoints.c01_rms_norm import rms_norm
 from checkpoints.c07_block import block
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.kv_cache import KVCache
 from llama_ckpt.points import Case, Checkpoint, block_point
-from llama_ckpt.quants import linear
-from llama_ckpt.weights import ModelWeights
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.kv_cache import KVCache
+from llama_ckpt.weights.quants import linear
+from llama_ckpt.weights.records import ModelWeights
 
 __all__ = ["CHECKPOINT", "logits", "output_logits"]
 

@@ -23,13 +23,13 @@ from torch import Tensor
 from checkpoints.c09_last_logits import last_logits
 from checkpoints.c10_argmax import argmax
 from checkpoints.c11_softmax import softmax
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import ContextLengthError, OptionError
-from llama_ckpt.kv_cache import KVCache
 from llama_ckpt.points import Case, Checkpoint
-from llama_ckpt.sampling import PENALTY_WINDOW, SamplingOptions, Uniforms, draw, penalize
-from llama_ckpt.text_stream import TextStream
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.tokens.sampling import PENALTY_WINDOW, SamplingOptions, Uniforms, draw, penalize
+from llama_ckpt.tokens.text_stream import TextStream
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.kv_cache import KVCache
 
 __all__ = ["CHECKPOINT", "GeneratedToken", "generate"]
 

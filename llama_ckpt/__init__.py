@@ -18,24 +18,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.version import __version__
 
 if TYPE_CHECKING:
-    from llama_ckpt.config import LlamaConfig as LlamaConfig
-    from llama_ckpt.diagnose.compare_dump import compare_dump as compare_dump
-    from llama_ckpt.export import export_weights as export_weights
-    from llama_ckpt.gguf_file import GGUFFile as GGUFFile
-    from llama_ckpt.gguf_file import open_gguf as open_gguf
-    from llama_ckpt.ladder import LadderReport as LadderReport
-    from llama_ckpt.ladder import discover as discover
-    from llama_ckpt.ladder import validate as validate
+    from llama_ckpt.comparing.compare_dump import compare_dump as compare_dump
+    from llama_ckpt.dumps.record import record as record
+    from llama_ckpt.generation import generate as generate
+    from llama_ckpt.gguf.file import GGUFFile as GGUFFile
+    from llama_ckpt.gguf.file import open_gguf as open_gguf
+    from llama_ckpt.ladder.climb import validate as validate
+    from llama_ckpt.ladder.discovery import discover as discover
+    from llama_ckpt.ladder.report import LadderReport as LadderReport
+    from llama_ckpt.making.export import export_weights as export_weights
+    from llama_ckpt.making.seeded_model import make_seeded as make_seeded
     from llama_ckpt.model import Model as Model
-    from llama_ckpt.model import generate as generate
     from llama_ckpt.model import load as load
-    from llama_ckpt.module_recorder import record as record
-    from llama_ckpt.seeded_model import make_seeded as make_seeded
-    from llama_ckpt.tokenizer import Tokenizer as Tokenizer
-
-__version__ = "0.1.0"
+    from llama_ckpt.tokens.tokenizer import Tokenizer as Tokenizer
+    from llama_ckpt.weights.config import LlamaConfig as LlamaConfig
 
 __all__ = [
     "GGUFFile",
@@ -57,24 +56,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "GGUFFile": "gguf_file",
-    "LadderReport": "ladder",
-    "LlamaConfig": "config",
+    "GGUFFile": "gguf.file",
+    "LadderReport": "ladder.report",
+    "LlamaConfig": "weights.config",
     "Model": "model",
-    "Tokenizer": "tokenizer",
-    "compare_dump": "diagnose.compare_dump",
-    "discover": "ladder",
-    "export_weights": "export",
-    "generate": "model",
+    "Tokenizer": "tokens.tokenizer",
+    "compare_dump": "comparing.compare_dump",
+    "discover": "ladder.discovery",
+    "export_weights": "making.export",
+    "generate": "generation",
     "load": "model",
-    "make_seeded": "seeded_model",
-    "open_gguf": "gguf_file",
-    "record": "module_recorder",
-    "validate": "ladder",
+    "make_seeded": "making.seeded_model",
+    "open_gguf": "gguf.file",
+    "record": "dumps.record",
+    "validate": "ladder.climb",
 }
 """Public name to the module of this package that defines it."""
 
-_STAND_ON_CHECKPOINTS = {"ladder", "model"}
+_STAND_ON_CHECKPOINTS = {"generation", "ladder.climb", "ladder.discovery", "ladder.report", "model"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,39 +1,33 @@
-"""A loaded Llama for library users: `load`, `Model`, `generate`.
+"""A loaded Llama for library users: `load` and `Model`; `generation.py` continues a prompt with it.
 
     import llama_ckpt as lc
 
     model = lc.load("model.gguf", device="auto", dtype="float32")
     model.logits([1, 15043])                                   # [2, vocab]
-    for piece in lc.generate(model, "Hello", max_tokens=10):
-        print(piece, end="", flush=True)
 
 The mathematics is in `checkpoints`; this module only puts a file, a device and a dtype together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from checkpoints.c08_logits import logits as logits_layer
-from checkpoints.c12_end_to_end import LanguageModel
-from checkpoints.c12_end_to_end import generate as generate_tokens
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
-from llama_ckpt.gguf_file import GGUFFile, open_gguf
-from llama_ckpt.kv_cache import KVCache
-from llama_ckpt.loading import Progress
-from llama_ckpt.quants import exact_matmul
-from llama_ckpt.sampling import SamplingOptions
-from llama_ckpt.tokenizer import Tokenizer
-from llama_ckpt.weights import ModelWeights, load_weights
+from llama_ckpt.gguf.file import GGUFFile, open_gguf
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.kv_cache import KVCache
+from llama_ckpt.weights.loading import Progress
+from llama_ckpt.weights.quants import exact_matmul
+from llama_ckpt.weights.records import ModelWeights, load_weights
 
-__all__ = ["DTYPES", "Model", "generate", "load", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "Model", "load", "pick_device", "pick_dtype"]
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 """The dtypes a model can compute in, by name."""
@@ -177,42 +171,3 @@ def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     if picked is None or picked not in DTYPES.values():
         raise OptionError("dtype", got=dtype, wanted="one of " + ", ".join(DTYPES))
     return picked
-
-
-def generate(
-    model: Model,
-    prompt: str | bytes | Sequence[int],
-    max_tokens: int = 128,
-    *,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int | None = None,
-    stop: Sequence[str] = (),
-    precision: Literal["fast", "high", "layers"] = "fast",
-) -> Iterator[str]:
-    """Continue a prompt and yield the text as it comes, whole characters only.
-
-    Args:
-        model: from `load`.
-        prompt: text, or token ids.
-        max_tokens: at most so many.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.SamplingOptions`.
-        stop: strings that end the text and are not part of it.
-        precision: on CUDA, how the engine computes: see `engine`. "layers" computes with the checkpoints'
-            own layers in the model's dtype instead, as the CPU always does.
-
-    Raises:
-        OptionError, ContextLengthError: as `checkpoints.generate`.
-    """
-    runner: LanguageModel = model
-    if model.device.type == "cuda" and precision != "layers":
-        from llama_ckpt.engine.session import session_for
-
-        runner = session_for(model, precision) or model
-    options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
-        if token.text:
-            yield token.text

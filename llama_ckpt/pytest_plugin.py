@@ -23,7 +23,7 @@ from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.report.terminal import checkpoint_row, failure_lines, header, repeat_command
 
 if TYPE_CHECKING:
-    from llama_ckpt.ladder import LadderReport
+    from llama_ckpt.ladder.report import LadderReport
 
 __all__ = [
     "LayerFailure",
@@ -127,7 +127,7 @@ def check(layer: Any, checkpoint: str | None, chosen: dict[str, Any]) -> None:
         LayerFailure: it is wrong.
         LlamaCkptError: bad input.
     """
-    from llama_ckpt.ladder import validate
+    from llama_ckpt.ladder.climb import validate
 
     report = validate(checkpoint, implementation=layer, **chosen)
     if report.exit_code:

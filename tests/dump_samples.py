@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.dumps import point_names
-from llama_ckpt.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
+from llama_ckpt.dumps.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
+from llama_ckpt.dumps.reference import point_names
 from llama_ckpt.points import BLOCK_POINTS, POINTS, split_name
 
 __all__ = ["ENTRY", "MODEL", "PRODUCER", "tensors"]

@@ -13,7 +13,6 @@ import torch
 
 import llama_ckpt as lc
 from checkpoints import generate as generate_tokens
-from llama_ckpt import oracle
 from llama_ckpt.errors import (
     ContextLengthError,
     DeviceError,
@@ -23,8 +22,9 @@ from llama_ckpt.errors import (
     ShapeError,
 )
 from llama_ckpt.model import Model, pick_device, pick_dtype
-from llama_ckpt.oracle_weights import OracleWeights
-from llama_ckpt.sampling import SamplingOptions
+from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.tokens.sampling import SamplingOptions
 from tests.checkpoints.drawn_inputs import DEVICES, DTYPES
 from tests.checkpoints.held_against import check_passes, verdict
 from tests.gguf_files import write_llama

@@ -19,7 +19,7 @@ from gguf import GGMLQuantizationType as T
 
 from llama_ckpt.kernels.launching import Tile, matvec, to_pieces
 from llama_ckpt.kernels.planes import Planes, repack
-from llama_ckpt.quants import PackedWeight, Weight
+from llama_ckpt.weights.quants import PackedWeight, Weight
 
 SHAPES = {"output": (4096, 4096), "qkv": (12288, 4096), "gate_up": (22016, 4096), "down": (4096, 11008)}
 FACTORS = {  # where the float16 factors of a block stand

@@ -21,7 +21,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from llama_ckpt.cli import COMMANDS, app
-from llama_ckpt.ladder import discover
+from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.report import mutant_pages, pages
 from llama_ckpt.report.full_size_page import full_size_page
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_ckpt.capture import capture
-from llama_ckpt.derive import derive
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.making.derive import derive
 from reference_dumps import embedded_model
 
 ALL_BYTES = 6_000_000

@@ -1,7 +1,7 @@
 """Measure how far from exact the engine's kernels are, and write the table that its limits stand on.
 
     python -m tools.measure_engine_limits            # needs a GPU, a minute
-    python -m tools.measure_engine_limits --out F    # to F, not to llama_ckpt/measured_engine_errors.py
+    python -m tools.measure_engine_limits --out F    # to F, not into llama_ckpt/judging
 
 The shapes of `measured_models`, in several file types; every block on inputs from the oracle, and whole
 models from their tokens, through the few-row kernels and through the tensor cores.
@@ -25,14 +25,14 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import quantize
 
-from llama_ckpt import oracle
-from llama_ckpt.engine import Engine, Precision, engine_points
+from llama_ckpt.engine.engine import Engine, Precision, engine_points
 from llama_ckpt.engine.forced import forced_block, forced_logits
-from llama_ckpt.limits import PRECISIONS
+from llama_ckpt.judging.limits import PRECISIONS
 from llama_ckpt.model import Model, load
+from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import split_name
-from llama_ckpt.quants import PackedWeight, Weight
-from llama_ckpt.weights import BlockWeights, ModelWeights
+from llama_ckpt.weights.quants import PackedWeight, Weight
+from llama_ckpt.weights.records import BlockWeights, ModelWeights
 from tools.measure_limits import Maxima, Prompt, Table, table_lines
 from tools.measured_models import EMBEDDED, SHAPES, Shape, model_for
 
@@ -221,7 +221,7 @@ def source(table: Table) -> str:
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    default = Path(__file__).parents[1] / "llama_ckpt" / "measured_engine_errors.py"
+    default = Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_engine_errors.py"
     parser.add_argument("--out", type=Path, default=default, help="where to write")
     parser.add_argument("--jobs", type=int, default=4, help="shapes measured side by side")
     options = parser.parse_args()

@@ -1,6 +1,6 @@
 """Measure how far from exact correct programs are, and write the table that the limits stand on.
 
-    python -m tools.measure_limits            # about 15 minutes; writes llama_ckpt/measured_errors.py
+    python -m tools.measure_limits            # about 15 minutes; writes llama_ckpt/judging/measured_errors.py
     python -m tools.measure_limits --print    # the same, to the terminal only
 
 Every correct program (see `correct_programs`) runs every layer on inputs from the oracle, and whole
@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llama_ckpt import oracle
-from llama_ckpt.ladder import discover
-from llama_ckpt.metrics import averaging, causal_mask, measure
+from llama_ckpt.judging.metrics import averaging, causal_mask, measure
+from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, Checkpoint, split_name
 from tools.correct_programs import ORDERS, PlainProgram, correct_programs
 from tools.measured_models import SHAPES, Shape, model_for
@@ -285,7 +285,7 @@ def main() -> None:
     if options.print:
         print(text)
     else:
-        (Path(__file__).parents[1] / "llama_ckpt" / "measured_errors.py").write_text(text)
+        (Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_errors.py").write_text(text)
 
 
 if __name__ == "__main__":

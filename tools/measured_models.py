@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.gguf_file import open_gguf
-from llama_ckpt.weights import load_weights
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.records import load_weights
 
 EMBEDDED = Path(__file__).parents[1] / "reference_dumps" / "tiny-32l" / "model.gguf"
 

@@ -21,7 +21,7 @@ PROMPT = "In the beginning God created the heaven"
 
 def digest(path: Path, way: str, n_tokens: int, precision: str) -> str:
     """SHA-256 over the tokens and the float32 logits of every step."""
-    from llama_ckpt.engine import Engine
+    from llama_ckpt.engine.engine import Engine
     from llama_ckpt.model import load
 
     model = load(path, device="cuda")

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llama_ckpt.gguf_file import GGUFFile, open_gguf
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.gguf.file import GGUFFile, open_gguf
+from llama_ckpt.tokens.tokenizer import Tokenizer
 
 MAX_LOSS = 3.6  # nats a held-out token
 MIN_CONTRIBUTION = 0.01  # of the residual's norm, for every attention and feed-forward

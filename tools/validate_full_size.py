@@ -23,9 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from llama_ckpt.gguf_file import open_gguf
-from llama_ckpt.reference_quantizer import quantize_with_llama_cpp
-from llama_ckpt.seeded_model import make_seeded
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
+from llama_ckpt.making.seeded_model import make_seeded
 
 ROOT = Path(__file__).parents[1]
 TYPES = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
@@ -62,7 +62,7 @@ def make_models(folder: Path, types: Iterable[str]) -> dict[str, Path]:
 def record(model: Path, out: Path) -> None:
     """llama.cpp on the GPU: 2, 16 and 300 tokens, the context's end, and 64 greedy tokens in one pass."""
     from llama_ckpt.capture import Take, capture_takes
-    from llama_ckpt.tokenizer import Tokenizer
+    from llama_ckpt.tokens.tokenizer import Tokenizer
 
     ids = Tokenizer.from_gguf(open_gguf(model)).encode(TEXT * 20)
     takes = [
@@ -81,7 +81,7 @@ KEPT = ("v", "q_rope", "k_rope", "attn_context", "ffn_inp", "ffn_swiglu", "out")
 
 def keep(dumps: Path, kind: str, folder: Path) -> None:
     """Keep the last row of the 16 tokens, at the first, middle and last block, for the repository."""
-    from llama_ckpt.dumps import keep_last_row, open_dumps
+    from llama_ckpt.dumps.reference import keep_last_row, open_dumps
 
     keep_last_row(open_dumps(dumps), "16-tokens", folder / kind.lower(), blocks=ENDS, points=KEPT)
 
@@ -90,9 +90,10 @@ def climb_ladder(subject: Any, program: str) -> list[Any]:
     """Every checkpoint's result, of our float32 layers or of the engine."""
     import torch
 
-    from llama_ckpt.ladder import climb_all, discover
-    from llama_ckpt.ladder_trials import subject_trials
-    from llama_ckpt.observer import Observer
+    from llama_ckpt.ladder.climb import climb_all
+    from llama_ckpt.ladder.discovery import discover
+    from llama_ckpt.ladder.observer import Observer
+    from llama_ckpt.ladder.trials import subject_trials
 
     observer = Observer()
     trials = list(subject_trials(subject, None, observer, None if program == "float32" else program))
@@ -106,7 +107,7 @@ def validate_type(model: Path, kind: str, kept: Path | None = None) -> dict[str,
     """Record and judge one type; what `--json` of the single process holds."""
     import torch
 
-    from llama_ckpt.subjects import select
+    from llama_ckpt.ladder.subjects import select
 
     seconds: dict[str, float] = {}
     programs: dict[str, Any] = {}

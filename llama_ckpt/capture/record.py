@@ -15,12 +15,12 @@ from safetensors.numpy import load_file
 
 from llama_ckpt.capture.launch import run_recorder
 from llama_ckpt.capture.request import Request
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.dumps import open_dumps, write_dump
+from llama_ckpt.dumps.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
+from llama_ckpt.dumps.reference import open_dumps, write_dump
 from llama_ckpt.errors import DumpError, OptionError
-from llama_ckpt.gguf_file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
+from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.points import BLOCK_POINTS
+from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["Take", "capture", "capture_takes", "dump_name"]
 

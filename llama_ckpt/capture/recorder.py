@@ -23,8 +23,8 @@ from llama_ckpt.capture.request import Request, read_requests
 from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, run_chain
 from llama_ckpt.capture.session import Context, LoadedModel
 from llama_ckpt.capture.tap import PointTap
+from llama_ckpt.dumps.manifest import Continuation
 from llama_ckpt.errors import LlamaCkptError
-from llama_ckpt.manifest import Continuation
 
 __all__ = ["main", "record"]
 

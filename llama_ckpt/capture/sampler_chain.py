@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.manifest import Sampling
+from llama_ckpt.dumps.manifest import Sampling
 
 __all__ = ["SETTINGS", "clear_settings", "penalty_setting", "run_chain", "survivors"]
 

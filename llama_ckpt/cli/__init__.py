@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from llama_ckpt import __version__
 from llama_ckpt.cli import (
     bench,
     capture,
@@ -26,6 +25,7 @@ from llama_ckpt.cli import (
     validate,
 )
 from llama_ckpt.cli.boundary import CommandGroup
+from llama_ckpt.version import __version__
 
 __all__ = ["COMMANDS", "app", "main"]
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
-from llama_ckpt.diagnose.compare_dump import compare_dump
+from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.report.comparison import comparison_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]

@@ -9,7 +9,7 @@ import typer
 
 from llama_ckpt.cli.options import ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar
-from llama_ckpt.export import export_weights
+from llama_ckpt.making.export import export_weights
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 

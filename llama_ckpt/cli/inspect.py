@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llama_ckpt.cli.options import model_path
-from llama_ckpt.gguf_file import open_gguf
+from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.report.inspection import inspection, inspection_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llama_ckpt.cli.progress import ProgressBar
-from llama_ckpt.seeded_model import make_seeded
+from llama_ckpt.making.seeded_model import make_seeded
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 

@@ -43,9 +43,9 @@ def command(
     Exit code 0 when every bug is killed by the checkpoint that it names, 95% are named first and
     there is no false alarm; else 1.
     """
-    from llama_ckpt.diagnose.benign import VARIANTS
     from llama_ckpt.diagnose.bugs import catalogue
-    from llama_ckpt.diagnose.mutant_report import run_mutants
+    from llama_ckpt.mutants.benign import VARIANTS
+    from llama_ckpt.mutants.report import run_mutants
     from llama_ckpt.report import mutants as rows
 
     known = {bug.name: bug for bug in catalogue()}

@@ -12,8 +12,8 @@ import typer
 
 from llama_ckpt.cli.options import ModelFile, model_path
 from llama_ckpt.errors import TokenizerError
-from llama_ckpt.gguf_file import open_gguf
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.tokens.tokenizer import Tokenizer
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 

@@ -19,7 +19,7 @@ from llama_ckpt.cli.worker_points import worker_points
 from llama_ckpt.report import terminal
 
 if TYPE_CHECKING:
-    from llama_ckpt.ladder import CheckpointResult, LadderReport
+    from llama_ckpt.ladder.report import CheckpointResult, LadderReport
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 

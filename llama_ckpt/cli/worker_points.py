@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_ckpt.compare import PointVerdict
+from llama_ckpt.judging.verdict import PointVerdict
 
 __all__ = ["worker_points"]
 

@@ -20,8 +20,8 @@ from llama_ckpt.diagnose.matching import distance
 from llama_ckpt.diagnose.named import Evidence, Predictions, name_bugs
 from llama_ckpt.diagnose.records import Diagnosis, SmallestLimit
 from llama_ckpt.diagnose.structure import find_structure
-from llama_ckpt.limits import Limit
-from llama_ckpt.metrics import averaging, measure
+from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.metrics import averaging, measure
 from llama_ckpt.points import Case
 
 __all__ = ["diagnose_point", "diagnose_points", "smallest_limit"]

@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_ckpt.compare import judge
-from llama_ckpt.limits import Limit
+from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.verdict import judge
 
 __all__ = ["ROUNDED", "distance", "passes"]
 

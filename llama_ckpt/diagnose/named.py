@@ -19,7 +19,7 @@ from llama_ckpt.diagnose.fits import fitted_bugs
 from llama_ckpt.diagnose.matching import distance, passes
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
-from llama_ckpt.limits import Limit
+from llama_ckpt.judging.limits import Limit
 from llama_ckpt.points import Case
 
 __all__ = ["Evidence", "Predictions", "name_bugs"]

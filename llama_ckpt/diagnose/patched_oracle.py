@@ -20,8 +20,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt import oracle
 from llama_ckpt.diagnose import run_oracle
+from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import Case
 
 __all__ = ["RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers"]

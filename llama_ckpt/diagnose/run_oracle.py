@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.oracle import argmax, last_logits, logits
+from llama_ckpt.oracle.llama import argmax, last_logits, logits
 
 __all__ = ["generate", "tokenize"]
 

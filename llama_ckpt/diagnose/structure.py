@@ -18,7 +18,7 @@ from llama_ckpt.diagnose import orders, shares
 from llama_ckpt.diagnose.matching import ROUNDED, distance, passes
 from llama_ckpt.diagnose.records import Change, Finding
 from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
-from llama_ckpt.limits import Limit
+from llama_ckpt.judging.limits import Limit
 
 __all__ = ["find_structure"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_ckpt.engine import Engine
+from llama_ckpt.engine.engine import Engine
 from llama_ckpt.engine.step import FEW, SPLIT, Tap
 from llama_ckpt.errors import ShapeError
 

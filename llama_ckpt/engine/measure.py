@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from checkpoints.c12_end_to_end import generate
-from llama_ckpt.engine import Engine, Precision
+from llama_ckpt.engine.engine import Engine, Precision
 from llama_ckpt.engine.session import Session
 from llama_ckpt.errors import OptionError, ReferenceCrashedError
-from llama_ckpt.loading import Progress
 from llama_ckpt.model import Model, load
+from llama_ckpt.weights.loading import Progress
 
 __all__ = ["DEPTHS", "PROMPTS", "Figure", "llama_cpp_figures", "measure"]
 

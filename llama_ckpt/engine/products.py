@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from llama_ckpt.kernels.many_rows import Rest
-from llama_ckpt.quants import PackedWeight, Weight
+from llama_ckpt.weights.quants import PackedWeight, Weight
 
 __all__ = ["LOW_PART", "Dense", "Rows", "add_product", "product", "values"]
 

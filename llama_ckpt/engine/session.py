@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.engine import Engine, Precision, unsupported
-from llama_ckpt.kv_cache import KVCache
+from llama_ckpt.engine.engine import Engine, Precision, unsupported
 from llama_ckpt.model import Model
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.kv_cache import KVCache
 
 __all__ = ["Session", "session_for"]
 

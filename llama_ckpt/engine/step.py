@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from checkpoints.c01b_rope import rope_frequencies
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.kernels.choosing import choose_kernel
 from llama_ckpt.kernels.decode_attention import attention_kernel
@@ -29,6 +28,7 @@ from llama_ckpt.kernels.fused import (
 )
 from llama_ckpt.kernels.launching import Tile, from_pieces, launch_options, reading_arguments, tile_for
 from llama_ckpt.kernels.planes import Planes
+from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["FEW", "SPLIT", "Buffers", "Step"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from llama_ckpt.engine.products import Dense, values
 from llama_ckpt.kernels.planes import Pack, Planes, interleaved, repack, stacked
-from llama_ckpt.quants import PackedWeight, Weight
-from llama_ckpt.weights import BlockWeights, ModelWeights
+from llama_ckpt.weights.quants import PackedWeight, Weight
+from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
 __all__ = ["EngineBlock", "EngineWeights"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_ckpt.block_formats import iq4_integers, planes, scales_and_mins
+from llama_ckpt.weights.block_formats import iq4_integers, planes, scales_and_mins
 
 __all__ = [
     "bytes_of_iq4",

@@ -42,7 +42,7 @@ from llama_ckpt.kernels.fields import (
     nibbles_of_q4_k,
     q3_k_scales,
 )
-from llama_ckpt.quants import PackedWeight, Weight
+from llama_ckpt.weights.quants import PackedWeight, Weight
 
 __all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "repack", "stacked"]
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:  # records to be read
-    from llama_ckpt.diagnose.comparison import ComparedPoint, Comparison, LayerErrors
+    from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LayerErrors
     from llama_ckpt.diagnose.records import Diagnosis
 
 __all__ = ["Line", "cell", "comparison_lines", "strip"]

@@ -11,9 +11,9 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from llama_ckpt import __version__
 from llama_ckpt.report import charts
 from llama_ckpt.report.view import Judged, View, view
+from llama_ckpt.version import __version__
 
 __all__ = ["page"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import LlamaCkptError
-from llama_ckpt.gguf_file import GGUFFile, check_llama
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.llama_tensors import check_llama
 
 __all__ = ["inspection", "inspection_lines"]
 

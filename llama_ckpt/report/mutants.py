@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
-    from llama_ckpt.diagnose.mutant_report import MutantReport
+    from llama_ckpt.mutants.report import MutantReport
 
 __all__ = ["lines"]
 

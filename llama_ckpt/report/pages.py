@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from llama_ckpt.ladder import discover, normalize_ids
-from llama_ckpt.limits import DTYPES, Forcing, limit_for
+from llama_ckpt.judging.limits import DTYPES, Forcing, limit_for
+from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.points import POINTS, Checkpoint
 
 __all__ = ["file_name", "ladder_table", "page", "torch_functions"]

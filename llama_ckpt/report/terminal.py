@@ -19,8 +19,8 @@ from llama_ckpt.points import split_name
 from llama_ckpt.report.comparison import cell
 
 if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
-    from llama_ckpt.compare import PointVerdict
-    from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
+    from llama_ckpt.judging.verdict import PointVerdict
+    from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 
 __all__ = ["checkpoint_row", "failure_lines", "header", "repeat_command", "summary_lines"]
 

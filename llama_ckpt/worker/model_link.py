@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_ckpt.errors import LlamaCkptError, TokenizerError
+from llama_ckpt.spawning import python_module
 from llama_ckpt.worker.logs import log
 from llama_ckpt.worker.options import WorkerOptions
-from llama_ckpt.worker.spawning import python_module
 
 __all__ = ["Encoded", "LoadedModel", "ModelLink", "ModelLostError", "Part", "RefusedError"]
 

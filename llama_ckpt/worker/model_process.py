@@ -26,10 +26,11 @@ import traceback
 from collections.abc import Mapping
 from typing import IO, TYPE_CHECKING, Any
 
-from llama_ckpt.config import LlamaConfig
 from llama_ckpt.errors import LlamaCkptError, OptionError
-from llama_ckpt.gguf_file import check_llama, open_gguf
+from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.shadowing import check_checkpoints
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.llama_tensors import check_llama
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +115,7 @@ class Engine:
     def _generate(self, job: int, order: Message) -> None:
         from checkpoints.c12_end_to_end import generate
         from llama_ckpt.engine.session import session_for
-        from llama_ckpt.sampling import SamplingOptions
+        from llama_ckpt.tokens.sampling import SamplingOptions
 
         tokens, reason, stop_string = 0, "cancelled", None
         told = time.monotonic()
@@ -160,7 +161,7 @@ def failure(error: Exception) -> tuple[str, str]:
 
 def weight_bytes(model: Model) -> int:
     """Bytes of all weights as they lie on the device, tied ones once."""
-    from llama_ckpt.quants import PackedWeight
+    from llama_ckpt.weights.quants import PackedWeight
 
     weights = model.weights
     every = [weights.token_embd, weights.output_norm, weights.output]

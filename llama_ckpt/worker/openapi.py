@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from llama_ckpt import __version__
+from llama_ckpt.version import __version__
 from llama_ckpt.worker.replies import BODY_BYTES
 from llama_ckpt.worker.requests import CancelRequest, ChatRequest, CompletionRequest, ExecuteRequest
 

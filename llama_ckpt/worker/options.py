@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 from urllib.parse import urlsplit
 
-from llama_ckpt import __version__
 from llama_ckpt.errors import OptionError
+from llama_ckpt.version import __version__
 
 __all__ = ["WorkerOptions", "is_test_mode", "parse_options"]
 

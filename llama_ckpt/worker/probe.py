@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 
 import httpx
 
-from llama_ckpt.worker.spawning import python_module
+from llama_ckpt.spawning import python_module
 
 __all__ = ["ProbeStep", "probe_worker"]
 

@@ -104,7 +104,7 @@ class ExecuteRequest(_Sampled):
     stop: StopStrings = Field([], description="Strings that end the text and are not part of it.")
 
     def sampling(self, drawn: int, vocab_size: int) -> dict[str, float | int | None]:
-        """These fields as `llama_ckpt.sampling.SamplingOptions` takes them.
+        """These fields as `llama_ckpt.tokens.sampling.SamplingOptions` takes them.
 
         Args:
             drawn: the seed, if the request has none.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama_ckpt.capture import Take, capture, capture_takes
-from llama_ckpt.dumps import Dump, open_dumps, point_names
+from llama_ckpt.dumps.reference import Dump, open_dumps, point_names
 from llama_ckpt.errors import DumpError, LlamaCkptError, OptionError, TokenizerError
 from llama_ckpt.points import BLOCK_POINTS
 from tests.capture.formulas import relations

@@ -16,10 +16,10 @@ import pytest
 
 import reference_dumps
 from llama_ckpt.capture import capture
-from llama_ckpt.derive import derive
-from llama_ckpt.dumps import Dump, DumpSet, open_dumps, point_names
-from llama_ckpt.gguf_file import open_gguf, weights_sha256
-from llama_ckpt.manifest import DumpEntry
+from llama_ckpt.dumps.manifest import DumpEntry
+from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps, point_names
+from llama_ckpt.gguf.file import open_gguf, weights_sha256
+from llama_ckpt.making.derive import derive
 from tests.capture.formulas import relations
 
 FOLDERS = {name: open_dumps(folder) for name, folder in reference_dumps.dump_folders().items()}

@@ -22,8 +22,8 @@ from llama_ckpt.capture.sampler_chain import (
     run_chain,
     survivors,
 )
-from llama_ckpt.dumps import open_dumps
-from llama_ckpt.manifest import Sampling
+from llama_ckpt.dumps.manifest import Sampling
+from llama_ckpt.dumps.reference import open_dumps
 
 PLAIN = Sampling(1.0, 0, 1.0, 0.0, 0)
 Chain = Callable[[Any, Sampling], tuple[NDArray[np.int32], NDArray[np.float32]]]

@@ -16,8 +16,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llama_ckpt.config import LlamaConfig
-from llama_ckpt.weights import BlockWeights, ModelWeights
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
 __all__ = [
     "DEVICES",

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from llama_ckpt.compare import PointVerdict
+from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.ladder.subjects import dump_folders, recorded_subjects
+from llama_ckpt.ladder.trial import UNTAPPED, Trial
 from llama_ckpt.points import Checkpoint, split_name
-from llama_ckpt.quants import exact_matmul
-from llama_ckpt.subjects import dump_folders, recorded_subjects
-from llama_ckpt.trial import UNTAPPED, Trial
+from llama_ckpt.weights.quants import exact_matmul
 from reference_dumps import embedded_model
 
 __all__ = [

@@ -11,12 +11,12 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from llama_ckpt import oracle
-from llama_ckpt.compare import PointVerdict, causal_mask, judge
-from llama_ckpt.limits import EXACT, Forcing, limit_for
+from llama_ckpt.judging.limits import EXACT, Forcing, limit_for
+from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
+from llama_ckpt.ladder.trial import as_numpy, call
+from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS, Case, split_name
-from llama_ckpt.quants import PackedWeight, exact_matmul
-from llama_ckpt.trial import as_numpy, call
+from llama_ckpt.weights.quants import PackedWeight, exact_matmul
 
 __all__ = ["check_capturable", "check_passes", "check_same_bits", "exact", "judged", "results"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from llama_ckpt.model import Model
-from llama_ckpt.weights import BlockWeights, ModelWeights
+from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
 __all__ = ["reciting"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from checkpoints import c00_foundation, embed
 from checkpoints.c00_foundation import CHECKPOINT, tokenize
-from llama_ckpt.quants import PackedWeight
+from llama_ckpt.weights.quants import PackedWeight
 from tests.checkpoints.drawn_inputs import DEVICES, DTYPES, Values, values
 from tests.checkpoints.dump_trials import (
     EVERY_DUMP,

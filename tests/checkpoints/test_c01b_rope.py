@@ -13,7 +13,7 @@ from torch import Tensor
 
 from checkpoints import c01b_rope, rope
 from checkpoints.c01b_rope import CHECKPOINT, rope_frequencies
-from llama_ckpt import oracle
+from llama_ckpt.oracle import llama as oracle
 from tests.checkpoints.drawn_inputs import (
     DEVICES,
     DTYPES,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from checkpoints import c02_qkv, qkv
 from checkpoints.c02_qkv import CHECKPOINT
-from llama_ckpt.quants import PackedWeight
+from llama_ckpt.weights.quants import PackedWeight
 from tests.checkpoints.drawn_inputs import DEVICES, DTYPES, Heads, Values, arguments_seed, heads, values
 from tests.checkpoints.dump_trials import (
     EVERY_DUMP,

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from checkpoints import attention, c03_attention
 from checkpoints.c03_attention import CHECKPOINT
-from llama_ckpt.kv_cache import KVCache
 from llama_ckpt.points import split_name
-from llama_ckpt.quants import linear
+from llama_ckpt.weights.kv_cache import KVCache
+from llama_ckpt.weights.quants import linear
 from tests.checkpoints.drawn_inputs import (
     DEVICES,
     DTYPES,

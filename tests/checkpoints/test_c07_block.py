@@ -14,8 +14,8 @@ from torch import Tensor
 
 from checkpoints import attention, block, c07_block, rms_norm, rope, swiglu
 from checkpoints.c07_block import CHECKPOINT
-from llama_ckpt.kv_cache import KVCache
 from llama_ckpt.points import BLOCK_POINTS
+from llama_ckpt.weights.kv_cache import KVCache
 from tests.checkpoints.drawn_inputs import (
     DEVICES,
     DTYPES,

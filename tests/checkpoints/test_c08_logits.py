@@ -14,9 +14,9 @@ from torch import Tensor
 
 from checkpoints import block, c08_logits, logits
 from checkpoints.c08_logits import CHECKPOINT, output_logits
-from llama_ckpt.kv_cache import KVCache
 from llama_ckpt.points import BLOCK_POINTS
-from llama_ckpt.quants import exact_matmul, linear
+from llama_ckpt.weights.kv_cache import KVCache
+from llama_ckpt.weights.quants import exact_matmul, linear
 from tests.checkpoints.drawn_inputs import (
     DEVICES,
     DTYPES,

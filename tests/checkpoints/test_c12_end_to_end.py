@@ -15,12 +15,12 @@ from torch import Tensor
 import checkpoints
 from checkpoints import argmax, generate
 from checkpoints.c12_end_to_end import CHECKPOINT, GeneratedToken
-from llama_ckpt.derive import derive
 from llama_ckpt.errors import ContextLengthError, OptionError
-from llama_ckpt.gguf_file import open_gguf
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.ladder.trial import Trial
+from llama_ckpt.making.derive import derive
 from llama_ckpt.model import Model, load
-from llama_ckpt.sampling import SamplingOptions
-from llama_ckpt.trial import Trial
+from llama_ckpt.tokens.sampling import SamplingOptions
 from tests.checkpoints.dump_trials import (
     EIGHT_TOKENS,
     EVERY_DUMP,

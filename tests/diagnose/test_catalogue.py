@@ -7,12 +7,12 @@ import re
 
 import pytest
 
-from llama_ckpt import oracle
 from llama_ckpt.diagnose import run_oracle
-from llama_ckpt.diagnose.benign import ROUNDING, VARIANTS
 from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
-from llama_ckpt.ladder import discover
-from llama_ckpt.limits import DTYPES
+from llama_ckpt.judging.limits import DTYPES
+from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.mutants.benign import ROUNDING, VARIANTS
+from llama_ckpt.oracle import llama as oracle
 
 LADDER = [checkpoint.id for checkpoint in discover()]
 

@@ -12,9 +12,9 @@ import pytest
 from llama_ckpt.diagnose.diagnosis import diagnose_point
 from llama_ckpt.diagnose.patched_oracle import RIGHT
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.limits import limit_for
+from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.points import Case
-from tests.diagnose.prompts import bench, rope_case
+from tests.comparing.prompts import bench, rope_case
 
 
 def with_other(case: Case, **arguments: Any) -> Case:

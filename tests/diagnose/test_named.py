@@ -18,9 +18,9 @@ from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
-from llama_ckpt.limits import limit_for
+from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.points import Case
-from tests.diagnose.prompts import rope_case
+from tests.comparing.prompts import rope_case
 
 BUGS = {bug.name: bug for bug in catalogue()}
 

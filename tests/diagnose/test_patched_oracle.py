@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_ckpt import oracle
 from llama_ckpt.diagnose import run_oracle
 from llama_ckpt.diagnose.bugs import CALLS, catalogue
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle, answers
+from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import Case
-from tests.diagnose.prompts import prompt, rope_case
+from tests.comparing.prompts import prompt, rope_case
 
 
 def whole_run(weights: Any = None) -> Case:

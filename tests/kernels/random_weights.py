@@ -6,7 +6,7 @@ import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 
-from llama_ckpt.quants import PackedWeight
+from llama_ckpt.weights.quants import PackedWeight
 
 FACTORS = {  # where the float16 factors of a block stand
     T.Q4_0: (0,),

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.kernels.planes import repack
-from llama_ckpt.quants import PackedWeight
+from llama_ckpt.weights.quants import PackedWeight
 from tests.kernels.interpreter import interpreter_failure, needs_triton
 from tests.kernels.random_weights import FACTORS, packed
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from llama_ckpt.errors import ShapeError
 from llama_ckpt.kernels.launching import from_pieces, to_pieces
 from llama_ckpt.kernels.planes import ROW_PADDING, Mode, Pack, Planes, interleaved, repack, stacked
-from llama_ckpt.quants import PackedWeight
+from llama_ckpt.weights.quants import PackedWeight
 from tests.kernels.random_weights import FACTORS, packed
 
 

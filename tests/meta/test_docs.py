@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.ladder import discover
+from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.report.pages import ladder_table, page, torch_functions
 
 ROOT = Path(__file__).parents[2]

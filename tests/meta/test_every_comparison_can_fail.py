@@ -14,11 +14,11 @@ import pytest
 import torch
 
 import checkpoints
-from llama_ckpt import trial as trials
-from llama_ckpt.ladder import discover
-from llama_ckpt.limits import EXACT
+from llama_ckpt.judging.limits import EXACT
+from llama_ckpt.ladder import trial as trials
+from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.ladder.trial import UNTAPPED, Trial
 from llama_ckpt.points import MODEL_POINTS, Checkpoint, split_name
-from llama_ckpt.trial import UNTAPPED, Trial
 from tests.checkpoints.dump_trials import EIGHT_TOKENS
 
 LADDER = {checkpoint.id: checkpoint for checkpoint in discover()}

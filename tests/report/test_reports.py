@@ -14,15 +14,16 @@ import pytest
 import torch
 
 import reference_dumps
-from llama_ckpt.diagnose.compare_dump import compare_dump
-from llama_ckpt.diagnose.comparison import Comparison, LayerErrors
-from llama_ckpt.ladder import LadderReport, validate
+from llama_ckpt.comparing.compare_dump import compare_dump
+from llama_ckpt.comparing.comparison import Comparison, LayerErrors
+from llama_ckpt.ladder.climb import validate
+from llama_ckpt.ladder.report import LadderReport
 from llama_ckpt.report import charts
 from llama_ckpt.report.comparison import comparison_lines, strip
 from llama_ckpt.report.html import page
 from llama_ckpt.report.junit import junit
 from llama_ckpt.report.view import Curve, view
-from tests.diagnose.their_programs import bug, right_run, run, write
+from tests.comparing.their_programs import bug, right_run, run, write
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from llama_ckpt.compare import PointVerdict
-from llama_ckpt.ladder import CheckpointResult, JudgedPoint, LadderReport
+from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.report import terminal
 
 PASSING = PointVerdict(

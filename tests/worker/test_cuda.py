@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_ckpt.dumps import open_dumps
+from llama_ckpt.dumps.reference import open_dumps
 from reference_dumps import dump_folder
 from tests.worker.running_worker import execute, request, running, text_of
 

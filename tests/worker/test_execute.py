@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import llama_ckpt
-from llama_ckpt.dumps import open_dumps
+from llama_ckpt.dumps.reference import open_dumps
 from reference_dumps import dump_folder
 from tests.worker.reciting_file import RECITED
 from tests.worker.running_worker import Json, RunningWorker, execute, parsed, request, text_of

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.gguf_file import open_gguf
-from llama_ckpt.tokenizer import Tokenizer
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.worker.chat import chat_parts
 from llama_ckpt.worker.requests import ChatMessage
 from reference_dumps import embedded_model

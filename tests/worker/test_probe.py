@@ -7,7 +7,7 @@ import struct
 import time
 from pathlib import Path
 
-from llama_ckpt.gguf_file import open_gguf
+from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.worker.probe import probe_worker
 
 STEPS = [

@@ -1,0 +1,1 @@
+"""Somebody's whole dump, walked point by point from the tokens to the logits."""

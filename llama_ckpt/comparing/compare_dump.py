@@ -1,0 +1,171 @@
+"""Comparing a dump that any program wrote: one call, from the file to the verdict.
+
+    report = compare_dump("theirs.safetensors")                       # a dump of the embedded model
+    report = compare_dump("theirs.safetensors", reference="dumps", model="mine.gguf")
+    report.verdict, report.first_wrong, report.diagnoses[0].sentence()
+
+Memory holds one block of the model and of the dump at a time. No torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llama_ckpt.comparing.comparison import Comparison, NextStep
+from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan, wanted_points
+from llama_ckpt.comparing.sides import Sides, open_sides
+from llama_ckpt.comparing.walk import Walk
+from llama_ckpt.points import split_name
+
+__all__ = ["checkpoint_of", "compare_dump"]
+
+
+def compare_dump(
+    theirs: str | Path,
+    *,
+    reference: str | Path | None = None,
+    model: str | Path | None = None,
+    names: str | Path | None = None,
+    dump: str | None = None,
+    dtype: str | None = None,
+    partial: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Comparison:
+    """Judge every tensor of a dump.
+
+    Args:
+        theirs: a safetensors file, see `their_dump`.
+        reference: a folder of llama.cpp's dumps; model: a GGUF file, for the oracle. Without both: the
+            embedded model and its dumps; with one of them, the other is left out, and what cannot be
+            told then is said.
+        names: a map of names, axes and layouts, see `dump_map`.
+        dump: the name of the reference's dump; None finds it by the tokens.
+        dtype: what their program computes in; None: what the dump declares, else how it is stored.
+        partial: points that are not there are not missing.
+        progress: called with what is being done, how far it is, and of how many steps.
+
+    Raises:
+        LlamaCkptError: bad input: a file, an option, dumps of another model than the one given.
+    """
+    began = time.perf_counter()
+    sides = open_sides(theirs, reference=reference, model=model, names=names, dump=dump, dtype=dtype)
+    result = _begun(sides)
+    looked = scan(sides.theirs, progress)
+    wanted = wanted_points(sides.theirs.declared, sides.n_layers)
+    result.of = len(wanted) if not partial else len(sides.theirs.names)
+    result.findings += lint_scan(looked, sides.token_ids, sides.positions)
+    if sides.comparable:
+        walk = Walk(sides, looked, result, progress)
+        with np.errstate(all="ignore"):  # a diverging program overflows; its points say so
+            walk.run()
+        result.diagnoses += walk.explainer.diagnoses
+        names_there = [name for name in wanted if _is_there(name, sides, set(walk.shifts))]
+    else:
+        names_there = list(sides.theirs.names)
+    if not partial:
+        result.findings += lint_missing(names_there, wanted)
+    options = {"reference": reference, "model": model, "map": names, "dump": dump, "dtype": dtype}
+    result.next += _next_steps(result, sides, shlex.quote(str(theirs)), options, partial)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _is_there(name: str, sides: Sides, shifted: set[str]) -> bool:
+    """A shifted layer's tensors stand under other numbers; the one without a place is not missed."""
+    return name in sides.theirs.names or split_name(name)[1] in shifted
+
+
+def _begun(sides: Sides) -> Comparison:
+    """An empty comparison with what is known of both sides."""
+    manifest = sides.dumps.manifest if sides.dumps is not None else None
+    reference: dict[str, Any] | None = None
+    if sides.dumps is not None and manifest is not None:
+        producer = manifest.producer
+        reference = {
+            "path": str(sides.dumps.path),
+            "dump": sides.dump.entry.name if sides.dump is not None else None,
+            "producer": f"{producer.name} {producer.version}".replace("llama.cpp llama.cpp", "llama.cpp"),
+            "system_info": producer.system_info,
+            "backend": producer.backend,
+            "tensor_types": list(manifest.model.tensor_types),
+            "weights_sha256": manifest.model.weights_sha256,
+        }
+    model = None
+    if sides.file is not None and sides.config is not None:
+        model = {"path": str(sides.file.path), "name": sides.config.name, "n_layers": sides.config.n_layers}
+    declared = sides.theirs.declared
+    return Comparison(
+        theirs={
+            "path": str(sides.theirs.path),
+            "tensors": len(sides.theirs.names),
+            "producer": declared.producer,
+            "weights_sha256": declared.weights_sha256,
+        },
+        reference=reference,
+        model=model,
+        dtype=sides.dtype,
+        token_ids=sides.token_ids,
+        positions=sides.positions,
+        findings=list(sides.findings),
+        cannot_tell=list(sides.cannot_tell),
+        notes=list(sides.notes),
+    )
+
+
+def _next_steps(
+    result: Comparison, sides: Sides, theirs: str, options: dict[str, Any], partial: bool
+) -> Iterator[NextStep]:
+    """What to do now, the most useful first."""
+    again = f"llama-ckpt compare {theirs}" + "".join(
+        f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
+    )
+    for finding in result.findings:
+        if finding.kind != "missing_point":
+            yield NextStep(f"first {finding.hint}; then compare again", again)
+            break
+    first = result.first_wrong
+    if first is not None and first.made == "here":
+        if first.computed:
+            names = ", ".join(first.computed)
+            yield NextStep(f"record {names} too: {first.name} was computed from it, and it was not recorded")
+        yield NextStep("what people get wrong there", f"llama-ckpt explain {checkpoint_of(first.name)}")
+    elif first is not None and first.made == "unknown":
+        yield NextStep("with the model it can be told who is off, where, and why", f"{again} --model M.gguf")
+    elif first is not None:
+        yield NextStep(
+            "no step is wrong by itself; look at how the error grows from layer to layer",
+            f"{again} --html report.html",
+        )
+    elif all(finding.kind == "missing_point" for finding in result.findings) and result.findings:
+        yield NextStep("what is there is right; record the rest, or say that it is all", f"{again} --partial")
+    elif not result.findings and sides.weights is None:
+        yield NextStep("the oracle judges more finely", f"{again} --model M.gguf")
+
+
+POINTS_OF = {
+    "embd": "0",
+    "attn_norm": "1",
+    "ffn_norm": "1",
+    "output_norm": "1",
+    "q": "2",
+    "k": "2",
+    "v": "2",
+    "q_rope": "1B",
+    "k_rope": "1B",
+    "ffn_inp": "7",
+    "out": "7",
+    "logits": "8",
+}
+"""Which checkpoint answers for a point; told here since the checkpoints load torch. A test compares."""
+
+
+def checkpoint_of(name: str) -> str:
+    """The id of the checkpoint that answers for a point, by its full name."""
+    point = split_name(name)[1]
+    return POINTS_OF.get(point, "3" if point.startswith("attn") else "6")

@@ -1,0 +1,281 @@
+"""What a comparison of somebody's dump says: plain records, and their JSON.
+
+`docs/report_schema.md` documents the JSON; `SCHEMA` is its version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.tally import Tally
+from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.points import split_name
+
+__all__ = [
+    "SCHEMA",
+    "ComparedPoint",
+    "Comparison",
+    "LayerErrors",
+    "LintFinding",
+    "NextStep",
+    "TokenChoice",
+]
+
+SCHEMA = 1
+"""The version of the comparison's JSON."""
+
+
+@dataclass(frozen=True)
+class LintFinding:
+    """Something about the dump itself that is wrong; each fails the comparison.
+
+    Attributes:
+        kind: "missing_bos", "other_tokens", "other_positions", "other_weights", "missing_point",
+            "not_finite", "axis_order", "padded", "shape", "norm_before_weight", "layers_shifted",
+            "layers_identical", "stale_buffer", "unwritten", "mixed_layout".
+        point: the first point that it concerns; "" for the whole dump.
+        message: one sentence: what is there, and what was wanted.
+        hint: what to do about it.
+    """
+
+    kind: str
+    point: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class ComparedPoint:
+    """One tensor of theirs, judged twice.
+
+    Attributes:
+        name: the point's full name.
+        own: against the oracle on their own recorded inputs: the error made here. None where it cannot
+            be told: no model, or no input known.
+        total: against the oracle's own run from the tokens (llama.cpp's tensor where there is no model).
+        read: the points that its step reads; `computed`: those among them that they did not record,
+            so that the oracle computed them from what they did.
+        made: "here" where the error is made here, "inherited" where it came with the inputs, "unknown"
+            where that cannot be told, "" where there is none.
+    """
+
+    name: str
+    own: PointVerdict | None
+    total: PointVerdict | None
+    read: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
+    made: Literal["", "here", "inherited", "unknown"] = ""
+
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """ "fail" where an error is made here, inherited, or nobody can tell which."""
+        return "fail" if self.made else "pass"
+
+    @property
+    def leading(self) -> PointVerdict:
+        """The verdict that says most: on the own error where that fails, else on the whole."""
+        candidates = [one for one in (self.own, self.total) if one is not None]
+        return next((one for one in candidates if one.verdict == "fail"), candidates[-1])
+
+    @property
+    def blame(self) -> str:
+        """Who is off: as in `PointVerdict`, and "unknown" where nobody can tell without the oracle."""
+        if self.made == "unknown":
+            return "unknown"
+        return "target" if self.made else self.leading.blame
+
+    def to_json(self) -> dict[str, Any]:
+        """One flat record with `own` and `total` below it."""
+        block, point = split_name(self.name)
+        return {
+            "name": self.name,
+            "block": block,
+            "point": point,
+            "verdict": self.verdict,
+            "made": self.made,
+            "blame": self.blame,
+            "reads": list(self.read),
+            "computed_inputs": list(self.computed),
+            "own": None if self.own is None else self.own.to_json(),
+            "total": None if self.total is None else self.total.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class LayerErrors:
+    """How much of a block's error is its own; relative errors at the block's end, NaN where unknown.
+
+    Attributes:
+        block: its number.
+        own: of their output against the oracle's block on their input; `own_limit` what is allowed.
+        inherited: of the oracle's block on their input against its own run from the tokens.
+        total: of their output against the oracle's own run; `limit` what is allowed.
+        reference: llama.cpp's, against the oracle's own run.
+        amplification: inherited over the error of the block's input: how much the block grows an error.
+        row_errs: total, for each token.
+    """
+
+    block: int
+    own: float = math.nan
+    inherited: float = math.nan
+    total: float = math.nan
+    reference: float = math.nan
+    amplification: float = math.nan
+    own_limit: float = math.nan
+    limit: float = math.nan
+    row_errs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """The greedy token after one row, and who is right about it.
+
+    Attributes:
+        row: which token of the prompt it follows.
+        got: theirs; `wanted` llama.cpp's (the oracle's without it), `exact` the oracle's, None without.
+        margin: the oracle's logit of the best less that of the other; NaN where all agree, or without it.
+        noise: what rounding may put between two logits, as measured in this row.
+        blame: "", "target", "reference", "tie".
+    """
+
+    row: int
+    got: int
+    wanted: int
+    exact: int | None
+    margin: float
+    noise: float
+    blame: str
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do next: why, and a command to type ("" where it is no command)."""
+
+    why: str
+    command: str = ""
+
+
+@dataclass
+class Comparison:
+    """The whole comparison.
+
+    Attributes:
+        theirs: path and facts of their dump.
+        reference: llama.cpp's dump and its provenance, None without one.
+        model: the model's name and checksums, None without one.
+        dtype: whose limits hold.
+        token_ids, positions: of the prompt.
+        compared, of: how many points were judged, of how many there should be.
+        findings: what lint found; each fails.
+        points: every point judged, in the order of the data's flow.
+        layers: own and inherited error for each block.
+        tokens: the greedy token after each row.
+        diagnoses: what the first wrong points look like, the first first.
+        cannot_tell: sentences on what is left unjudged, and why.
+        notes: what was read as meant, and what was not declared.
+        next: what to do.
+        tally: histograms and maps for the page of the report.
+        seconds: what it took.
+    """
+
+    theirs: Mapping[str, Any]
+    reference: Mapping[str, Any] | None
+    model: Mapping[str, Any] | None
+    dtype: str
+    token_ids: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+    compared: int = 0
+    of: int = 0
+    findings: list[LintFinding] = field(default_factory=list)
+    points: list[ComparedPoint] = field(default_factory=list)
+    layers: list[LayerErrors] = field(default_factory=list)
+    tokens: list[TokenChoice] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    cannot_tell: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    next: list[NextStep] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    seconds: float = 0.0
+    schema: int = SCHEMA
+
+    @property
+    def first_wrong(self) -> ComparedPoint | None:
+        """The first point where an error is made; where none is told apart, the first that is off."""
+        wrong = [point for point in self.points if point.made]
+        return next((point for point in wrong if point.made != "inherited"), wrong[0] if wrong else None)
+
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """ "pass" where something was compared, nothing is missing, and nothing is wrong."""
+        wrong_token = any(token.blame == "target" for token in self.tokens)
+        bad = self.findings or self.first_wrong or wrong_token or not self.compared
+        return "fail" if bad else "pass"
+
+    @property
+    def exit_code(self) -> int:
+        """0 for a pass, else 1."""
+        return 0 if self.verdict == "pass" else 1
+
+    @property
+    def reason(self) -> str:
+        """The verdict's reason in one sentence."""
+        first = self.first_wrong
+        if first is not None:
+            where = {"here": "made here", "inherited": "inherited", "unknown": "own or inherited: not known"}
+            looks = self.diagnoses[0].sentence() if self.diagnoses else ""
+            why = looks or first.leading.reason.partition(";")[0]
+            return f"{first.name} is the first wrong point, {where[first.made]}: {why}"
+        if self.findings:
+            more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
+            return self.findings[0].message + more
+        if not self.compared:
+            return "nothing was compared"
+        wrong = [token for token in self.tokens if token.blame == "target"]
+        if wrong:
+            return f"the greedy token after row {wrong[0].row} is {wrong[0].got}, wanted {wrong[0].wanted}"
+        return "every point within its limits"
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as `--json` writes it; a number that JSON cannot hold becomes None."""
+        first = self.first_wrong
+        record = {
+            "schema": self.schema,
+            "kind": "comparison",
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "first_wrong": None if first is None else first.name,
+            "made": None if first is None else first.made,
+            "blame": None if first is None else first.blame,
+            "theirs": dict(self.theirs),
+            "reference": None if self.reference is None else dict(self.reference),
+            "model": None if self.model is None else dict(self.model),
+            "dtype": self.dtype,
+            "token_ids": list(self.token_ids),
+            "positions": list(self.positions),
+            "compared": self.compared,
+            "of": self.of,
+            "findings": [asdict(one) for one in self.findings],
+            "diagnoses": [one.to_json() for one in self.diagnoses],
+            "layers": [asdict(one) for one in self.layers],
+            "tokens": [asdict(one) for one in self.tokens],
+            "points": [one.to_json() for one in self.points],
+            "cannot_tell": self.cannot_tell,
+            "notes": self.notes,
+            "next": [asdict(one) for one in self.next],
+            "maps": self.tally.to_json(),
+            "seconds": round(self.seconds, 3),
+        }
+        finite: dict[str, Any] = _finite(record)
+        return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,189 @@
+"""How data flows through a block, step by step, so that each step can be asked on somebody's own inputs.
+
+    in -> attn_norm -> q, k, v -> q_rope, k_rope -> (scores, probs, context) attn_out
+       -> ffn_inp = in + attn_out
+       -> ffn_norm -> (gate, up, swiglu) ffn_out -> out = ffn_inp + ffn_out
+
+A step's inputs are theirs where they recorded them, and the oracle's, computed from the nearest ones that
+they did record, where they did not. So the error of a step's output is the error made since those. The
+steps are the oracle's functions; numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.diagnose.patched_oracle import answers
+from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.points import BLOCK_POINTS, Case, block_point
+
+__all__ = ["INPUT", "STEPS", "BlockFlow", "Flow", "Step", "block_case", "whole_block"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+INPUT = "in"
+"""What stands for the block's input among a step's inputs: the embedding, or the block's before it."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: the oracle's function, the points that it reads, those that it gives and those it shows."""
+
+    function: str
+    inputs: tuple[str, ...]
+    returns: tuple[str, ...]
+    taps: tuple[str, ...] = ()
+    needs_weights: bool = True
+
+    @property
+    def points(self) -> tuple[str, ...]:
+        """The points that it makes."""
+        return (*self.taps, *self.returns)
+
+
+STEPS: tuple[Step, ...] = (
+    Step("rms_norm", (INPUT,), ("attn_norm",)),
+    Step("qkv", ("attn_norm",), ("q", "k", "v")),
+    Step("rope", ("q", "k"), ("q_rope", "k_rope")),
+    Step(
+        "attention",
+        ("q_rope", "k_rope", "v"),
+        ("attn_out",),
+        taps=("attn_scores", "attn_probs", "attn_context"),
+    ),
+    Step("add", (INPUT, "attn_out"), ("ffn_inp",), needs_weights=False),
+    Step("rms_norm", ("ffn_inp",), ("ffn_norm",)),
+    Step("swiglu", ("ffn_norm",), ("ffn_out",), taps=("ffn_gate", "ffn_up", "ffn_swiglu")),
+    Step("add", ("ffn_inp", "ffn_out"), ("out",), needs_weights=False),
+)
+"""The steps of a block, in order."""
+
+
+@dataclass(frozen=True)
+class BlockFlow:
+    """What the oracle makes of each step of one block on somebody's inputs.
+
+    Attributes:
+        computed: each point that could be computed, by neutral name.
+        cases: for each the call that it answers, with the arguments used; the residual sums have the
+            whole block's.
+        replaced: for each the inputs that were not recorded and were computed instead.
+        read: for each the points that its step reads.
+    """
+
+    computed: dict[str, Array] = field(default_factory=dict)
+    cases: dict[str, Case] = field(default_factory=dict)
+    replaced: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    read: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The model that steps are computed with.
+
+    Attributes:
+        config: its shape; None without a model: then only what needs no weights is computed.
+        positions: `[n]`.
+    """
+
+    config: Any
+    positions: NDArray[np.int64]
+
+    def block(self, number: int, theirs: Mapping[str, Array], start: Array | None, weights: Any) -> BlockFlow:
+        """Compute every step of block `number` that can be.
+
+        Args:
+            theirs: their tensors of this block by neutral name, those that can be relied on.
+            start: the block's input, theirs or computed; None where nobody knows it.
+            weights: the block's; None without a model.
+        """
+        flow = BlockFlow()
+        known: dict[str, Array] = {INPUT: start} if start is not None else {}
+        whole = None if start is None or weights is None else self.block_case(number, start, weights)
+        for step in STEPS:
+            known |= {p: theirs[p] for p in step.inputs if p in theirs}
+            if any(point not in known for point in step.inputs):
+                continue
+            inputs = [known[point] for point in step.inputs]
+            case = whole if step.function == "add" else self._case(number, step, inputs, weights)
+            if step.function == "add":
+                made = {step.returns[0]: inputs[0] + inputs[1]}
+            elif weights is not None and case is not None:
+                found = answers(getattr(oracle, step.function), case)
+                made = {name.rpartition(".")[2]: array for name, array in found.items()}
+            else:
+                made = _without_weights(step, inputs, self.positions)
+            for point, array in made.items():
+                flow.computed[point] = array
+                flow.read[point] = step.inputs
+                flow.replaced[point] = tuple(p for p in step.inputs if p not in theirs and p != INPUT)
+                if case is not None:
+                    flow.cases[point] = case
+            known |= {point: array for point, array in made.items() if point not in theirs}
+        return flow
+
+    def block_case(self, number: int, start: Array, weights: Any) -> Case:
+        """The call of the whole block."""
+        return block_case(number, start, weights, self.config, self.positions)
+
+    def _case(self, number: int, step: Step, inputs: list[Array], weights: Any) -> Case | None:
+        """The call of one step; None without weights."""
+        if weights is None:
+            return None
+        returns = tuple(block_point(number, point) for point in step.returns)
+        taps = {point: block_point(number, point) for point in step.taps}
+        return Case(step.function, self._arguments(step, inputs, weights), returns, taps)
+
+    def _arguments(self, step: Step, inputs: list[Array], weights: Any) -> dict[str, Any]:
+        config = self.config
+        if step.function == "rms_norm":
+            weight = weights.attn_norm if step.returns == ("attn_norm",) else weights.ffn_norm
+            return {"x": inputs[0], "weight": weight, "eps": config.rms_norm_eps}
+        if step.function == "qkv":
+            heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
+            return {"x": inputs[0], "wq": weights.wq, "wk": weights.wk, "wv": weights.wv, **heads}
+        if step.function == "rope":
+            frequencies = oracle.rope_frequencies(config)
+            return {"q": inputs[0], "k": inputs[1], "positions": self.positions, "frequencies": frequencies}
+        if step.function == "attention":
+            q, k, v = inputs
+            return {"q": q, "k": k, "v": v, "wo": weights.wo, "positions": self.positions}
+        gates = {"w_gate": weights.w_gate, "w_up": weights.w_up, "w_down": weights.w_down}
+        return {"x": inputs[0], **gates}
+
+
+def _without_weights(step: Step, inputs: list[Array], positions: NDArray[np.int64]) -> dict[str, Array]:
+    """What a step shows that takes no weights: attention up to its context."""
+    if step.function != "attention":
+        return {}
+    q, k, v = inputs
+    case = Case(
+        "attention",
+        {"q": q, "k": k, "v": v, "wo": np.eye(q.shape[1] * q.shape[2]), "positions": positions},
+        ("attn_out",),
+        {point: point for point in step.taps},
+    )
+    found = answers(oracle.attention, case)
+    return {point: found[point] for point in step.taps}
+
+
+def block_case(number: int, start: Array, weights: Any, config: Any, positions: Any) -> Case:
+    """The call of the whole of block `number` on its input, every point of it named."""
+    arguments = {"x": start, "weights": weights, "config": config, "positions": positions}
+    taps = {point.name: block_point(number, point.name) for point in BLOCK_POINTS if point.name != "out"}
+    return Case("block", arguments, (block_point(number, "out"),), taps)
+
+
+def whole_block(case: Case) -> dict[str, Array]:
+    """Every point of a block by neutral name, from a `block_case`."""
+    return {name.rpartition(".")[2]: array for name, array in answers(oracle.block, case).items()}
+
+
+def missing_inputs(flow: BlockFlow, points: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """For each of `points` the inputs that were not recorded, where there are any."""
+    return {point: flow.replaced[point] for point in points if flow.replaced.get(point)}

@@ -1,0 +1,258 @@
+"""What is wrong with a dump itself, told before anything is compared; each finding fails.
+
+Of the run: BOS missing, other tokens, positions or weights than the reference's. Of the tensors, each
+looked at once: not finite, never written, a buffer recorded twice, all layers alike, layers shifted by
+one, points missing. What needs the oracle (a norm recorded before its weight) stands in `walk`. numpy only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.comparing.comparison import LintFinding
+from llama_ckpt.dumps.theirs import Declared, TheirDump
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
+
+__all__ = ["Scan", "find_shift", "lint_missing", "lint_run", "lint_scan", "scan", "wanted_points"]
+
+AGAIN = "record again with the reference's"
+COPY = "copy a tensor at the moment it is made"
+MANY = 4
+"""From so many kinds of missing points on they are told in one sentence."""
+
+
+def lint_run(
+    declared: Declared,
+    *,
+    token_ids: Sequence[int],
+    positions: Sequence[int],
+    weights_sha256: str | None,
+) -> Iterator[LintFinding]:
+    """Hold what a dump says of its run against the reference's manifest; what it leaves out passes here."""
+    own = declared.token_ids
+    if own is not None and own != tuple(token_ids):
+        yield _other_tokens(own, tuple(token_ids))
+    elif declared.positions is not None and declared.positions != tuple(positions):
+        at = _first_difference(declared.positions, positions)
+        message = f"positions are {_few(declared.positions)}, the reference's {_few(positions)}"
+        yield LintFinding(
+            "other_positions", "", f"{message}: they differ from row {at} on", f"{AGAIN} positions"
+        )
+    if weights_sha256 and declared.weights_sha256 not in (None, weights_sha256):
+        message = f"weights_sha256 is {declared.weights_sha256}, the reference's {weights_sha256}"
+        yield LintFinding("other_weights", "", message, f"{AGAIN} weights: llama-ckpt export writes them")
+
+
+def _other_tokens(own: tuple[int, ...], wanted: tuple[int, ...]) -> LintFinding:
+    if own == wanted[1:]:
+        message = f"BOS is missing: tokens {_few(own)}, the reference's begin with {wanted[0]}"
+        return LintFinding("missing_bos", "", message, f"put {wanted[0]} before the prompt's tokens")
+    if own[1:] == wanted and own[0] == wanted[0]:
+        message = f"BOS is there twice: tokens {_few(own)}, the reference's {_few(wanted)}"
+        return LintFinding("other_tokens", "", message, "let either the tokenizer or the caller add BOS")
+    at = _first_difference(own, wanted)
+    message = f"tokens are {_few(own)}, the reference's {_few(wanted)}: they differ from row {at} on"
+    return LintFinding("other_tokens", "", message, f"{AGAIN} tokens")
+
+
+def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    return next(
+        (i for i, pair in enumerate(zip(a, b, strict=False)) if pair[0] != pair[1]), min(len(a), len(b))
+    )
+
+
+def _few(numbers: Sequence[int]) -> str:
+    return "[" + ", ".join(str(n) for n in numbers[:8]) + (", …]" if len(numbers) > 8 else "]")
+
+
+@dataclass
+class Scan:
+    """What one look at each tensor tells.
+
+    Attributes:
+        hashes: of each tensor's values.
+        zeros: tensors of nothing but zeros.
+        bad: for a tensor that is not finite the first place, what stands there, how many there are.
+        rows: for a tensor with two equal rows, which.
+    """
+
+    hashes: dict[str, bytes] = field(default_factory=dict)
+    zeros: list[str] = field(default_factory=list)
+    bad: dict[str, tuple[tuple[int, ...], float, int]] = field(default_factory=dict)
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = None) -> Scan:
+    """Look at every tensor once, one in memory at a time."""
+    found = Scan()
+    for number, name in enumerate(theirs.names):
+        if progress:
+            progress(f"looking at {name}", number, len(theirs.names))
+        array = theirs.raw(name)
+        found.hashes[name] = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
+        if not array.any():
+            found.zeros.append(name)
+        finite = np.isfinite(array)
+        if not finite.all():
+            at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
+            found.bad[name] = at, float(array[at]), int((~finite).sum())
+        elif array.any() and (pair := _equal_rows(array)) is not None:
+            found.rows[name] = pair
+    return found
+
+
+def _equal_rows(array: NDArray[Any]) -> tuple[int, int] | None:
+    seen: dict[bytes, int] = {}
+    if array.ndim < 2 or array[0].size < 8:
+        return None
+    for row in range(len(array)):
+        key = hashlib.blake2b(np.ascontiguousarray(array[row]).data, digest_size=16).digest()
+        if key in seen:
+            return seen[key], row
+        seen[key] = row
+    return None
+
+
+def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
+    """What the scan says, in the order of the data's flow within each kind."""
+    if found.bad:
+        name, (at, value, count) = next(iter(found.bad.items()))
+        more = f", and {len(found.bad) - 1} more tensors" if len(found.bad) > 1 else ""
+        message = (
+            f"{name}{list(at)} is {value}, the first value that is not finite; {count} in that tensor{more}"
+        )
+        yield LintFinding("not_finite", name, message, "look at what this point is computed from")
+    for name in found.zeros[:1]:
+        more = f", and {len(found.zeros) - 1} more" if len(found.zeros) > 1 else ""
+        yield LintFinding("unwritten", name, f"{name} is all zeros{more}: it was never written", COPY)
+    yield from _alike(found, token_ids, positions)
+    for name, (first, second) in found.rows.items():
+        if not _rows_may_be_equal(name, token_ids, first, second):
+            message = f"rows {first} and {second} of {name} are equal byte for byte, though not their tokens"
+            yield LintFinding("stale_buffer", name, message, "record each token's row, not one buffer")
+            break
+
+
+def _rows_may_be_equal(name: str, token_ids: Sequence[int], first: int, second: int) -> bool:
+    """Where nothing has mixed the tokens yet, or all before are equal, equal tokens have equal rows."""
+    block, point = split_name(name)
+    if point == "attn_probs" or second >= len(token_ids):
+        return True  # a saturated softmax; an axis that does not count tokens
+    unmixed = block in (None, 0) and token_ids[first] == token_ids[second]
+    return unmixed or len(set(token_ids[: second + 1])) == 1
+
+
+def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
+    """Tensors that are equal byte for byte and should not be."""
+    groups: dict[bytes, list[str]] = {}
+    for name, key in found.hashes.items():
+        if name not in found.zeros and name not in found.bad:
+            groups.setdefault(key, []).append(name)
+    identical: list[str] = []
+    twice: dict[tuple[str, ...], list[list[str]]] = {}
+    for names in groups.values():
+        points = {split_name(name)[1] for name in names}
+        if len(names) < 2 or _may_be_equal(points, len(token_ids), positions):
+            continue
+        if len(points) == 1 and len(names) > 2 and len(names) == _recorded(found, *points):
+            identical.append(names[0])
+        else:
+            twice.setdefault(tuple(sorted(points)), []).append(names)
+    for each in twice.values():
+        others = ", ".join(each[0][1:4]) + (", …" if len(each[0]) > 4 else "")
+        more = f"; so are {len(each) - 1} such pairs more" if len(each) > 1 else ""
+        message = f"{each[0][0]} and {others} are equal byte for byte{more}: one buffer was recorded twice"
+        message += ", or a step between does nothing"
+        yield LintFinding("stale_buffer", each[0][0], message, COPY)
+    if identical:
+        points = {split_name(name)[1] for name in identical}
+        message = f"all layers are identical: every block has the same {', '.join(sorted(points))}"
+        yield LintFinding("layers_identical", identical[0], message, COPY)
+
+
+def _recorded(found: Scan, point: str) -> int:
+    return sum(split_name(name)[1] == point for name in found.hashes)
+
+
+def _may_be_equal(points: set[str], n: int, positions: Sequence[int]) -> bool:
+    """One token attends to itself alone; position 0 is not turned; the rest is never equal."""
+    alone = n == 1 and points <= {"attn_probs"} or n == 1 and points == {"v", "attn_context"}
+    unturned = not any(positions) and points in ({"q", "q_rope"}, {"k", "k_rope"})
+    return alone or unturned
+
+
+def wanted_points(declared: Declared, n_layers: int) -> list[str]:
+    """The points that a dump should hold: all, or those that it says it recorded."""
+    points = declared.points
+    blocks = range(n_layers) if declared.blocks is None else declared.blocks
+    wanted = [point.name for point in MODEL_POINTS if points is None or point.name in points]
+    inside = [point.name for point in BLOCK_POINTS if points is None or point.name in points]
+    names = [block_point(block, point) for block in blocks for point in inside]
+    return [*(p for p in wanted if p == "embd"), *names, *(p for p in wanted if p != "embd")]
+
+
+def lint_missing(names: Sequence[str], wanted: Sequence[str]) -> Iterator[LintFinding]:
+    """The points that should be there and are not, a finding for each kind, or one for many."""
+    missing: dict[str, list[str]] = {}
+    for name in wanted:
+        if name not in names:
+            missing.setdefault(split_name(name)[1], []).append(name)
+    hint = "record them, or say that only some were recorded: --partial"
+    if len(missing) >= MANY:
+        total = sum(len(each) for each in missing.values())
+        kinds = ", ".join(list(missing)[:6]) + (", …" if len(missing) > 6 else "")
+        message = f"{total} of {len(wanted)} points are missing: {kinds}"
+        yield LintFinding("missing_point", next(iter(missing.values()))[0], message, hint)
+        return
+    for point, each in missing.items():
+        if len(each) == 1:
+            message = f"{each[0]} is missing"
+        else:
+            numbers = [split_name(name)[0] or 0 for name in each]
+            message = f"{point} is missing in {len(each)} blocks, {_ranges(numbers)}"
+        yield LintFinding("missing_point", each[0], message, hint)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`[0, 1, 2, 5]` as "0-2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def find_shift(
+    theirs: Mapping[int, NDArray[Any]], right: Mapping[int, NDArray[Any]], most: float
+) -> int | None:
+    """By how many blocks their tensors of one point are displaced: -1, 1, or None where they are not.
+
+    Args:
+        theirs: their tensor by block; shapes as `right`'s.
+        right: what each block should have; -1 for what goes into block 0.
+        most: the relative error below which two tensors are the same.
+
+    Returns:
+        1 where their block N holds what belongs to block N + 1; -1 where it holds block N - 1's.
+    """
+    for shift in (1, -1):
+        pairs = [(theirs[b], right[b + shift], right.get(b)) for b in theirs if b + shift in right]
+        if pairs and all(_error(x, o) < most for x, o, _ in pairs):
+            if all(own is None or _error(x, own) > most for x, _, own in pairs):
+                return shift
+    return None
+
+
+def _error(x: NDArray[Any], o: NDArray[Any]) -> float:
+    if x.shape != o.shape:
+        return np.inf
+    difference = np.linalg.norm(x.astype(np.float64) - o)
+    return float(difference / (np.linalg.norm(o.astype(np.float64)) or 1.0))

@@ -1,0 +1,201 @@
+"""One point of somebody's dump: taken, fitted to its axes, judged, and kept with what was found.
+
+The ground that `Walk` stands on: it decides where to go, this what is said there. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LayerErrors, LintFinding
+from llama_ckpt.comparing.dataflow import BlockFlow
+from llama_ckpt.comparing.explaining import Explainer
+from llama_ckpt.comparing.fitting import fit
+from llama_ckpt.comparing.lint import Scan
+from llama_ckpt.comparing.sides import Sides
+from llama_ckpt.dumps.names_map import interleave_halves
+from llama_ckpt.judging.limits import Forcing, Limit, limit_for
+from llama_ckpt.judging.tally import row_errors
+from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
+from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
+
+__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge", "made", "not_finite", "relative"]
+
+Array: TypeAlias = NDArray[Any]
+
+ENDS = ("embd", "output_norm", "logits")
+"""The points outside the blocks."""
+
+TURNED = ("q", "k", "q_rope", "k_rope")
+"""The points whose features lie in RoPE's pairs."""
+
+SAME = 0.01
+"""Relative error below which a tensor is taken for another layer's: any precision is nearer than that."""
+
+
+@dataclass
+class PointJudge:
+    """What a walk keeps, and what it says of one point; fills a `Comparison`."""
+
+    sides: Sides
+    scan: Scan
+    result: Comparison
+    progress: Callable[[str, int, int], None] | None = None
+    half_split: bool | None = None
+    shifts: dict[str, int] = field(default_factory=dict)
+    distrusted: set[str] = field(default_factory=set)
+    explainer: Explainer = field(default_factory=Explainer)
+    ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """Where `attn_scores` are judged."""
+        return causal_mask(self.sides.positions)
+
+    # -- their tensors ------------------------------------------------------------------------------
+
+    def take(self, name: str, expected: Callable[[], Array | None]) -> Array | None:
+        """Their tensor at a point, fitted to its axes; None where there is none or nothing fits."""
+        block, point = split_name(name)
+        source = name if block is None else block_point(block - self.shifts.get(point, 0), point)
+        if source not in self.sides.theirs.names:
+            return None
+        fitted = fit(name, self.sides.theirs.read(source, self.sides.sizes), self.sides.sizes, expected)
+        if fitted.finding is not None:
+            self._once(fitted.finding)
+        if fitted.note is not None:
+            self._note(point, fitted.note)
+        array = fitted.array
+        if array is not None and self.half_split and point in TURNED:
+            array = interleave_halves(array)
+        return array
+
+    def _once(self, finding: LintFinding) -> None:
+        """One finding of a kind for each point, with the number of blocks that have it too."""
+        key = (finding.kind, split_name(finding.point)[1])
+        if key not in self._fitted:
+            self._fitted[key] = len(self.result.findings)
+            self.result.findings.append(finding)
+            return
+        index = self._fitted[key]
+        first = self.result.findings[index]
+        if not first.message.endswith("in other blocks too"):
+            self.result.findings[index] = replace(first, message=f"{first.message}; in other blocks too")
+
+    def _note(self, point: str, note: str) -> None:
+        if ("note", point) not in self._fitted:
+            self._fitted["note", point] = 1
+            self.result.notes.append(note)
+
+    def _reference(self, name: str) -> Array | None:
+        dump = self.sides.dump
+        return dump[name] if dump is not None and name in dump else None
+
+    def _limit(self, name: str, forcing: Forcing) -> Limit:
+        """What holds there; against a reference that rounds its activations, what its rounding needs."""
+        dtype = self.sides.dtype
+        if self.sides.weights is None and forcing == "free" and not self.sides.tight:
+            record = self.sides.dumps.manifest.model if self.sides.dumps else None
+            half = record is not None and set(record.tensor_types) <= {"F16", "F32"}
+            dtype = "float16" if half and dtype != "bfloat16" else "bfloat16"
+        return limit_for(name, dtype, forcing, n_layers=self.sides.n_layers)
+
+    def _judge_step(
+        self,
+        theirs: Mapping[str, Array],
+        right: Mapping[str, Array],
+        flow: BlockFlow,
+        number: int | None,
+        whole: tuple[Case, Mapping[str, Array]] | None,
+    ) -> None:
+        """Judge points of one block, or those outside of the blocks where `number` is None."""
+        order = [p.name for p in BLOCK_POINTS] if number is not None else ENDS
+        judged: dict[str, ComparedPoint] = {}
+        for point in order:
+            if point not in theirs:
+                continue
+            name = point if number is None else block_point(number, point)
+            own = self._judge(name, theirs[point], flow.computed.get(point), "teacher", None)
+            reference = self._reference(name)
+            total = self._judge(name, theirs[point], right.get(point), "free", reference)
+            read = flow.read.get(point, ())
+            compared = ComparedPoint(name, own, total, read, flow.replaced.get(point, ()))
+            judged[point] = replace(compared, made=made(compared, theirs))
+            if point in (*ENDS, "out") and point in right:
+                self.ends[name] = theirs[point], right[point]
+        self.result.points += judged.values()
+        self.result.compared += sum(c.own is not None or c.total is not None for c in judged.values())
+        self.explainer.explain(judged, theirs, flow, whole, right, self.mask, self._limit)
+
+    def _judge(
+        self, name: str, x: Array, o: Array | None, forcing: Forcing, r: Array | None
+    ) -> PointVerdict | None:
+        if o is None:
+            return None
+        limit = self._limit(name, forcing)
+        mask = self.mask if POINTS[split_name(name)[1]].causal else None
+        if self.sides.weights is None and forcing == "free":
+            r = None  # there o is llama.cpp's already
+        if limit.exact and self.sides.dtype == "float32" and r is not None and r.shape != x.shape:
+            r = None
+        self.result.tally.add(name, "own" if forcing == "teacher" else "total", x, o, mask)
+        return judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
+
+    def _layer(
+        self,
+        number: int,
+        exact_in: Array | None,
+        start: Array | None,
+        exact_out: Array,
+        from_input: Array | None,
+        end: Array | None,
+    ) -> None:
+        """How much of the error at a block's end is its own."""
+        name = block_point(number, "out")
+        reference = self._reference(name)
+        came_in = relative(start, exact_in)
+        inherited = relative(from_input, exact_out)
+        self.result.layers.append(
+            LayerErrors(
+                number,
+                own=relative(end, from_input),
+                inherited=inherited,
+                total=relative(end, exact_out),
+                reference=relative(reference, exact_out) if from_input is not None else np.nan,
+                amplification=inherited / came_in if came_in > 0 else np.nan,
+                own_limit=self._limit(name, "teacher").err,
+                limit=self._limit(name, "free").err,
+                row_errs=() if end is None else tuple(row_errors(end, exact_out).tolist()),
+            )
+        )
+
+
+def relative(x: Array | None, o: Array | None) -> float:
+    """‖x − o‖ / ‖o‖; NaN where one is missing or their shapes differ."""
+    if x is None or o is None or x.shape != o.shape:
+        return float("nan")
+    difference = np.linalg.norm(np.asarray(x, np.float64) - o)
+    return float(difference / (np.linalg.norm(np.asarray(o, np.float64)) or 1.0))
+
+
+def made(point: ComparedPoint, theirs: Mapping[str, Array]) -> Any:
+    """Whether the error is made here; a NaN that came with an input was not."""
+    wrong_total = point.total is not None and point.total.verdict == "fail"
+    if point.own is None:
+        return "unknown" if wrong_total else ""
+    if point.own.verdict == "fail":
+        broken = not_finite(theirs, [split_name(point.name)[1]])
+        return "inherited" if broken and not_finite(theirs, point.read) else "here"
+    return "inherited" if wrong_total else ""
+
+
+def not_finite(theirs: Mapping[str, Array], points: Sequence[str]) -> bool:
+    """Whether one of their tensors at these points holds a NaN or an infinity."""
+    return any(point in theirs and not np.isfinite(theirs[point]).all() for point in points)

@@ -1,0 +1,1 @@
+"""Dumps: llama.cpp's with their manifest, other people's by their own names, a live module's recorder."""

@@ -1,0 +1,282 @@
+"""A dump that somebody's program wrote: safetensors under the neutral names, some of them or all.
+
+    theirs = open_their_dump("theirs.safetensors")
+    theirs.names                     # the points it holds, by their full neutral names
+    theirs.read("blk.0.q", sizes)    # one tensor, read when it is asked for
+
+What a program may say of its run stands in the file's `__metadata__`, all of it optional; what is absent
+is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `weights_sha256`,
+`dtype` (what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes`
+(what the reader of a report should know). Token ids and positions may also be integer tensors of those names.
+numpy and safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from llama_ckpt.dumps.names_map import DumpMap, Rule
+from llama_ckpt.errors import DumpError, OptionError
+from llama_ckpt.judging.limits import DTYPES
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, split_name
+
+__all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
+
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The element types that a point may be stored in, as safetensors and as numpy call them."""
+
+INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+RUN = ("token_ids", "positions")
+"""What may be given as a tensor of integers as well as in the metadata."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a dump says of the run that it came from; None where it says nothing.
+
+    Attributes:
+        token_ids, positions: one of each for each row.
+        weights_sha256: as `gguf_file.weights_sha256` computes it, or copied from a manifest.
+        dtype: "float32", "float16" or "bfloat16": what was computed in.
+        points: neutral names without a block's number; blocks: numbers of blocks. Together they say
+            what was recorded on purpose, so that nothing else counts as missing.
+        producer, notes: for reports.
+    """
+
+    token_ids: tuple[int, ...] | None = None
+    positions: tuple[int, ...] | None = None
+    weights_sha256: str | None = None
+    dtype: str | None = None
+    points: tuple[str, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    producer: str | None = None
+    notes: str | None = None
+
+
+@dataclass(frozen=True)
+class TheirDump:
+    """An open dump of somebody's.
+
+    Attributes:
+        path: the file.
+        declared: what it says of itself.
+        stored: for each point their name of it and how it lies in the file.
+        unknown: their names that are no points.
+        file: the open safetensors file.
+    """
+
+    path: Path
+    declared: Declared
+    stored: Mapping[str, tuple[str, Rule]]
+    unknown: tuple[str, ...]
+    file: Any = field(repr=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The full neutral names of the points that it holds."""
+        return tuple(self.stored)
+
+    def shape(self, point: str) -> tuple[int, ...]:
+        """The shape of a point as it is written in the file."""
+        return tuple(self.file.get_slice(self.stored[point][0]).get_shape())
+
+    def dtype(self, point: str) -> str:
+        """The type of a point's elements, as numpy calls it; also "bfloat16"."""
+        return FLOATS[self.file.get_slice(self.stored[point][0]).get_dtype()]
+
+    def raw(self, point: str) -> NDArray[Any]:
+        """A point as it lies in the file: its own shape, float64 or float32 (which holds half precision)."""
+        name = self.stored[point][0]
+        if self.dtype(point) == "bfloat16":
+            return self._bfloat16(name)
+        array: NDArray[Any] = self.file.get_tensor(name)
+        return array if array.dtype == np.float64 else array.astype(np.float32)
+
+    def read(self, point: str, sizes: Mapping[str, int]) -> NDArray[Any]:
+        """A point with the axes that `points.py` gives it, as far as the map says how.
+
+        Args:
+            point: its full neutral name.
+            sizes: how long each axis is, by its name.
+        """
+        return self.stored[point][1].apply(self.raw(point), sizes)
+
+    def _bfloat16(self, name: str) -> NDArray[np.float32]:
+        """numpy has no bfloat16: its bits are the upper half of a float32's."""
+        start, (first, last) = self._offsets[0], self._offsets[1][name]
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            upper = np.frombuffer(view[start + first : start + last], "<u2").astype(np.uint32)
+        return (upper << 16).view(np.float32).reshape(self.file.get_slice(name).get_shape())
+
+    @cached_property
+    def _offsets(self) -> tuple[int, dict[str, tuple[int, int]]]:
+        """Where the data begin, and where in them each tensor is; safetensors has checked the header."""
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        return 8 + length, {k: tuple(v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
+
+
+def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) -> TheirDump:
+    """Open somebody's dump; reads its header, not yet the tensors.
+
+    Args:
+        path: a safetensors file.
+        names: how their names, axes and layouts read; None takes the neutral ones.
+
+    Raises:
+        DumpError: not a safetensors file, no tensor that is a point, a point stored in a type that is
+            no float, metadata that cannot be read, or two tensors that are the same point.
+    """
+    where = Path(path)
+    try:
+        file: Any = safe_open(where, framework="numpy")
+        keys = list(file.keys())
+    except FileNotFoundError:
+        wanted = "the safetensors file that your program wrote"
+        raise DumpError(f"{where} cannot be opened", got="no such file", wanted=wanted) from None
+    except (SafetensorError, OSError) as error:
+        raise DumpError(
+            f"{where} is not readable",
+            got=error,
+            wanted="a safetensors file of tensors",
+            hint="docs/diagnosis.md says how to write one",
+        ) from None
+    stored, unknown = _points(where, file, keys, names or DumpMap())
+    integers = {name: _integers(where, file, name) for name in RUN if name in unknown}
+    return TheirDump(
+        where,
+        _declared(where, file.metadata() or {}, integers),
+        stored,
+        tuple(name for name in unknown if name not in RUN),
+        file,
+    )
+
+
+def _points(
+    path: Path, file: Any, keys: Sequence[str], names: DumpMap
+) -> tuple[dict[str, tuple[str, Rule]], list[str]]:
+    stored: dict[str, tuple[str, Rule]] = {}
+    unknown = []
+    for key in keys:
+        found = names.find(key)
+        if found is None:
+            unknown.append(key)
+            continue
+        point, rule = found
+        if point in stored:
+            raise DumpError(f"{path}: {point}", got=f"{stored[point][0]} and {key}", wanted="one tensor")
+        kind = file.get_slice(key).get_dtype()
+        if kind not in FLOATS:
+            raise DumpError(f"{path}: the type of {key}", got=kind, wanted="one of " + ", ".join(FLOATS))
+        stored[point] = key, rule
+    if not stored:
+        few = ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")
+        raise DumpError(
+            f"{path}: names of tensors",
+            got=few or "none at all",
+            wanted="neutral names, such as blk.0.attn_norm or logits",
+            hint="say what is what with --map FILE",
+        )
+    return dict(sorted(stored.items(), key=lambda item: _place(item[0]))), unknown
+
+
+_ORDER = {point.name: place for place, point in enumerate((*BLOCK_POINTS, *MODEL_POINTS))}
+
+
+def _place(name: str) -> tuple[float, int]:
+    """Sorts points in the order in which data flows through them."""
+    number, point = split_name(name)
+    outside = -1.0 if point == "embd" else math.inf
+    return outside if number is None else float(number), _ORDER[point]
+
+
+def _integers(path: Path, file: Any, name: str) -> tuple[int, ...]:
+    if file.get_slice(name).get_dtype() not in INTEGERS:
+        raise DumpError(f"{path}: the type of {name}", got=file.get_slice(name).get_dtype(), wanted="I32")
+    return tuple(int(number) for number in file.get_tensor(name).reshape(-1))
+
+
+def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tuple[int, ...]]) -> Declared:
+    """What the metadata say; a tensor of that name counts where both are there."""
+
+    def whole(key: str) -> tuple[int, ...] | None:
+        if key in tensors or key not in metadata:
+            return tensors.get(key)
+        parts = re.split(r"[\s,]+", metadata[key].strip("[]() \n"))
+        try:
+            return tuple(int(part) for part in parts if part)
+        except ValueError:
+            raise DumpError(
+                f"{path}: {key} in __metadata__",
+                got=repr(metadata[key][:40]),
+                wanted="whole numbers with commas, 1,15043",
+            ) from None
+
+    points = re.findall(r"\w+", metadata["points"]) if "points" in metadata else None
+    for point in points or ():
+        if point not in POINTS:
+            raise DumpError(f"{path}: points in __metadata__", got=point, wanted="names as in points.py")
+    dtype = metadata.get("dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise DumpError(f"{path}: dtype in __metadata__", got=repr(dtype), wanted=" or ".join(DTYPES))
+    return Declared(
+        token_ids=whole("token_ids"),
+        positions=whole("positions"),
+        weights_sha256=metadata.get("weights_sha256", "").strip().lower() or None,
+        dtype=dtype,
+        points=None if points is None else tuple(points),
+        blocks=whole("blocks"),
+        producer=metadata.get("producer"),
+        notes=metadata.get("notes"),
+    )
+
+
+def save_dump(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, ArrayLike],
+    *,
+    token_ids: Sequence[int] | None = None,
+    positions: Sequence[int] | None = None,
+    weights_sha256: str | None = None,
+    dtype: str | None = None,
+    producer: str | None = None,
+    notes: str | None = None,
+) -> None:
+    """Write a dump that `open_their_dump` reads; any other writer of safetensors does as well.
+
+    Args:
+        path: the file to write.
+        tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
+        token_ids, positions, weights_sha256, dtype, producer, notes: as in `Declared`.
+
+    Raises:
+        OptionError: no tensors.
+    """
+    if not tensors:
+        raise OptionError("tensors", got="none", wanted="at least one")
+    facts = {"weights_sha256": weights_sha256, "dtype": dtype, "producer": producer, "notes": notes}
+    metadata = {key: value for key, value in facts.items() if value is not None}
+    for key, numbers in (("token_ids", token_ids), ("positions", positions)):
+        if numbers is not None:
+            metadata[key] = ",".join(str(int(number)) for number in numbers)
+    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
+    kept = {
+        name: np.ascontiguousarray(array if array.dtype == np.float64 else array.astype(np.float32))
+        for name, array in arrays.items()
+    }
+    save_file(kept, path, metadata)

@@ -1,0 +1,1 @@
+"""GGUF files: bytes in, checked and named tensors out, and back. It knows nothing of Llamas."""

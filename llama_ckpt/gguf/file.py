@@ -1,0 +1,225 @@
+"""A GGUF file: its bytes checked, mapped into memory, and given out as named tensors.
+
+Opening walks and checks the header (`header`) and nothing else: no tensor is read, so it costs
+the same for 1 MB and for 13 GB. What the tensors must be for a Llama is asked in `weights/llama_tensors.py`, so
+that a file of metadata alone can be opened for its configuration and its vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf.cursor import shown
+from llama_ckpt.gguf.header import MetadataValue, TensorInfo, read_header
+
+__all__ = [
+    "GGUFFile",
+    "MetadataValue",
+    "TensorInfo",
+    "open_gguf",
+    "weights_sha256",
+]
+
+_PIECE: Final = 1 << 22  # bytes dequantized at a time for a checksum
+_THREADS: Final = 16  # that dequantize for a checksum, at most
+
+_DIGESTS: Final[dict[tuple[str, tuple[object, ...]], str]] = {}
+"""Checksums by kind and file: path, device, inode, size and time of the last change."""
+
+
+class GGUFFile:
+    """An open GGUF file.
+
+    Args:
+        path: a regular file.
+
+    Attributes:
+        path: where it was opened.
+        version: 2 or 3.
+        metadata: every key, see `MetadataValue`: plain scalars, `str`, `list[bytes]` for an array of
+            strings, a read-only numpy array for any other array.
+        tensors: `TensorInfo` by name, in the file's order.
+
+    Raises:
+        ModelFileError: the file is missing, damaged, truncated, or no GGUF file.
+        UnsupportedModelError: big-endian, a version other than 2 and 3, or split over several files.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Final = Path(path)
+        self._map, self._identity = _map(self.path)
+        try:
+            header = read_header(self._map)
+            _refuse_split(header.metadata)
+        except (ModelFileError, UnsupportedModelError) as error:
+            raise type(error)(
+                f"{self.path}: {error.what}", got=error.got, wanted=error.wanted, hint=error.hint
+            ) from None
+        self.version: Final = header.version
+        self.metadata: Final[Mapping[str, MetadataValue]] = MappingProxyType(dict(header.metadata))
+        self.tensors: Final[Mapping[str, TensorInfo]] = MappingProxyType(dict(header.tensors))
+
+    def info(self, name: str) -> TensorInfo:
+        """The tensor of that name.
+
+        Raises:
+            ModelFileError: the file has no such tensor.
+        """
+        if name not in self.tensors:
+            raise ModelFileError(f"{self.path}: tensor {name} is missing")
+        return self.tensors[name]
+
+    def raw(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's bytes as in the file: uint8 [rows, row_bytes], a read-only view, not a copy."""
+        info = self.info(name)
+        view = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        view.flags.writeable = False
+        return view.reshape(info.n_rows, info.row_bytes)
+
+    @property
+    def buffer(self) -> mmap.mmap:
+        """The whole file, mapped copy-on-write: writing to it never reaches the file."""
+        return self._map
+
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """A descriptor of the very file that is mapped, for reads that leave no page of it in memory.
+
+        Raises:
+            ModelFileError: another file stands at the path by now, or this one was written to.
+        """
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelFileError(f"{self.path} cannot be opened again", got=error.strerror) from None
+        try:
+            if _identity(os.fstat(descriptor)) != self._identity[1:]:
+                raise ModelFileError(f"{self.path} has changed since it was opened", hint="load it anew")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def float32(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """A tensor's values, dequantized by `gguf`: float32 in its shape, or some rows of a matrix.
+
+        Raises:
+            UnsupportedModelError: a type that `gguf` does not dequantize.
+        """
+        info = self.info(name)
+        values = _dequantize(self.raw(name)[rows], info)
+        return values if rows != slice(None) else values.reshape(info.shape)
+
+    def float64(self, name: str) -> NDArray[np.float64]:
+        """A tensor's float32 values, exactly, in float64."""
+        return self.float32(name).astype(np.float64)
+
+    def sha256(self) -> str:
+        """SHA-256 of the file's bytes, in hex; computed once for a file that stays as it is."""
+        return self._remembered("file", lambda: hashlib.sha256(self._map).hexdigest())
+
+    def _remembered(self, what: str, compute: Callable[[], str]) -> str:
+        """A checksum of this file, kept for the process: of 13 GB each takes many seconds."""
+        key = (what, self._identity)
+        if key not in _DIGESTS:
+            _DIGESTS[key] = compute()
+        return _DIGESTS[key]
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open a GGUF file; the same as `GGUFFile(path)`."""
+    return GGUFFile(path)
+
+
+def weights_sha256(file: GGUFFile) -> str:
+    """SHA-256, in hex, over the values of all tensors, whatever type the file keeps them in.
+
+    For each tensor in the order of their names: the name in UTF-8, a NUL, then its dequantized
+    values as little-endian float32, row-major. A file and its exact float32 upcast agree. Memory:
+    some rows of a few tensors. Computed once for a file that stays as it is.
+    """
+    return file._remembered("weights", lambda: _hash_weights(file))
+
+
+def _hash_weights(file: GGUFFile) -> str:
+    """Several threads dequantize ahead of the one that hashes, which has to go in order."""
+    digest = hashlib.sha256()
+    threads = min(_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[bytes | memoryview]] = deque()
+        for piece in _pieces(file):
+            ahead.append(pool.submit(piece))
+            if len(ahead) > 2 * threads:
+                digest.update(ahead.popleft().result())
+        for future in ahead:
+            digest.update(future.result())
+    return digest.hexdigest()
+
+
+def _pieces(file: GGUFFile) -> Iterator[Callable[[], bytes | memoryview]]:
+    """What `weights_sha256` hashes, in order, each piece to be computed when it is called."""
+    for name in sorted(file.tensors):
+        yield partial(bytes, name.encode("utf-8", "surrogateescape") + b"\0")
+        info, raw = file.tensors[name], file.raw(name)
+        step = max(1, _PIECE // info.row_bytes)
+        for first in range(0, info.n_rows, step):
+            yield partial(_little_endian, raw[first : first + step], info)
+
+
+def _little_endian(raw: NDArray[np.uint8], info: TensorInfo) -> memoryview:
+    return np.ascontiguousarray(_dequantize(raw, info), "<f4").data
+
+
+def _map(path: Path) -> tuple[mmap.mmap, tuple[object, ...]]:
+    """The file's bytes, and what tells it from any other or changed file."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise ModelFileError(f"{path} is not a regular file", wanted="a GGUF file")
+        if status.st_size == 0:
+            raise ModelFileError(f"{path} is empty", wanted="a GGUF file")
+        with path.open("rb") as opened:
+            identity = (path.resolve(), *_identity(os.fstat(opened.fileno())))
+            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), identity
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelFileError(f"{path} cannot be opened", got=reason, wanted="a GGUF file") from None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _refuse_split(metadata: Mapping[str, MetadataValue]) -> None:
+    parts = metadata.get("split.count", 0)
+    if isinstance(parts, (int, float)) and parts > 1:
+        raise UnsupportedModelError(
+            "split.count",
+            got=parts,
+            wanted="a model in one file",
+            hint="join the parts with llama-gguf-split --merge",
+        )
+
+
+def _dequantize(raw: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:
+    try:
+        with np.errstate(all="ignore"):  # random or damaged scales overflow; their values are judged later
+            values: NDArray[Any] = dequantize(raw, info.type)
+    except NotImplementedError:
+        raise UnsupportedModelError(f"the type of tensor {shown(info.name)}", got=info.type.name) from None
+    return values.astype(np.float32, copy=False)

@@ -1,0 +1,161 @@
+"""How far from exact a correct program may be: one table, from measurement.
+
+A limit is `MARGIN` times the largest error that was measured of a correct program: the layers here and a
+plain program, in several summation orders, over several shapes and ten seeds. `tools/measure_limits.py`
+measures again and writes `measured_errors.py`; a test measures a sample of it, so that neither a limit
+too tight nor one that was loosened by hand gets through.
+
+What counts as correct in half precision: weights and inputs rounded to it, products summed in float32,
+every result rounded to it. The oracle gets the rounded inputs, but the model's own weights: rounding
+those is part of the precision's error, as it is of what users see. A program that sums in half
+precision is outside. Quantized weights have no limits of their own: both sides compute with the
+dequantized values, whatever the format.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from llama_ckpt.errors import OptionError
+from llama_ckpt.judging.measured_engine_errors import ENGINE_MEASURED, ENGINE_MEASURED_ON
+from llama_ckpt.judging.measured_errors import MEASURED, MEASURED_ON
+from llama_ckpt.points import split_name
+
+__all__ = [
+    "DTYPES",
+    "EXACT",
+    "MARGIN",
+    "MAY_BE_WIDER",
+    "MEASURED_LAYERS",
+    "ON_CUDA",
+    "PRECISIONS",
+    "STRUCTURE_FLOOR",
+    "Forcing",
+    "Limit",
+    "limit_for",
+]
+
+Forcing = Literal["teacher", "free"]
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""The precisions that have limits."""
+
+PRECISIONS = ("fast", "high")
+"""The engine's precisions, which have limits too: of its kernels as they are, measured on the GPU by
+`tools/measure_engine_limits.py`. What they show is float32; teacher-forced means a whole block."""
+
+MARGIN = 4.0
+"""A limit is this many times the largest error measured: for seeds, shapes and machines not tried."""
+
+MEASURED_LAYERS = 32
+"""Depth of the models that the free-running errors were measured on."""
+
+MAY_BE_WIDER = frozenset({"attn_scores", "attn_probs"})
+"""Points that a half-precision layer only shows, never hands on: float32 is right there too."""
+
+STRUCTURE_FLOOR = {"teacher": 1 / 16, "free": 1 / 4}
+"""A gain or bias is never held to less than this share of the limit on err. Rounding has no direction of
+its own, but weights that share one lend it theirs; free-running, every layer before has done so."""
+
+ON_CUDA = {("float32", "teacher", "attn_out"): 3.9e-7}
+"""Gains that a correct program has on a GPU alone: torch's fused float32 attention there is too large by so
+much, some three roundings, the same in every element (300 tokens, heads of 128, H200; docs/full_size.md)."""
+
+EXACT = {
+    "token_ids": "integers: equal or not",
+    "greedy_tokens": "integers: equal or not",
+    "last_logits": "a row is picked, nothing is computed",
+}
+"""Points where nothing is rounded in any precision, and why."""
+
+WHY = {
+    "embd": "a lookup: the table's own rounding, none in float32",
+    "attn_norm": "one sum of squares over the width, two products an element",
+    "q": "a dot product over the width",
+    "k": "a dot product over the width",
+    "v": "a dot product over the width",
+    "q_rope": "two products and a sum an element; angles in float64, so the position does not matter",
+    "k_rope": "two products and a sum an element; angles in float64, so the position does not matter",
+    "attn_scores": "a dot product over the head, with cancellation: measured against the norm",
+    "attn_probs": "exp turns a score's absolute error into a relative one",
+    "attn_context": "the error of the probabilities, averaged over the values",
+    "attn_out": "scores, softmax, context and a dot product over the heads",
+    "ffn_inp": "attention's error beside a residual that has none",
+    "ffn_norm": "one sum of squares over the width, two products an element",
+    "ffn_gate": "a dot product over the width",
+    "ffn_up": "a dot product over the width",
+    "ffn_swiglu": "two dot products over the width, exp, two products",
+    "ffn_out": "a dot product over the feed-forward width of such products",
+    "out": "a whole block; its two residual sums keep most of the input exact",
+    "output_norm": "one sum of squares over the width, two products an element",
+    "logits": "the last norm and a dot product over the width",
+    "sampling": "exp of a logit divided by the temperature, over a sum; float32 in every precision",
+}
+"""Where the error of a correct program comes from, point by point."""
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The largest errors that pass at one point; `metrics` has the formulas.
+
+    Attributes:
+        point: its neutral name, without a block's number.
+        dtype: the dtype that the tensor must have; "integer" for token ids.
+        forcing: "teacher" or "free".
+        err, row_err, element_err: of the whole tensor, of a token's row, of an element.
+        gain, bias: of a tensor of 4,096 elements; `metrics.averaging` widens them for fewer.
+        reason: why it is what it is, a sentence.
+    """
+
+    point: str
+    dtype: str
+    forcing: Forcing
+    err: float
+    row_err: float
+    element_err: float
+    gain: float
+    bias: float
+    reason: str
+
+    @property
+    def exact(self) -> bool:
+        """True where nothing but equality passes."""
+        return self.err == 0.0
+
+
+def limit_for(name: str, dtype: str, forcing: Forcing, *, n_layers: int = MEASURED_LAYERS) -> Limit:
+    """The limit at a point.
+
+    Args:
+        name: full or neutral name of the point; "sampling.2" counts as "sampling".
+        dtype: what the program computes in, one of DTYPES, or a precision of the engine.
+        forcing: "teacher" where inputs are recorded ones, "free" where the model runs by itself.
+        n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
+            one than was measured gets sqrt(n_layers / 32) of the free-running limit; a shallower
+            one gets the limit of 32 layers.
+
+    Raises:
+        OptionError: a point, precision or forcing that is not in the table.
+    """
+    point = split_name(name)[1].split(".")[0]
+    if point in EXACT:
+        wanted = "float32" if point == "last_logits" else "integer"
+        return Limit(point, wanted, forcing, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
+    if point == "sampling":  # chosen from logits in float32, whatever made them
+        dtype, forcing = "float32", "teacher"
+    engine = dtype in PRECISIONS
+    try:
+        largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][forcing][point]
+    except KeyError:
+        raise OptionError("limit", got=f"{point}, {dtype}, {forcing}", wanted="a row of the table") from None
+    deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if forcing == "free" else 1.0
+    on = ENGINE_MEASURED_ON if engine else MEASURED_ON
+    why = f"{WHY[point]}; {MARGIN:g} x the largest of {on}: {largest[0]:.2g}"
+    why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
+    err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
+    gain = max(gain, MARGIN * ON_CUDA.get((dtype, forcing, point), 0.0))
+    floor = STRUCTURE_FLOOR[forcing] * err
+    dtype = "float32" if engine else dtype
+    return Limit(point, dtype, forcing, err, row_err, element_err, max(gain, floor), max(bias, floor), why)

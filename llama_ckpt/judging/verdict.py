@@ -1,0 +1,266 @@
+"""The verdict on one point: a tensor on trial against the oracle and against llama.cpp.
+
+With x the tensor on trial, o the oracle's on the same inputs, and r llama.cpp's: x passes when it is
+there, of the right shape and dtype, finite, within its limits in every measure of `metrics`, and,
+against a float32 dump, within the ladder's absolute limit of r. Where r itself is further from exact
+than that, the oracle decides, and the verdict says that the reference is off. numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
+from llama_ckpt.judging.metrics import Metrics, averaging, causal_mask, element_errors, explain, measure
+
+__all__ = ["PointVerdict", "causal_mask", "judge"]
+
+Array: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class PointVerdict:
+    """What is known about one point, and whether it passes.
+
+    Attributes:
+        name: the full name of the point, `blk.3.q`.
+        forcing: "teacher" where the inputs were recorded ones, "free" where they were its own.
+        verdict: "pass" or "fail".
+        blame: who is off: "target", "reference", "noise" (they differ, neither beyond rounding),
+            "tie" (a greedy token decided by less than the noise), "" (nobody).
+        reason: a sentence.
+        err, err_reference, distance: relative errors; NaN where there is nothing to compute them from.
+        max_abs: the largest |x - r|, or |x - o| where there is no r; `index` is where, `got` what x
+            holds there and `wanted` what r or o holds.
+        limit: the limit on `err`, 0.0 where equality is asked; `max_abs_limit` the one on `max_abs`.
+        n_differ: how many elements are beyond their limit, of `n_judged`.
+        worst_row_err, worst_row: the largest error of a token's row, and which token.
+        gain: the slope of x fitted to o; `bias`: mean(x - o) / rms(o).
+        closer: who is closer to exact, "target", "reference", "equal", or "" without r.
+    """
+
+    name: str
+    forcing: str
+    verdict: Literal["pass", "fail"]
+    blame: Literal["", "target", "reference", "noise", "tie"]
+    reason: str
+    err: float = math.nan
+    err_reference: float = math.nan
+    distance: float = math.nan
+    max_abs: float = math.nan
+    index: tuple[int, ...] | None = None
+    got: float = math.nan
+    wanted: float = math.nan
+    limit: float = math.nan
+    max_abs_limit: float = math.nan
+    n_differ: int = 0
+    n_judged: int = 0
+    worst_row_err: float = math.nan
+    worst_row: int | None = None
+    gain: float = math.nan
+    bias: float = math.nan
+    closer: Literal["", "target", "reference", "equal"] = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for `json.dumps`; a number that JSON cannot hold (NaN, Inf) becomes None."""
+        plain = dataclasses.asdict(self)
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
+        return finite | {"index": None if self.index is None else list(self.index)}
+
+
+def judge(
+    name: str,
+    x: ArrayLike | None,
+    o: ArrayLike,
+    *,
+    limit: Limit,
+    r: ArrayLike | None = None,
+    max_abs: float | None = None,
+    mask: Mask | None = None,
+    dtype: str | None = None,
+) -> PointVerdict:
+    """Judge the tensor `x` at point `name`.
+
+    Args:
+        x: the tensor on trial; None where it is missing, which fails.
+        o: the oracle's, float64.
+        limit: what `limits.limit_for` gives for this point, precision and forcing.
+        r: llama.cpp's, float32, or None.
+        max_abs: the ladder's absolute limit against r, times max(1, max|r|); it holds in float32 and
+            teacher-forced only. None where there is none.
+        mask: broadcasts to the shape; only where it is True is anything judged.
+        dtype: x's own dtype where numpy cannot show it ("bfloat16" handed over as float32).
+    """
+    refused = _refusal(name, x, o, r, limit, mask, dtype)
+    if refused is not None:
+        return refused
+    trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
+    reference = None if r is None else np.asarray(r, np.float64)
+    judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
+    found = measure(trial, oracle, mask)
+    facts = _facts(name, trial, oracle, reference, judged, limit, found)
+    if limit.exact:
+        return _exact(facts, trial, oracle, reference, judged, limit)
+    problems = _problems(found, limit)
+    if problems:
+        what = explain(trial, oracle, mask, err_limit=limit.err)
+        reason = "; ".join([*problems, what] if what else problems)
+        return dataclasses.replace(facts, verdict="fail", blame="target", reason=reason)
+    if reference is None:
+        reason = f"err {facts.err:.1e} within {facts.limit:.1e}; llama.cpp: not compared"
+        return dataclasses.replace(facts, reason=reason)
+    if max_abs is not None and limit.forcing == "teacher" and limit.dtype == "float32":
+        facts = dataclasses.replace(facts, max_abs_limit=max_abs * max(1.0, _largest(reference, judged)))
+    return _against_reference(facts, trial, oracle, reference, judged)
+
+
+def _refusal(
+    name: str,
+    x: ArrayLike | None,
+    o: ArrayLike,
+    r: ArrayLike | None,
+    limit: Limit,
+    mask: Mask | None,
+    dtype: str | None,
+) -> PointVerdict | None:
+    """The failure of an x that cannot be measured: missing, of the wrong dtype or shape, not finite."""
+
+    def fail(reason: str, **facts: Any) -> PointVerdict:
+        return PointVerdict(name, limit.forcing, "fail", "target", reason, limit=limit.err, **facts)
+
+    if x is None:
+        return fail("missing: the tensor was never given")
+    trial, oracle = np.asarray(x), np.asarray(o, np.float64)
+    dtype = dtype or trial.dtype.name
+    if not _right_dtype(dtype, limit):
+        return fail(f"wrong dtype: got {dtype}, wanted {limit.dtype}")
+    if trial.shape != oracle.shape:
+        return fail(f"wrong shape: got {list(trial.shape)}, wanted {list(oracle.shape)}")
+    if r is not None and np.shape(r) != oracle.shape:
+        reason = f"llama.cpp's tensor is {list(np.shape(r))}, the oracle's {list(oracle.shape)}"
+        return dataclasses.replace(fail(reason), blame="reference")
+    judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
+    if not judged.any():
+        return fail(f"nothing to compare in the shape {list(oracle.shape)}")
+    for array, whose in ((oracle, "the oracle's own tensor, so some input,"), (trial, "it")):
+        bad = judged & ~np.isfinite(array)
+        if bad.any():
+            at = _first(bad)
+            reason = f"{whose} is not finite: {array[at]} first at {list(at)}, {bad.sum()} of {judged.sum()}"
+            found = {"index": at, "got": float(trial[at]), "wanted": float(oracle[at])}
+            return fail(reason, n_differ=int(bad.sum()), n_judged=int(judged.sum()), **found)
+    return None
+
+
+def _right_dtype(dtype: str, limit: Limit) -> bool:
+    """Token ids may be of any integer type, and what is only looked at may be wider than the layer."""
+    if limit.dtype == "integer":
+        return dtype.startswith(("int", "uint"))
+    return dtype == limit.dtype or (dtype == "float32" and limit.point in MAY_BE_WIDER)
+
+
+def _first(where: Mask) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(where)), where.shape))
+
+
+def _largest(array: Array, judged: Mask) -> float:
+    return float(np.max(np.abs(array), where=judged, initial=0.0))
+
+
+def _facts(
+    name: str, x: Array, o: Array, r: Array | None, judged: Mask, limit: Limit, found: Metrics
+) -> PointVerdict:
+    """Every figure of the verdict; it passes without a reason until something is found."""
+    against = o if r is None else r
+    difference = np.where(judged, np.abs(x - against), -1.0)
+    index = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), x.shape))
+    if limit.exact:
+        n_differ = int((judged & (x != o)).sum())
+    else:
+        n_differ = int((element_errors(x, o, judged) > limit.element_err).sum())
+    facts = PointVerdict(
+        name,
+        limit.forcing,
+        "pass",
+        "",
+        "",
+        err=found.err,
+        max_abs=float(difference[index]),
+        index=index,
+        got=float(x[index]),
+        wanted=float(against[index]),
+        limit=limit.err,
+        n_differ=n_differ,
+        n_judged=found.n,
+        worst_row_err=found.row_err,
+        worst_row=found.row,
+        gain=1.0 + found.gain,
+        bias=found.bias,
+    )
+    if r is None:
+        return facts
+    theirs = measure(r, o, judged).err
+    apart = float(np.linalg.norm(np.where(judged, x - r, 0.0)))
+    norm = float(np.linalg.norm(np.where(judged, o, 0.0))) or 1.0
+    closer: Literal["equal", "target", "reference"] = "target" if found.err < theirs else "reference"
+    if found.err == theirs:
+        closer = "equal"
+    return dataclasses.replace(facts, err_reference=theirs, distance=apart / norm, closer=closer)
+
+
+def _problems(found: Metrics, limit: Limit) -> list[str]:
+    """A phrase for each limit that is broken."""
+    gain, bias = limit.gain * averaging(found.n_gain), limit.bias * averaging(found.n)
+    checks = (
+        ("err", found.err, limit.err, ""),
+        ("row_err", found.row_err, limit.row_err, f" (token {found.row})"),
+        ("element_err", found.element_err, limit.element_err, ""),
+        ("gain off by", abs(found.gain), gain, ""),
+        ("bias", abs(found.bias), bias, ""),
+    )
+    return [f"{what} {got:.2e} > limit {most:.2e}{at}" for what, got, most, at in checks if not got <= most]
+
+
+def _exact(
+    facts: PointVerdict, x: Array, o: Array, r: Array | None, judged: Mask, limit: Limit
+) -> PointVerdict:
+    """Equal or not: to the oracle, and to llama.cpp, since where nothing is rounded both are the same."""
+    for other, whose in ((o, "the oracle"), (r, "llama.cpp")):
+        if other is None:
+            continue
+        differ = judged & (x != other)
+        if differ.any():
+            at, n = _first(differ), int(differ.sum())
+            got, wanted = float(x[at]), float(other[at])
+            facts = dataclasses.replace(facts, index=at, got=got, wanted=wanted, n_differ=n)
+            reason = f"{n} of {facts.n_judged} differ from {whose}, first at {list(at)}"
+            blame: Literal["target", "reference"] = "target" if other is o else "reference"
+            return dataclasses.replace(facts, verdict="fail", blame=blame, reason=reason)
+    return dataclasses.replace(facts, reason="equal" if r is not None else "equal; llama.cpp: not compared")
+
+
+def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged: Mask) -> PointVerdict:
+    """The last word on an x that the oracle finds right: is it also where llama.cpp is?"""
+    within = f"err {facts.err:.1e} within {facts.limit:.1e}"
+    most = facts.max_abs_limit
+    theirs, own = _largest(r - o, judged), _largest(x - o, judged)
+    if not math.isfinite(theirs):
+        reason = f"{within}; llama.cpp's tensor is not finite; judged by the oracle"
+        return dataclasses.replace(facts, blame="reference", reason=reason)
+    if facts.max_abs > most:
+        # Two tensors more than a limit apart cannot both be within half of it of what is exact.
+        if theirs <= most and own > most / 2:
+            reason = f"max|x - llama.cpp| {facts.max_abs:.2e} > limit {most:.2e}"
+            return dataclasses.replace(facts, verdict="fail", blame="target", reason=reason)
+        reason = f"{within}; llama.cpp is {theirs:.1e} from exact, we {own:.1e}; judged by the oracle"
+        return dataclasses.replace(facts, blame="reference", reason=reason)
+    if facts.err_reference > facts.limit:
+        reason = f"{within}; llama.cpp is further off than this precision needs: {facts.err_reference:.1e}"
+        return dataclasses.replace(facts, blame="reference", reason=reason)
+    return dataclasses.replace(facts, blame="noise" if facts.distance else "", reason=within)

@@ -1,0 +1,222 @@
+"""The climb: runs the checkpoints in order and totals what they say.
+
+    report = validate()                       # the embedded model, every checkpoint
+    report = validate(["1", "1B"], model="mine.gguf", dtype="float16")
+    report = validate("1", implementation=my_rms_norm)   # somebody's own layer in the place of ours
+    report.exit_code                          # 0 all pass, 1 one fails
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llama_ckpt.errors import OptionError
+from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.ladder.discovery import discover, normalize_ids
+from llama_ckpt.ladder.implementation import Implementation, load_implementation
+from llama_ckpt.ladder.observer import Observer
+from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
+from llama_ckpt.ladder.subjects import Selection, select
+from llama_ckpt.ladder.trial import INHERITED, Trial
+from llama_ckpt.ladder.trials import check_engine, open_trials
+from llama_ckpt.model import pick_device, pick_dtype
+from llama_ckpt.points import Checkpoint
+from reference_dumps import embedded_model
+
+if TYPE_CHECKING:
+    from llama_ckpt.ladder.engine_trial import EngineTrial
+
+__all__ = ["Probe", "climb_all", "conclude", "validate"]
+
+Probe = Callable[[Path, str, str], Iterable[PointVerdict]]
+"""Something that a checkpoint answers for beyond its layer: called with model, device and dtype."""
+
+
+def validate(
+    ids: str | Iterable[str] | None = None,
+    *,
+    model: str | Path | None = None,
+    dumps: str | Path | None = None,
+    device: str = "auto",
+    dtype: str = "float32",
+    implementation: str | Callable[..., Any] | None = None,
+    arrays: str = "auto",
+    engine: str = "layers",
+    precision: str = "fast",
+    stop_on_failure: bool = False,
+    oracle_only: bool = False,
+    maps: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    on_checkpoint: Callable[[CheckpointResult], None] | None = None,
+    probes: Mapping[str, Probe] | None = None,
+) -> LadderReport:
+    """Climb the ladder.
+
+    Args:
+        ids: the checkpoints, or a single one; None climbs all of them.
+        model: a GGUF file; None takes the embedded model and its dumps.
+        dumps: a folder of reference dumps; None captures a given model's first.
+        device: "auto", "cpu" or "cuda". dtype: "float32", "float16" or "bfloat16".
+        implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
+            without `ids` the checkpoint is the one whose function has the same name.
+        arrays: what it is called with: "torch", "numpy", or "auto".
+        engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
+        precision: of the engine, "fast" or "high".
+        stop_on_failure: skip what comes after the first failing checkpoint. oracle_only: no llama.cpp.
+        maps: keep histograms and errors by token for a page.
+        progress: called with what is being done, how far it is, and of how many steps.
+        on_checkpoint: called with each result as soon as it stands.
+        probes: by checkpoint id, what is judged with it once; the command line adds the worker to 0.
+
+    Raises:
+        LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
+    """
+    ids = [ids] if isinstance(ids, str) else ids
+    own = None if implementation is None else implemented(implementation, ids, arrays)
+    ladder = _rungs(ids if own is None else [own.checkpoint.id])
+    picked = str(pick_device(device))
+    pick_dtype(dtype)
+    check_engine(engine, precision, own, device=picked, dtype=dtype)
+    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
+        selection = select(
+            model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
+        )
+        observer = Observer(keep_tally=maps)
+        report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
+        trials = open_trials(selection, progress, own, observer, report.engine)
+        asked = {} if own is not None else probes or {}
+        probe = partial(run_probe, asked, Path(model or embedded_model()), report)
+        for result in climb_all(ladder, trials, observer, stop_on_failure, progress, probe):
+            report.checkpoints.append(result)
+            if on_checkpoint:
+                on_checkpoint(result)
+    report.maps = observer.tally.to_json() if maps else None
+    return report
+
+
+def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
+    """The checkpoints of those ids, or all, in the ladder's order."""
+    wanted = normalize_ids(ids)
+    return [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
+
+
+def _report_on(
+    selection: Selection, own: Implementation | None, device: str, dtype: str, engine: str | None
+) -> LadderReport:
+    """The report of a climb that begins."""
+    report = LadderReport(selection.name, device, dtype, list(selection.notes), selection.compared, [])
+    report.engine = engine
+    if own is not None:
+        report.implementation = own.name
+        report.notes += own.notes()
+    return report
+
+
+def climb_all(
+    ladder: Iterable[Checkpoint],
+    trials: Sequence[Trial | EngineTrial],
+    observer: Observer,
+    stop_on_failure: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    probe: Callable[[CheckpointResult], None] | None = None,
+) -> Iterator[CheckpointResult]:
+    """Every checkpoint's result as soon as it stands; `probe` adds to each what it answers for besides."""
+    failed: list[str] = []
+    for checkpoint in ladder:
+        result = CheckpointResult(checkpoint.id, checkpoint.title)
+        if stop_on_failure and failed:
+            result.reason = f"skipped: {failed[0]} failed"
+        else:
+            climb(checkpoint, trials, result, progress)
+            if probe:
+                probe(result)
+            conclude(result, checkpoint, failed)
+            result.diagnoses = observer.take()
+        if result.verdict == "fail":
+            failed.append(result.id)
+        yield result
+
+
+def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arrays: str) -> Implementation:
+    """Somebody's function, and the checkpoint that it is for.
+
+    Raises:
+        OptionError: not one checkpoint, or a function that cannot be loaded.
+    """
+    name = given.rpartition(":")[2] if isinstance(given, str) else getattr(given, "__name__", "")
+    asked = [str(one) for one in ids or ()]
+    if not asked:
+        asked = [one.id for one in discover() if one.function.__name__ == name]
+    if len(asked) != 1:
+        wanted = "the one that it is for, such as 1"
+        raise OptionError(f"checkpoint of the implementation {name}", got=asked or "none", wanted=wanted)
+    (wanted_id,) = normalize_ids(asked)
+    checkpoint = next(one for one in discover() if one.id == wanted_id)
+    return load_implementation(given, checkpoint, arrays=arrays)
+
+
+def climb(
+    checkpoint: Checkpoint,
+    trials: Sequence[Trial | EngineTrial],
+    result: CheckpointResult,
+    progress: Callable[[str, int, int], None] | None,
+) -> None:
+    """Run one checkpoint on every recording and keep what it says."""
+    began = time.perf_counter()
+    for number, trial in enumerate(trials):
+        if progress:
+            progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
+        result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
+        if not isinstance(trial, Trial):
+            result.hidden = trial.hidden_points(checkpoint)
+    result.seconds = time.perf_counter() - began
+
+
+def run_probe(
+    probes: Mapping[str, Probe], model: Path, report: LadderReport, result: CheckpointResult
+) -> None:
+    """Judge what a checkpoint answers for beyond its layer, if there is a probe for it."""
+    if result.id not in probes:
+        return
+    began = time.perf_counter()
+    found = probes[result.id](model, report.device, report.dtype)
+    result.points += [JudgedPoint("worker", verdict) for verdict in found]
+    result.seconds += time.perf_counter() - began
+
+
+def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[str]) -> None:
+    """Total a checkpoint's points: a verdict, and one sentence for it.
+
+    A checkpoint whose free run only carries on an error fails with what it stands on, and where that is
+    right, as RMSNorm is below a wrong RoPE, it passes: the error is made elsewhere.
+    """
+    result.of = len(result.points)
+    result.compared = sum(point.verdict.n_judged > 0 for point in result.points)
+    bad = [point for point in result.points if point.verdict.verdict == "fail"]
+    carried = [point for point in result.points if point.verdict.reason.startswith(INHERITED)]
+    below = [one for one in checkpoint.stands_on if one in failed]
+    if result.hidden and not result.points:
+        result.verdict, result.reason = "hidden", f"in registers of fused kernels: {', '.join(result.hidden)}"
+    elif not result.points:
+        result.verdict, result.reason = "fail", "nothing was compared"
+    elif bad or (carried and below):
+        first = [*bad, *carried][0]
+        result.verdict = "fail"
+        result.reason = (
+            f"{first.verdict.name} of {first.dump} ({first.verdict.forcing}): {first.verdict.reason}"
+        )
+        if below:
+            result.reason += f"; it stands on {', '.join(below)}, which failed"
+    else:
+        result.verdict = "pass"
+        off = sum(point.verdict.blame == "reference" for point in result.points)
+        result.reason = f"llama.cpp is off at {off} points" if off else "every point within its limits"
+        if carried:
+            result.reason = f"right, but {len(carried)} points carry on an error made elsewhere"
+        if result.hidden:
+            result.reason += f"; not observable: {', '.join(result.hidden)}"

@@ -1,0 +1,115 @@
+"""What a validation notes beside its verdicts: what the first failures look like, and figures for a page.
+
+One observer is shared by all trials of a validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from llama_ckpt.diagnose.diagnosis import diagnose_points
+from llama_ckpt.diagnose.named import Evidence, Predictions
+from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.tally import Tally
+from llama_ckpt.judging.verdict import PointVerdict, causal_mask
+from llama_ckpt.points import POINTS, Case, split_name
+
+if TYPE_CHECKING:
+    from llama_ckpt.ladder.trial import Trial
+
+__all__ = ["MOST_EXPLAINED", "Observer"]
+
+MOST_EXPLAINED = 3
+"""So many failures of a checkpoint are explained, each kind of point once."""
+
+UNEXPLAINED = ("tokenize", "generate")
+"""Functions whose results are no tensors of the catalogue."""
+
+
+@dataclass
+class Observer:
+    """Collects while trials run.
+
+    Attributes:
+        keep_tally: whether figures for a page are kept; they cost some time.
+        tally: those figures.
+        diagnoses: of the failures since the last `take`.
+    """
+
+    keep_tally: bool = False
+    tally: Tally = field(default_factory=Tally)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    _seen: set[tuple[str, ...]] = field(default_factory=set)
+
+    def saw(
+        self,
+        label: str,
+        name: str,
+        forcing: str,
+        x: NDArray[Any] | None,
+        o: NDArray[Any],
+        mask: NDArray[np.bool_] | None,
+    ) -> None:
+        """One tensor is being judged, of the recording `label`."""
+        if self.keep_tally and x is not None and "(" not in name:
+            self.tally.add(name, "own" if forcing == "teacher" else "total", x, o, mask, label)
+
+    def explain(
+        self,
+        verdicts: Sequence[PointVerdict],
+        made: Mapping[str, Any],
+        wanted: Mapping[str, Any],
+        case: Case,
+        trial: Trial,
+    ) -> None:
+        """Explain the first failing point of one teacher-forced call.
+
+        Args:
+            verdicts: on its points; made, wanted: its tensors and the oracle's, by full name.
+            case: the same call as the oracle takes it.
+            trial: whose it is.
+        """
+        failing = [one.name for one in verdicts if one.verdict == "fail" and made.get(one.name) is not None]
+        if not failing or case.function in UNEXPLAINED or len(self.diagnoses) >= MOST_EXPLAINED:
+            return
+        kind = tuple(split_name(name)[1] for name in failing)
+        if kind in self._seen:
+            return
+        self._seen.add(kind)
+        rest = [
+            one.name for one in verdicts if one.name not in failing[:1] and made.get(one.name) is not None
+        ]
+        evidence = [_evidence(name, made[name], wanted[name], case, trial) for name in [failing[0], *rest]]
+        with np.errstate(all="ignore"):
+            found = diagnose_points(evidence, predictions=Predictions())
+        known = {one.sentence() for one in self.diagnoses}
+        if found.sentence() not in known and (found.sentence() or found.smallest_limit):
+            self.diagnoses.append(found)
+
+    def take(self) -> list[Diagnosis]:
+        """The diagnoses so far; the next checkpoint begins with none."""
+        taken, self.diagnoses, self._seen = self.diagnoses, [], set()
+        return taken
+
+
+def _evidence(name: str, x: Any, o: Any, case: Case, trial: Trial) -> Evidence:
+    point = split_name(name)[1]
+    causal = point in POINTS and POINTS[point].causal
+    array = (
+        x.double().cpu().numpy() if isinstance(x, torch.Tensor) and x.is_floating_point() else np.asarray(x)
+    )
+    return Evidence(
+        name,
+        array,
+        o,
+        limit_for(name, trial.dtype, "teacher", n_layers=trial.subject.model.config.n_layers),
+        case,
+        causal_mask(trial.recording.positions) if causal else None,
+    )

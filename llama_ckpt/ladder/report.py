@@ -1,0 +1,106 @@
+"""What the ladder says: a verdict a checkpoint, its points, and the whole as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.verdict import PointVerdict
+
+__all__ = ["SCHEMA", "CheckpointResult", "JudgedPoint", "LadderReport"]
+
+SCHEMA = 1
+"""The version of the report's JSON."""
+
+Verdict = Literal["pass", "fail", "skipped", "hidden"]
+
+
+@dataclass(frozen=True)
+class JudgedPoint:
+    """One point's verdict and the recording that it was judged on, such as "f32/hello"."""
+
+    dump: str
+    verdict: PointVerdict
+
+    def to_json(self) -> dict[str, Any]:
+        """The point as one flat record."""
+        return {**self.verdict.to_json(), "dump": self.dump}
+
+
+@dataclass
+class CheckpointResult:
+    """What one checkpoint says.
+
+    Attributes:
+        id, title: the checkpoint's.
+        verdict: "pass", "fail", "skipped", or "hidden" where the engine shows none of its points.
+        reason: one sentence; on a failure the first failing point's.
+        compared, of: how many points were compared, of how many there are.
+        seconds: spent on it.
+        points: every point judged, in order.
+        diagnoses: what the first failures look like.
+        hidden: points that the engine does not show.
+    """
+
+    id: str
+    title: str
+    verdict: Verdict = "skipped"
+    reason: str = "not reached"
+    compared: int = 0
+    of: int = 0
+    seconds: float = 0.0
+    points: list[JudgedPoint] = field(default_factory=list)
+    diagnoses: list[Diagnosis] = field(default_factory=list)
+    hidden: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The record that stands under `checkpoints` in the report."""
+        plain = {name: getattr(self, name) for name in ("id", "title", "verdict", "reason", "compared", "of")}
+        return {
+            **plain,
+            "seconds": round(self.seconds, 3),
+            "hidden": list(self.hidden),
+            "points": [point.to_json() for point in self.points],
+            "diagnoses": [one.to_json() for one in self.diagnoses],
+        }
+
+
+@dataclass
+class LadderReport:
+    """What the whole ladder says.
+
+    Attributes:
+        model, device, dtype: what was validated, where, in which precision.
+        notes: sentences about how the recordings came about.
+        compared: False where llama.cpp should have been compared and was not.
+        checkpoints: one result each, in the ladder's order.
+        implementation: how somebody's own layer was given; None where ours were tried.
+        engine: the engine's precision, where its kernels were tried and not the layers.
+        maps: histograms and errors by token, where they were asked for.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    notes: list[str]
+    compared: bool
+    checkpoints: list[CheckpointResult]
+    implementation: str | None = None
+    maps: Mapping[str, Any] | None = None
+    engine: str | None = None
+    schema: int = SCHEMA
+
+    @property
+    def exit_code(self) -> int:
+        """0 where every checkpoint asked for passes and all was compared, else 1."""
+        fine = all(c.verdict in ("pass", "hidden") for c in self.checkpoints)
+        return 0 if self.compared and fine else 1
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as `--json` writes it."""
+        names = ("schema", "model", "device", "dtype", "notes", "implementation", "engine")
+        head = {"kind": "ladder", **{name: getattr(self, name) for name in names}}
+        maps = {} if self.maps is None else {"maps": self.maps}
+        return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints], **maps}

@@ -1,0 +1,1 @@
+"""The catalogues themselves on trial: every named bug must be caught, no right program may be."""

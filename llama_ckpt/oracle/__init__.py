@@ -1,0 +1,1 @@
+"""The same mathematics in numpy float64, written for clarity alone; it shares no code with the layers."""

@@ -1,0 +1,174 @@
+"""A model's weights for the oracle, multiplied on the device that holds them.
+
+The oracle stays numpy; only `x @ w.T` with a large weight goes to the GPU, through numpy's own
+protocol for foreign arrays, and is done there in float64. So the float64 run of a 7B model takes
+seconds, not an hour, and memory for one matrix. Where there is a choice, a matrix's values are compared
+with those that `gguf` reads from the file before it is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cached_property
+from typing import Any, Final, SupportsIndex, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llama_ckpt.errors import ReferenceError
+from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.model import Model
+from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
+from llama_ckpt.weights.quants import PackedWeight, Weight
+from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
+
+__all__ = ["DeviceMatrix", "DeviceOracleWeights", "oracle_weights"]
+
+Array = NDArray[np.float64]
+
+PRODUCT_BYTES: Final = 1 << 30
+"""Models whose matrices take more in float64 are multiplied where they are; smaller ones by numpy."""
+
+CHECKED_ROWS: Final = 4
+"""So many of a matrix's first and of its last rows are compared with what `gguf` reads."""
+
+
+class DeviceMatrix:
+    """A weight `[out, in]` on a device, as an operand of numpy's `matmul` from the right, transposed.
+
+    Args:
+        weight: in the file's type.
+        transposed: True for what `.T` gives.
+    """
+
+    def __init__(self, weight: Weight, transposed: bool = False) -> None:
+        self._weight, self._transposed = weight, transposed
+
+    @property
+    def T(self) -> DeviceMatrix:  # noqa: N802 - numpy's name
+        """The other way round."""
+        return DeviceMatrix(self._weight, not self._transposed)
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        if ufunc is not np.matmul or method != "__call__" or options or inputs[1] is not self:
+            return NotImplemented
+        if not self._transposed:
+            return NotImplemented  # the oracle multiplies by transposed weights alone
+        x = torch.from_numpy(np.ascontiguousarray(inputs[0])).to(self._weight.device)
+        return torch.mm(x, self.float64().t()).cpu().numpy()
+
+    def float64(self) -> Tensor:
+        """The values as the file means them, `[out, in]` on the device."""
+        weight = self._weight
+        values = weight.dequantize(torch.float32) if isinstance(weight, PackedWeight) else weight
+        return values.double()
+
+    def check(self, file: GGUFFile, name: str) -> None:
+        """Compare some rows with the file's.
+
+        Raises:
+            ReferenceError: they differ: the oracle would judge by wrong weights.
+        """
+        weight = self._weight
+        for rows in (slice(0, CHECKED_ROWS), slice(weight.shape[0] - CHECKED_ROWS, weight.shape[0])):
+            few = (
+                PackedWeight(weight.raw[rows], weight.type, (CHECKED_ROWS, weight.shape[1]))
+                if isinstance(weight, PackedWeight)
+                else weight[rows]
+            )
+            ours, wanted = DeviceMatrix(few).float64().cpu().numpy(), file.float32(name, rows)
+            if not np.array_equal(ours, wanted):
+                raise ReferenceError(
+                    f"weights of {name} on {weight.device}",
+                    got=float(np.abs(ours - wanted).max()),
+                    wanted="equal to what gguf dequantizes",
+                )
+
+
+class DeviceOracleWeights(OracleWeights):
+    """As `OracleWeights`, with every large matrix a `DeviceMatrix`.
+
+    Args:
+        model: on the device.
+
+    Raises:
+        ReferenceError: see `DeviceMatrix.check`.
+    """
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.file, model.config)
+        self._model = model
+        self._head = DeviceMatrix(model.weights.output)
+        name = MODEL_TENSORS["token_embd" if model.config.tied_output else "output"]
+        self._head.check(model.file, name)
+        self.blocks = _DeviceBlocks(model)
+
+    @cached_property
+    def token_embd(self) -> Any:
+        """[vocab, width], float32: rows are looked up, and widened then."""
+        return self._model.file.float32(MODEL_TENSORS["token_embd"])
+
+    @property
+    def output(self) -> Any:
+        """[vocab, width]"""
+        return self._head
+
+
+class _DeviceBlocks(Sequence[OracleBlockWeights]):
+    """The blocks of a model on a device; norms are arrays."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._checked: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._model.weights.blocks)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> OracleBlockWeights: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[OracleBlockWeights]: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> OracleBlockWeights | Sequence[OracleBlockWeights]:
+        if isinstance(index, slice):
+            return [self._block(number) for number in range(len(self))[index]]
+        return self._block(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[OracleBlockWeights]:
+        return (self._block(number) for number in range(len(self)))
+
+    def _block(self, number: int) -> OracleBlockWeights:
+        values: dict[str, Any] = {}
+        for field in fields(OracleBlockWeights):
+            name = block_tensor(number, field.name)
+            weight = getattr(self._model.weights.blocks[number], field.name)
+            if field.name in NORMS:
+                values[field.name] = self._model.file.float64(name)
+                continue
+            values[field.name] = DeviceMatrix(weight)
+            if number not in self._checked:
+                values[field.name].check(self._model.file, name)
+        self._checked.add(number)
+        return OracleBlockWeights(**values)
+
+
+NORMS: Final = frozenset(field for field in BLOCK_TENSORS if field.endswith("_norm"))
+
+
+def oracle_weights(model: Model, *, above: int = PRODUCT_BYTES) -> OracleWeights:
+    """The oracle's weights of a model: on its device where that is a GPU and the model large.
+
+    Args:
+        model: from `load`.
+        above: bytes of its matrices in float64 from which on a model is large.
+    """
+    config = model.config
+    a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * config.ffn)
+    large = 8 * config.n_layers * a_block > above
+    if model.device.type == "cpu" or not large:
+        return OracleWeights(model.file, config)
+    return DeviceOracleWeights(model)

@@ -1,0 +1,111 @@
+"""A model's weights for the oracle: float64 arrays under the same names, with numpy alone.
+
+The values are the file's own, dequantized to float32 as `gguf` does and then widened exactly. A
+block of Llama-2-7B takes 1.6 GB in float64, so blocks are dequantized when they are asked for, and
+only models that fit a stated number of bytes are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.llama_tensors import check_llama
+from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
+
+__all__ = ["KEPT_BYTES", "OracleBlockWeights", "OracleWeights"]
+
+Array = NDArray[np.float64]
+
+KEPT_BYTES: Final = 1 << 30
+"""Blocks are kept once dequantized when all of them together take at most so many bytes."""
+
+
+@dataclass(frozen=True, eq=False)
+class OracleBlockWeights:
+    """One block's weights, float64; fields and shapes as in `weights.BlockWeights`."""
+
+    attn_norm: Array
+    wq: Array
+    wk: Array
+    wv: Array
+    wo: Array
+    ffn_norm: Array
+    w_gate: Array
+    w_up: Array
+    w_down: Array
+
+
+class OracleWeights:
+    """A model's weights, float64; attributes as in `weights.ModelWeights`.
+
+    Attributes:
+        blocks: a sequence of `OracleBlockWeights`, each made when it is asked for.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: as `check_llama`.
+    """
+
+    def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
+        check_llama(file, config)
+        self._file, self._tied = file, config.tied_output
+        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config.n_layers)
+
+    @cached_property
+    def token_embd(self) -> Array:
+        """[vocab, width]; dequantized when it is first asked for, as the others are."""
+        return self._file.float64(MODEL_TENSORS["token_embd"])
+
+    @cached_property
+    def output_norm(self) -> Array:
+        """[width]"""
+        return self._file.float64(MODEL_TENSORS["output_norm"])
+
+    @cached_property
+    def output(self) -> Array:
+        """[vocab, width]; the very array `token_embd` where the file ties the two."""
+        return self.token_embd if self._tied else self._file.float64(MODEL_TENSORS["output"])
+
+
+class _Blocks(Sequence[OracleBlockWeights]):
+    """The blocks of a file, dequantized one at a time."""
+
+    def __init__(self, file: GGUFFile, n_layers: int) -> None:
+        self._file, self._n_layers = file, n_layers
+        elements = sum(np.prod(file.info(block_tensor(0, field)).shape) for field in BLOCK_TENSORS)
+        self._keep = 8 * int(elements) * n_layers <= KEPT_BYTES
+        self._kept: dict[int, OracleBlockWeights] = {}
+
+    def __len__(self) -> int:
+        return self._n_layers
+
+    @overload
+    def __getitem__(self, index: int) -> OracleBlockWeights: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[OracleBlockWeights]: ...
+
+    def __getitem__(self, index: int | slice) -> OracleBlockWeights | Sequence[OracleBlockWeights]:
+        numbers = range(self._n_layers)[index]
+        if isinstance(numbers, range):
+            return [self._block(number) for number in numbers]
+        return self._block(numbers)
+
+    def __iter__(self) -> Iterator[OracleBlockWeights]:
+        return (self._block(number) for number in range(self._n_layers))
+
+    def _block(self, number: int) -> OracleBlockWeights:
+        if number in self._kept:
+            return self._kept[number]
+        values = {field: self._file.float64(block_tensor(number, field)) for field in BLOCK_TENSORS}
+        block = OracleBlockWeights(**values)
+        if self._keep:
+            self._kept[number] = block
+        return block

@@ -1,0 +1,1 @@
+"""A Llama's weights: configuration, tensors, block formats, products with them; and the KV cache."""

@@ -1,0 +1,173 @@
+"""A model's weights on a device: typed records, every tensor of the file in its place.
+
+Matrices keep the file's type: float32, float16 and bfloat16 as torch tensors, the block formats as
+`PackedWeight`. On the CPU they are the mapped file itself (copy-on-write), so loading copies
+nothing; another device gets one copy of each: matrices that a fused product takes together lie together
+there, q, k and v under one another, rows of gate and up in turn. Norm weights are always float32 tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.weights.block_formats import PLAIN_DTYPES
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.llama_tensors import check_llama
+from llama_ckpt.weights.loading import Progress, fill
+from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
+from llama_ckpt.weights.tensor_names import MODEL_TENSORS, block_tensor
+
+__all__ = ["BlockWeights", "ModelWeights", "load_weights"]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockWeights:
+    """One block's weights; matrices are [out, in].
+
+    Attributes:
+        attn_norm: float32 [width].
+        wq: [n_heads * head_dim, width].
+        wk: [n_kv_heads * head_dim, width].
+        wv: [n_kv_heads * head_dim, width].
+        wo: [width, n_heads * head_dim].
+        ffn_norm: float32 [width].
+        w_gate: [ffn, width].
+        w_up: [ffn, width].
+        w_down: [width, ffn].
+    """
+
+    attn_norm: Tensor
+    wq: Weight
+    wk: Weight
+    wv: Weight
+    wo: Weight
+    ffn_norm: Tensor
+    w_gate: Weight
+    w_up: Weight
+    w_down: Weight
+
+
+@dataclass(frozen=True, eq=False)
+class ModelWeights:
+    """A model's weights.
+
+    Attributes:
+        token_embd: [vocab, width].
+        blocks: one record a block, in order.
+        output_norm: float32 [width].
+        output: [vocab, width]; the very object `token_embd` where the file ties the two.
+    """
+
+    token_embd: Weight
+    blocks: tuple[BlockWeights, ...]
+    output_norm: Tensor
+    output: Weight
+
+
+def load_weights(
+    file: GGUFFile,
+    config: LlamaConfig,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+) -> ModelWeights:
+    """Bring every tensor of the file to a device.
+
+    Args:
+        progress: told how much was read; not on the CPU, where nothing is.
+
+    Raises:
+        ModelFileError, UnsupportedModelError: as `check_llama`, which runs first.
+        ModelFileError: the file was changed meanwhile.
+    """
+    check_llama(file, config)
+    places = _places(file, config, torch.device(device), progress)
+    token_embd = _matrix(file, MODEL_TENSORS["token_embd"], places)
+    return ModelWeights(
+        token_embd=token_embd,
+        blocks=tuple(_block(file, number, places) for number in range(config.n_layers)),
+        output_norm=_vector(file, MODEL_TENSORS["output_norm"], places),
+        output=token_embd if config.tied_output else _matrix(file, MODEL_TENSORS["output"], places),
+    )
+
+
+def _places(
+    file: GGUFFile, config: LlamaConfig, device: torch.device, progress: Progress | None
+) -> dict[str, Tensor]:
+    """Every tensor's bytes on the device, uint8 [rows, row_bytes]: on the CPU the mapped file itself."""
+    if device.type == "cpu":
+        return {name: _mapped(file, name) for name in file.tensors}
+    places: dict[str, Tensor] = {}
+    for number in range(config.n_layers):
+        places |= _under_one_another(
+            file, [block_tensor(number, field) for field in ("wq", "wk", "wv")], device
+        )
+        places |= _in_turn(file, [block_tensor(number, field) for field in ("w_gate", "w_up")], device)
+    for name, info in file.tensors.items():
+        if name not in places:
+            places[name] = torch.empty(info.n_rows, info.row_bytes, dtype=torch.uint8, device=device)
+    fill(file, {name: places[name] for name in file.tensors}, progress)
+    return places
+
+
+def _under_one_another(file: GGUFFile, names: list[str], device: torch.device) -> dict[str, Tensor]:
+    """Places of matrices that are multiplied together: one tensor's rows, if rows are of one type."""
+    infos = [file.info(name) for name in names]
+    if len({(info.type, info.row_bytes) for info in infos}) > 1:
+        return {}
+    rows = [info.n_rows for info in infos]
+    whole = torch.empty(sum(rows), infos[0].row_bytes, dtype=torch.uint8, device=device)
+    return dict(zip(names, torch.split(whole, rows), strict=True))
+
+
+def _in_turn(file: GGUFFile, names: list[str], device: torch.device) -> dict[str, Tensor]:
+    """Places of matrices of one type and shape, their rows in turn."""
+    infos = [file.info(name) for name in names]
+    if len({(info.type, info.shape) for info in infos}) > 1:
+        return {}
+    shape = (infos[0].n_rows, len(infos), infos[0].row_bytes)
+    whole = torch.empty(shape, dtype=torch.uint8, device=device)
+    return dict(zip(names, whole.unbind(1), strict=True))
+
+
+def _block(file: GGUFFile, number: int, places: dict[str, Tensor]) -> BlockWeights:
+    def vector(field: str) -> Tensor:
+        return _vector(file, block_tensor(number, field), places)
+
+    def matrix(field: str) -> Weight:
+        return _matrix(file, block_tensor(number, field), places)
+
+    return BlockWeights(
+        attn_norm=vector("attn_norm"),
+        wq=matrix("wq"),
+        wk=matrix("wk"),
+        wv=matrix("wv"),
+        wo=matrix("wo"),
+        ffn_norm=vector("ffn_norm"),
+        w_gate=matrix("w_gate"),
+        w_up=matrix("w_up"),
+        w_down=matrix("w_down"),
+    )
+
+
+def _matrix(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Weight:
+    info, raw = file.info(name), places[name]
+    if info.type in PLAIN_DTYPES:
+        return raw.view(PLAIN_DTYPES[info.type])
+    out, width = info.shape
+    return PackedWeight(raw, info.type, (out, width))
+
+
+def _vector(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Tensor:
+    info = file.info(name)
+    return dequantize(places[name], info.type, info.shape, torch.float32)
+
+
+def _mapped(file: GGUFFile, name: str) -> Tensor:
+    """A tensor's bytes on the mapped file, without a copy."""
+    info = file.info(name)
+    flat = torch.frombuffer(file.buffer, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+    return flat.view(info.n_rows, info.row_bytes)

@@ -1,0 +1,83 @@
+"""The names and shapes of a Llama's tensors in a GGUF file. Imports nothing of ours.
+
+A field of `ModelWeights` or `BlockWeights` (and of the oracle's weights) on the left, the file's
+name on the right. Shapes are row-major, [out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from llama_ckpt.weights.config import LlamaConfig
+
+__all__ = ["BLOCK_TENSORS", "MODEL_TENSORS", "block_tensor", "expected_shapes", "unsupported_reason"]
+
+MODEL_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {"token_embd": "token_embd.weight", "output_norm": "output_norm.weight", "output": "output.weight"}
+)
+"""Field of the model's weights to the tensor's name."""
+
+BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "attn_norm": "attn_norm.weight",
+        "wq": "attn_q.weight",
+        "wk": "attn_k.weight",
+        "wv": "attn_v.weight",
+        "wo": "attn_output.weight",
+        "ffn_norm": "ffn_norm.weight",
+        "w_gate": "ffn_gate.weight",
+        "w_up": "ffn_up.weight",
+        "w_down": "ffn_down.weight",
+    }
+)
+"""Field of a block's weights to the tensor's name without `blk.N.`."""
+
+_REASONS: Final = {
+    "rope_freqs": "frequency factors of RoPE, as Llama 3.1 has them, are not supported",
+    "rope_factors": "LongRoPE is not supported",
+    "_exps": "mixtures of experts are not supported",
+    "ffn_gate_inp": "mixtures of experts are not supported",
+    "attn_qkv": "one tensor for Q, K and V is not supported",
+    ".bias": "biases are not supported",
+    "_norm.weight": "norms of queries and keys are not supported",
+}
+
+
+def block_tensor(block: int, field: str) -> str:
+    """A block's tensor in the file: `block_tensor(3, "wq")` is `"blk.3.attn_q.weight"`."""
+    return f"blk.{block}.{BLOCK_TENSORS[field]}"
+
+
+def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Llama of this configuration, by its name in the file, with its shape.
+
+    Token embedding first, then the blocks, then the final norm and, unless it is tied to the
+    embedding, the output matrix.
+    """
+    width, ffn = config.width, config.ffn
+    block: dict[str, tuple[int, ...]] = {
+        "attn_norm": (width,),
+        "wq": (config.q_width, width),
+        "wk": (config.kv_width, width),
+        "wv": (config.kv_width, width),
+        "wo": (width, config.q_width),
+        "ffn_norm": (width,),
+        "w_gate": (ffn, width),
+        "w_up": (ffn, width),
+        "w_down": (width, ffn),
+    }
+    shapes: dict[str, tuple[int, ...]] = {MODEL_TENSORS["token_embd"]: (config.vocab_size, width)}
+    for number in range(config.n_layers):
+        shapes |= {block_tensor(number, field): shape for field, shape in block.items()}
+    shapes[MODEL_TENSORS["output_norm"]] = (width,)
+    if not config.tied_output:
+        shapes[MODEL_TENSORS["output"]] = (config.vocab_size, width)
+    return shapes
+
+
+def unsupported_reason(name: str) -> str | None:
+    """Why a tensor of this name is not in `expected_shapes`, where its name tells."""
+    return next((reason for part, reason in _REASONS.items() if part in name), None)

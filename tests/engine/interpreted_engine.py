@@ -1,0 +1,109 @@
+"""Checks of the whole engine for Triton's interpreter: a Llama of two blocks, against the ladder's layers.
+
+The interpreter takes a tenth of a second for each program of a kernel, so the model is as narrow as
+the engine allows, and `test_engine_interpreted` gives each of these a process.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import cast
+
+import torch
+from gguf import GGMLQuantizationType as T
+
+from checkpoints.c12_end_to_end import generate
+from llama_ckpt.engine.engine import Engine, Precision, engine_points
+from llama_ckpt.engine.forced import forced_block, forced_logits
+from llama_ckpt.engine.session import Session
+from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.model import Model, load
+from llama_ckpt.tokens.sampling import SamplingOptions
+from tests.gguf_files import write_llama
+
+VOCAB = 20
+CAPACITY = 100
+
+
+def tiny(type: T) -> Model:
+    """Grouped heads, and as few programs a kernel as there can be."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_llama(
+            Path(folder) / "model.gguf", type=type, width=32, ffn=64, n_heads=2, n_kv_heads=1, vocab=VOCAB
+        )
+        return load(path, device="cpu")
+
+
+def token_ids(n: int) -> list[int]:
+    return [(7 * i + 3) % VOCAB for i in range(n)]
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def hold(name: str, found: torch.Tensor, wanted: torch.Tensor, precision: str) -> None:
+    """A point of the engine's is within its measured limit of the layers' own."""
+    limit = limit_for(name, cast("Precision", precision), "free").err
+    error = relative(found, wanted)
+    assert error <= limit, (name, precision, error, limit)
+
+
+def points(type: str, precision: str, n: int) -> None:
+    """Every point of `n` tokens, in the run and block by block; what a tap was given stays."""
+    model, ids = tiny(T[type]), token_ids(n)
+    wanted: dict[str, torch.Tensor] = {}
+    wanted["logits"] = model.logits(ids, tap=wanted.__setitem__)
+    engine, seen = Engine(model, cast("Precision", precision), capacity=CAPACITY), {}
+    seen["logits"] = engine.logits(ids, tap=seen.__setitem__)
+    kept = {name: tensor.clone() for name, tensor in seen.items()}
+    assert {name.split(".")[-1] for name in seen} == {*engine_points(), "logits"}
+    for name, tensor in seen.items():
+        hold(name, tensor, wanted[name], precision)
+    found: dict[str, torch.Tensor] = {}
+    x = seen["embd"]
+    for number in range(model.config.n_layers):
+        hold(f"blk.{number}.out", forced_block(engine, number, x, list(range(n)), found.__setitem__),
+             seen[f"blk.{number}.out"], precision)  # fmt: skip
+        x = seen[f"blk.{number}.out"]
+    hold("logits", forced_logits(engine, x), seen["logits"], precision)
+    assert found.keys() == {name for name in seen if name.startswith("blk.")}
+    for name, tensor in seen.items():
+        assert torch.equal(tensor, kept[name]), name
+
+
+def sequence(type: str, precision: str) -> None:
+    """Long prompts one after another, a token by itself, then greedy tokens: one sequence to the layers."""
+    model, ids = tiny(T[type]), token_ids(52)
+    wanted = model.logits(ids)
+    engine = Engine(model, cast("Precision", precision), capacity=CAPACITY)
+    rows = [engine.prompt(ids[:20]), engine.prompt(ids[20:50])]
+    rows += [engine.prompt(ids[50:51]), engine.step(ids[51])]
+    for row, at in zip(rows, (19, 49, 50, 51), strict=True):
+        hold("logits", row, wanted[at], precision)
+    chosen = engine.greedy(3).tolist()
+    assert engine.used == 54
+    for token in chosen:
+        last = model.logits(ids)[-1]
+        slack = limit_for("logits", cast("Precision", precision), "free").row_err * last.norm()
+        assert last.max() - last[token] <= slack
+        ids.append(token)
+    engine.rewind(52)
+    hold("logits", engine.step(ids[52]), model.logits(ids[:53])[-1], precision)
+
+
+def text() -> None:
+    """`generate` chooses the same tokens with the engine as with the layers, greedy, drawn and penalized."""
+    model = tiny(T.F16)
+    session = Session(model, Engine(model, "high", capacity=CAPACITY))
+    drawn = SamplingOptions(temperature=0.8, top_k=5, repetition_penalty=1.3, seed=7)
+    for sampling in (SamplingOptions(), drawn):
+        chosen = [
+            [
+                token.id
+                for token in generate(one, token_ids(3), max_tokens=4, sampling=sampling, ignore_eos=True)
+            ]
+            for one in (session, model)
+        ]
+        assert chosen[0] == chosen[1] and len(chosen[0]) == 4, (sampling, chosen)

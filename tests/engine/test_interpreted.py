@@ -1,0 +1,33 @@
+"""The whole engine on the CPU, in Triton's interpreter: the GPU's kernels, a program at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.kernels.interpreter import interpreter_failure, needs_triton
+
+pytestmark = needs_triton
+
+
+@pytest.mark.parametrize(
+    ("type", "precision", "n"),
+    [
+        *(("F16", precision, n) for precision in ("fast", "high") for n in (2, 17, 40)),
+        *(("Q4_0", precision, n) for precision in ("fast", "high") for n in (1, 20)),
+        ("Q8_0", "high", 33),
+        ("F32", "high", 17),
+    ],
+)
+def test_every_point_is_that_of_the_layers(type: str, precision: str, n: int) -> None:
+    code = f"from tests.engine.interpreted_engine import points; points({type!r}, {precision!r}, {n})"
+    assert not interpreter_failure(code)
+
+
+@pytest.mark.parametrize("precision", ["fast", "high"])
+def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
+    code = f"from tests.engine.interpreted_engine import sequence; sequence('F16', {precision!r})"
+    assert not interpreter_failure(code)
+
+
+def test_generate_says_the_same_as_with_the_layers() -> None:
+    assert not interpreter_failure("from tests.engine.interpreted_engine import text; text()")

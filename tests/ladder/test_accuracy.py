@@ -1,0 +1,37 @@
+"""What the project promises of its float32: after 32 layers close to exact, and as close as llama.cpp is."""
+
+from __future__ import annotations
+
+import pytest
+
+from llama_ckpt.ladder.climb import validate
+from llama_ckpt.ladder.report import CheckpointResult
+
+
+@pytest.fixture(scope="module")
+def logits_checkpoint() -> CheckpointResult:
+    return validate(["8"], device="cpu").checkpoints[0]
+
+
+def test_logits_after_32_layers(logits_checkpoint: CheckpointResult) -> None:
+    free = {
+        (point.dump, point.verdict.name): point.verdict
+        for point in logits_checkpoint.points
+        if point.verdict.forcing == "free" and point.verdict.name.startswith("logits")
+    }
+    assert len(free) == 16, "eight dumps, tapped and untapped"
+    assert max(verdict.err for verdict in free.values()) <= 1e-5
+
+    # llama.cpp's own float32 run; at far positions its angles drift, which would flatter us.
+    tight = [v for (dump, _), v in free.items() if dump.startswith("f32/") and "far" not in dump]
+    assert max(verdict.err for verdict in tight) <= 3 * max(verdict.err_reference for verdict in tight)
+
+
+def test_far_positions_show_who_is_right() -> None:
+    points = validate(["1B"], device="cpu").checkpoints[0].points
+    far = [p.verdict for p in points if p.dump == "f32/far-positions" and p.verdict.forcing == "teacher"]
+    # llama.cpp builds its angles by repeated multiplication in float32: off at position 4,000.
+    assert far
+    assert {verdict.blame for verdict in far} == {"reference"}
+    assert {verdict.closer for verdict in far} == {"target"}
+    assert max(verdict.err for verdict in far) < 2e-7 < 1e-5 < min(verdict.err_reference for verdict in far)

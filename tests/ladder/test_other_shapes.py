@@ -1,0 +1,67 @@
+"""Other people's models: shapes and types that the embedded one lacks, recorded from llama.cpp and judged.
+
+Each model is made from a seed, captured as it is and as its float32 upcast, and climbed by the whole
+ladder without a change to any layer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llama_ckpt.ladder.climb import validate
+from llama_ckpt.making.seeded_model import make_seeded
+
+pytestmark = pytest.mark.llama_cpp
+
+SMALL: dict[str, Any] = {"width": 256, "n_heads": 8, "ffn": 512, "n_layers": 2, "vocab": 2048}
+
+MODELS: dict[str, dict[str, Any]] = {
+    "grouped heads": {**SMALL, "n_kv_heads": 2},
+    "one key head": {**SMALL, "n_kv_heads": 1},
+    "head size of its own": {**SMALL, "head_dim": 64},
+    "head size 128": {"shape": "head-128"},
+    "linear RoPE scaling": {**SMALL, "rope_scale": 4.0},
+    "tied output": {**SMALL, "tied_output": True},
+    "epsilon 1e-6": {**SMALL, "rms_norm_eps": 1e-6},
+    "theta 1e6": {**SMALL, "rope_theta": 1e6},
+    "keys left out": {"shape": "bare-256"},
+    "Q4_K_M": {**SMALL, "type": "Q4_K_M"},
+    "Q5_1": {**SMALL, "type": "Q5_1"},
+    "Q3_K": {**SMALL, "type": "Q3_K_M"},
+    "Q2_K": {**SMALL, "type": "Q2_K"},
+    "Q5_K": {**SMALL, "type": "Q5_K_M"},
+    "Q6_K": {**SMALL, "type": "Q6_K"},
+    "IQ4_XS": {**SMALL, "type": "IQ4_XS"},
+    "IQ4_NL": {**SMALL, "type": "IQ4_NL"},
+    "BF16": {**SMALL, "type": "BF16"},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_ladder_passes(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    make_seeded(path, seed=11, **MODELS[name])
+    report = validate(model=path, device="cpu")
+    assert [c.id for c in report.checkpoints] == [
+        "0",
+        "1",
+        "1B",
+        "2",
+        "3",
+        "6",
+        "7",
+        "8",
+        "9",
+        "10",
+        "11",
+        "12",
+    ]
+    assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
+    assert all(c.compared == c.of > 0 for c in report.checkpoints)
+    assert report.exit_code == 0
+    # Nothing was judged by the oracle alone: every recording is llama.cpp's, the upcast's included.
+    dumps = {point.dump.split("/")[0] for checkpoint in report.checkpoints for point in checkpoint.points}
+    assert dumps == {"as-is", "f32"}
