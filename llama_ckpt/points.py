@@ -106,6 +106,34 @@ class Case:
     returns: tuple[str, ...]
     taps: Mapping[str, str] = field(default_factory=dict)
 
+    def run(
+        self,
+        function: Callable[..., Any],
+        *,
+        taps: bool = True,
+        keep: Callable[[Any, str], Any] = lambda value, where: value,
+    ) -> dict[str, Any]:
+        """Call a function with the case's arguments; what it returns and shows, by full point name.
+
+        Args:
+            function: the layer's, the oracle's, or one like them.
+            taps: whether it is asked to show its inner points, too.
+            keep: gets each value and where it came from; what it returns is kept.
+
+        Raises:
+            ValueError: another number of values than the case names.
+        """
+        seen: dict[str, Any] = {}
+
+        def tap(point: str, value: Any) -> None:
+            if point in self.taps:
+                seen[self.taps[point]] = keep(value, f"tap({point!r}, …)")
+
+        returned = function(**self.arguments, **({"tap": tap} if self.taps and taps else {}))
+        results = returned if isinstance(returned, tuple) else (returned,)
+        kept = [keep(one, f"return value {i + 1}") for i, one in enumerate(results)]
+        return {**seen, **dict(zip(self.returns, kept, strict=True))}
+
 
 @dataclass(frozen=True)
 class Checkpoint:

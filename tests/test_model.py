@@ -59,7 +59,7 @@ def test_logits_against_the_oracle(dtype: torch.dtype, device: str, embedded_mod
     exact = oracle.logits(
         ids, OracleWeights(model.file, model.config), config=model.config, positions=range(len(ids))
     )
-    check_passes([verdict("logits", model.logits(ids), exact, {}, dtype, "free")])
+    check_passes([verdict("logits", model.logits(ids), exact, {}, dtype, "total")])
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_other_shapes(shape: dict[str, Any], tmp_path: Path) -> None:
     ids = [1, 5, 260, 300, 7]
     weights = OracleWeights(model.file, model.config)
     exact = oracle.logits(ids, weights, config=model.config, positions=range(5))
-    check_passes([verdict("logits", model.logits(ids), exact, {}, torch.float32, "free")])
+    check_passes([verdict("logits", model.logits(ids), exact, {}, torch.float32, "total")])
 
 
 def test_positions_are_counted_from_zero_or_given(model: Model) -> None:

@@ -129,19 +129,19 @@ def measure_model(maxima: Maxima, shape: Shape, seed: int, kind: str, model: Mod
         prompt = Prompt(token_ids, positions, (f"{shape.name}, {kind}, {n} tokens", seed, "engine"))
         forced_exact = _forced_exact(exact, wide, options)
         for precision, engine in engines.items():
-            see = _seer(maxima, precision, "teacher", forced_exact, prompt)
+            see = _seer(maxima, precision, "own", forced_exact, prompt)
             _forced(engine, exact, positions, see)
             if shape.free:
-                see = _seer(maxima, precision, "free", exact, prompt)
+                see = _seer(maxima, precision, "total", exact, prompt)
                 see("logits", engine.logits(token_ids.tolist(), positions.tolist(), tap=see))
 
 
 def _seer(
-    maxima: Maxima, precision: Precision, forcing: str, exact: Any, prompt: Prompt
+    maxima: Maxima, precision: Precision, error_kind: str, exact: Any, prompt: Prompt
 ) -> Callable[[str, torch.Tensor], None]:
     def see(name: str, x: torch.Tensor) -> None:
         if split_name(name)[1] in ORDER:
-            maxima.see(precision, forcing, name, x.cpu(), exact[name], prompt)
+            maxima.see(precision, error_kind, name, x.cpu(), exact[name], prompt)
 
     return see
 
@@ -187,10 +187,10 @@ def measure_all(jobs: int) -> Table:
     maxima = Maxima()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         for table in pool.map(measure_one, *zip(*runs, strict=True)):
-            for dtype, forcings in table.items():
-                for forcing, points in forcings.items():
+            for dtype, error_kinds in table.items():
+                for error_kind, points in error_kinds.items():
                     for point, errors in points.items():
-                        maxima.add(dtype, forcing, point, errors)
+                        maxima.add(dtype, error_kind, point, errors)
     return maxima.table
 
 
@@ -208,7 +208,7 @@ ENGINE_MEASURED_ON: Final = "{on}"
 ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, float, float]]]]] = {{
 {lines}
 }}
-"""By precision, forcing and point, as in `measured_errors`; teacher-forced: a block on given inputs."""
+"""By precision, error_kind and point, as in `measured_errors`; teacher-forced: a block on given inputs."""
 '''
 
 

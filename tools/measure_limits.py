@@ -32,7 +32,7 @@ SEEDS = range(10)
 Errors = tuple[float, float, float, float, float]
 """err, row_err, element_err, and |gain| and |bias| as of 4,096 elements."""
 Table = dict[str, dict[str, dict[str, Errors]]]
-"""dtype -> forcing -> point -> errors."""
+"""dtype -> error_kind -> point -> errors."""
 
 
 @dataclass(frozen=True)
@@ -67,25 +67,25 @@ class Given:
 
 
 class Maxima:
-    """The largest errors seen, by dtype, forcing and point; and which run had the largest err."""
+    """The largest errors seen, by dtype, error_kind and point; and which run had the largest err."""
 
     def __init__(self) -> None:
         self.table: Table = {}
         self.worst: dict[tuple[str, str, str], tuple[str, int, str]] = {}
 
-    def see(self, dtype: str, forcing: str, name: str, x: torch.Tensor, o: Any, prompt: Prompt) -> None:
+    def see(self, dtype: str, error_kind: str, name: str, x: torch.Tensor, o: Any, prompt: Prompt) -> None:
         """Take in one tensor of a correct program."""
         point = split_name(name)[1].split(".")[0]
         causal = point in POINTS and POINTS[point].causal
         found = measure(x.double().numpy(), o, causal_mask(prompt.positions) if causal else None)
         gain = abs(found.gain) / averaging(found.n_gain)
         bias = abs(found.bias) / averaging(found.n)
-        if self.add(dtype, forcing, point, (found.err, found.row_err, found.element_err, gain, bias)):
-            self.worst[dtype, forcing, point] = prompt.run
+        if self.add(dtype, error_kind, point, (found.err, found.row_err, found.element_err, gain, bias)):
+            self.worst[dtype, error_kind, point] = prompt.run
 
-    def add(self, dtype: str, forcing: str, point: str, now: Errors) -> bool:
+    def add(self, dtype: str, error_kind: str, point: str, now: Errors) -> bool:
         """Count one measurement in; whether its err is the largest yet."""
-        points = self.table.setdefault(dtype, {}).setdefault(forcing, {})
+        points = self.table.setdefault(dtype, {}).setdefault(error_kind, {})
         before = points.get(point, (0.0,) * 5)
         err, row_err, element_err, gain, bias = map(max, before, now)
         points[point] = (err, row_err, element_err, gain, bias)
@@ -108,9 +108,9 @@ def measure_shape(
         for name, program in correct_programs(DTYPES[dtype]).items():
             if only in (None, name):
                 prompt = Prompt(token_ids, positions, (shape.name, seed, name))
-                teacher_forced(maxima, dtype, program, (config, weights, wide), exact, prompt)
+                judge_own(maxima, dtype, program, (config, weights, wide), exact, prompt)
                 if shape.free:
-                    free_running(maxima, dtype, program, (config, weights), exact, prompt)
+                    judge_total(maxima, dtype, program, (config, weights), exact, prompt)
 
 
 def numpy_weights(weights: Any) -> Any:
@@ -120,7 +120,7 @@ def numpy_weights(weights: Any) -> Any:
     return SimpleNamespace(blocks=blocks, **plain)
 
 
-def teacher_forced(maxima: Maxima, dtype: str, program: Any, model: Any, exact: Any, prompt: Prompt) -> None:
+def judge_own(maxima: Maxima, dtype: str, program: Any, model: Any, exact: Any, prompt: Prompt) -> None:
     """Each layer on exact inputs, rounded to the precision for the oracle as for the layer."""
     config, weights, wide = model
     frequencies = oracle.rope_frequencies(config)
@@ -135,14 +135,14 @@ def teacher_forced(maxima: Maxima, dtype: str, program: Any, model: Any, exact: 
     ours = Given(config, weights, rounded, positions=prompt.at, frequencies=turns)
     theirs = Given(config, wide, widened, positions=prompt.positions, frequencies=frequencies)
     embd = program.embed(torch.as_tensor(prompt.token_ids), weights.token_embd)
-    maxima.see(dtype, "teacher", "embd", embd, exact["embd"], prompt)
+    maxima.see(dtype, "own", "embd", embd, exact["embd"], prompt)
     for checkpoint in checkpoints_with_layers():
         for case, twin in zip(checkpoint.cases(ours), checkpoint.cases(theirs), strict=True):
             wanted = answers(getattr(oracle, case.function), twin, taps=True)
             fused = (True, False) if case.taps and not isinstance(program, PlainProgram) else (True,)
             for taps in fused:
                 for name, x in answers(getattr(program, case.function), case, taps=taps).items():
-                    maxima.see(dtype, "teacher", name, x, wanted[name], prompt)
+                    maxima.see(dtype, "own", name, x, wanted[name], prompt)
 
 
 def checkpoints_with_layers() -> Iterable[Checkpoint]:
@@ -162,17 +162,17 @@ def answers(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:
     return {**seen, **dict(zip(case.returns, results, strict=True))}
 
 
-def free_running(maxima: Maxima, dtype: str, program: Any, model: Any, exact: Any, prompt: Prompt) -> None:
+def judge_total(maxima: Maxima, dtype: str, program: Any, model: Any, exact: Any, prompt: Prompt) -> None:
     """The whole model from its tokens."""
     config, weights = model
     seen: dict[str, torch.Tensor] = {}
     token_ids, options = torch.as_tensor(prompt.token_ids), {"config": config, "positions": prompt.at}
     seen["logits"] = program.logits(token_ids, weights, **options, tap=seen.__setitem__)
     for name, x in seen.items():
-        maxima.see(dtype, "free", name, x, exact[name], prompt)
+        maxima.see(dtype, "total", name, x, exact[name], prompt)
     if not isinstance(program, PlainProgram):
         fused = program.logits(token_ids, weights, **options)
-        maxima.see(dtype, "free", "logits", fused, exact["logits"], prompt)
+        maxima.see(dtype, "total", "logits", fused, exact["logits"], prompt)
 
 
 SETTINGS: tuple[dict[str, Any], ...] = (
@@ -199,7 +199,7 @@ def measure_sampling(maxima: Maxima, seed: int) -> None:
         both = {"layers": softmax(torch.from_numpy(logits), **options), "plain": torch.from_numpy(plain)}
         for name, x in both.items():
             prompt = Prompt((), (), ("sampling", seed, name))
-            maxima.see("float32", "teacher", "sampling", x, exact, prompt)
+            maxima.see("float32", "own", "sampling", x, exact, prompt)
 
 
 def measured_on(n_seeds: int) -> str:
@@ -231,10 +231,10 @@ def row(errors: Errors) -> str:
 def table_lines(table: Table) -> list[str]:
     """A table as lines of source."""
     lines = []
-    for dtype, forcings in table.items():
+    for dtype, error_kinds in table.items():
         lines.append(f'    "{dtype}": {{')
-        for forcing, points in forcings.items():
-            lines.append(f'        "{forcing}": {{')
+        for error_kind, points in error_kinds.items():
+            lines.append(f'        "{error_kind}": {{')
             lines += [f'            "{point}": {row(points[point])},' for point in ORDER if point in points]
             lines.append("        },")
         lines.append("    },")
@@ -244,8 +244,8 @@ def table_lines(table: Table) -> list[str]:
 def source(maxima: Maxima, on: str) -> str:
     """The source of `measured_errors.py`."""
     lines, worst = table_lines(maxima.table), []
-    for (dtype, forcing, point), (shape, seed, program) in maxima.worst.items():
-        worst.append(f'    ("{dtype}", "{forcing}", "{point}"): ("{shape}", {seed}, "{program}"),')
+    for (dtype, error_kind, point), (shape, seed, program) in maxima.worst.items():
+        worst.append(f'    ("{dtype}", "{error_kind}", "{point}"): ("{shape}", {seed}, "{program}"),')
     return TEMPLATE.format(on=on, lines="\n".join(lines), worst="\n".join(worst))
 
 
@@ -265,7 +265,7 @@ MEASURED_ON: Final = (
 MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, float, float]]]]] = {{
 {lines}
 }}
-"""By precision, forcing and point: err, row_err, element_err, |gain| and |bias|, as `metrics` defines
+"""By precision, error_kind and point: err, row_err, element_err, |gain| and |bias|, as `metrics` defines
 them, gain and bias as of 4,096 elements."""
 
 WORST: Final[dict[tuple[str, str, str], tuple[str, int, str]]] = {{

@@ -193,8 +193,8 @@ def summarize(found: dict[str, Any]) -> dict[str, Any]:
         for one in checkpoints:
             for point in one["points"]:
                 _take(errors, sixteen, program, one["id"], point)
-                if program == "float32" and point["forcing"] == "teacher" and point["gain"] is not None:
-                    kind = point["name"].split(" ")[0].split(".")[-1]
+                if program == "float32" and point["error_kind"] == "own" and point["gain"] is not None:
+                    kind = point["name"].split(".")[-1]
                     gains[kind] = max(abs(point["gain"] - 1.0), gains.get(kind, 0.0))
                 if point["verdict"] == "fail":
                     failures.append(
@@ -217,16 +217,16 @@ def _take(errors: Any, sixteen: dict[str, float], program: str, checkpoint: str,
     """Count one verdict in: the largest errors of a point, and the logits of 16 tokens."""
     if point["err"] is None or not point["limit"]:
         return
-    name = point["name"].split(" ")[0].split(".")
+    name = point["name"].split(".")
     kind = name[-1] if name[0] == "blk" else name[0]
     row = errors.setdefault(f"{checkpoint} {kind}", {})
-    found = {f"{program} {point['forcing']}": point["err"]}
+    found = {f"{program} {point['error_kind']}": point["err"]}
     if program == "float32":  # layer by layer; the engine's verdicts are on whole blocks
-        found[f"llama.cpp {point['forcing']}"] = point["err_reference"]
+        found[f"llama.cpp {point['error_kind']}"] = point["err_reference"]
     for who, err in found.items():
         if err is not None:
             row[who] = max(err, row.get(who, 0.0))
-    if kind == "logits" and point["forcing"] == "free" and point["dump"].endswith("/16-tokens"):
+    if kind == "logits" and point["error_kind"] == "total" and point["dump"].endswith("/16-tokens"):
         sixteen[program] = max(point["err"], sixteen.get(program, 0.0))
         if point["err_reference"] is not None:
             sixteen["llama.cpp"] = point["err_reference"]

@@ -21,9 +21,9 @@ def worker_points(model: Path, device: str, dtype: str) -> list[PointVerdict]:
     return [
         PointVerdict(
             step.name,
-            "free",
+            "total",
             "pass" if step.passed else "fail",
-            "" if step.passed else "target",
+            "" if step.passed else "yours",
             step.reason,
             err=0.0 if step.passed else float("nan"),
             limit=0.0,

@@ -86,7 +86,7 @@ class ComparedPoint:
         """Who is off: as in `PointVerdict`, and "unknown" where nobody can tell without the oracle."""
         if self.made == "unknown":
             return "unknown"
-        return "target" if self.made else self.leading.blame
+        return "yours" if self.made else self.leading.blame
 
     def to_json(self) -> dict[str, Any]:
         """One flat record with `own` and `total` below it."""
@@ -139,7 +139,7 @@ class TokenChoice:
         got: theirs; `wanted` llama.cpp's (the oracle's without it), `exact` the oracle's, None without.
         margin: the oracle's logit of the best less that of the other; NaN where all agree, or without it.
         noise: what rounding may put between two logits, as measured in this row.
-        blame: "", "target", "reference", "tie".
+        blame: "", "yours", "reference", "tie".
     """
 
     row: int
@@ -211,7 +211,7 @@ class Comparison:
     @property
     def verdict(self) -> Literal["pass", "fail"]:
         """ "pass" where something was compared, nothing is missing, and nothing is wrong."""
-        wrong_token = any(token.blame == "target" for token in self.tokens)
+        wrong_token = any(token.blame == "yours" for token in self.tokens)
         bad = self.findings or self.first_wrong or wrong_token or not self.compared
         return "fail" if bad else "pass"
 
@@ -234,7 +234,7 @@ class Comparison:
             return self.findings[0].message + more
         if not self.compared:
             return "nothing was compared"
-        wrong = [token for token in self.tokens if token.blame == "target"]
+        wrong = [token for token in self.tokens if token.blame == "yours"]
         if wrong:
             return f"the greedy token after row {wrong[0].row} is {wrong[0].got}, wanted {wrong[0].wanted}"
         return "every point within its limits"

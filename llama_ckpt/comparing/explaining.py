@@ -20,7 +20,7 @@ from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.adjudication import adjudicate
-from llama_ckpt.judging.limits import Forcing, Limit
+from llama_ckpt.judging.limits import ErrorKind, Limit
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS, Case, split_name
 
@@ -47,7 +47,7 @@ class Explainer:
         whole: tuple[Case, Mapping[str, Array]] | None,
         right: Mapping[str, Array],
         mask: NDArray[np.bool_],
-        limit: Callable[[str, Forcing], Limit],
+        limit: Callable[[str, ErrorKind], Limit],
     ) -> None:
         """Explain the points of one block where an error is made.
 
@@ -106,17 +106,17 @@ class Explainer:
         flow: BlockFlow,
         right: Mapping[str, Array],
         mask: NDArray[np.bool_],
-        limit: Callable[[str, Forcing], Limit],
+        limit: Callable[[str, ErrorKind], Limit],
     ) -> Diagnosis:
         """Without a case no bug can be tried; what the residual looks like can be seen."""
         o = flow.computed.get(point) if compared.made == "here" else right.get(point)
         assert o is not None
-        forcing: Forcing = "teacher" if compared.made == "here" else "free"
+        error_kind: ErrorKind = "own" if compared.made == "here" else "total"
         return diagnose_point(
             compared.name,
             theirs[point],
             o,
-            limit=limit(compared.name, forcing),
+            limit=limit(compared.name, error_kind),
             mask=mask if POINTS[point].causal else None,
         )
 
@@ -127,10 +127,10 @@ class Explainer:
         o: Array,
         case: Case,
         mask: NDArray[np.bool_],
-        limit: Callable[[str, Forcing], Limit],
+        limit: Callable[[str, ErrorKind], Limit],
     ) -> Evidence:
         causal = POINTS[split_name(compared.name)[1]].causal
-        return Evidence(compared.name, x, o, limit(compared.name, "teacher"), case, mask if causal else None)
+        return Evidence(compared.name, x, o, limit(compared.name, "own"), case, mask if causal else None)
 
     def choices(
         self, x: Array, exact: Array | None, reference: Array | None, limit: Limit

@@ -64,7 +64,7 @@ class Walk(PointJudge):
         }
         case = Case("logits", arguments, ("logits",), {name: name for name in names})
         return [
-            Evidence(name, x, o, self._limit(name, "free"), case)
+            Evidence(name, x, o, self._limit(name, "total"), case)
             for name, (x, o) in self.ends.items()
             if x.shape == o.shape
         ]
@@ -163,7 +163,7 @@ class Walk(PointJudge):
                 theirs["logits"],
                 right.get("logits") if weights is not None else None,
                 self._reference("logits"),
-                limit_for("logits", sides.dtype, "free", n_layers=sides.n_layers),
+                limit_for("logits", sides.dtype, "total", n_layers=sides.n_layers),
             )
 
     @property
@@ -276,7 +276,7 @@ class Walk(PointJudge):
         x, o = theirs.get(point), flow.computed.get(point)
         if x is None or o is None:
             return None
-        repaired = without_weight(x, o, weight, theirs, readers, self._limit(name, "teacher"))
+        repaired = without_weight(x, o, weight, theirs, readers, self._limit(name, "own"))
         if repaired is not None:
             message = f"{name} was recorded before its weight was multiplied in"
             hint = "record what the norm hands on, after its weight"
@@ -292,7 +292,7 @@ class Walk(PointJudge):
             x = theirs.get(point)
             if x is None or o is None or x.shape != o.shape or not np.isfinite(x).all():
                 continue
-            limit = self._limit(block_point(number, point), "free")
+            limit = self._limit(block_point(number, point), "total")
             plain = judge(point, x, o, limit=limit, dtype=limit.dtype)
             halves = judge(point, interleave_halves(x), o, limit=limit, dtype=limit.dtype)
             self.half_split = plain.verdict == "fail" and halves.verdict == "pass"

@@ -20,7 +20,7 @@ from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
-from llama_ckpt.judging.limits import Forcing, Limit, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
@@ -98,14 +98,14 @@ class PointJudge:
         dump = self.sides.dump
         return dump[name] if dump is not None and name in dump else None
 
-    def _limit(self, name: str, forcing: Forcing) -> Limit:
+    def _limit(self, name: str, error_kind: ErrorKind) -> Limit:
         """What holds there; against a reference that rounds its activations, what its rounding needs."""
         dtype = self.sides.dtype
-        if self.sides.weights is None and forcing == "free" and not self.sides.tight:
+        if self.sides.weights is None and error_kind == "total" and not self.sides.tight:
             record = self.sides.dumps.manifest.model if self.sides.dumps else None
             half = record is not None and set(record.tensor_types) <= {"F16", "F32"}
             dtype = "float16" if half and dtype != "bfloat16" else "bfloat16"
-        return limit_for(name, dtype, forcing, n_layers=self.sides.n_layers)
+        return limit_for(name, dtype, error_kind, n_layers=self.sides.n_layers)
 
     def _judge_step(
         self,
@@ -122,9 +122,9 @@ class PointJudge:
             if point not in theirs:
                 continue
             name = point if number is None else block_point(number, point)
-            own = self._judge(name, theirs[point], flow.computed.get(point), "teacher", None)
+            own = self._judge(name, theirs[point], flow.computed.get(point), "own", None)
             reference = self._reference(name)
-            total = self._judge(name, theirs[point], right.get(point), "free", reference)
+            total = self._judge(name, theirs[point], right.get(point), "total", reference)
             read = flow.read.get(point, ())
             compared = ComparedPoint(name, own, total, read, flow.replaced.get(point, ()))
             judged[point] = replace(compared, made=made(compared, theirs))
@@ -135,17 +135,17 @@ class PointJudge:
         self.explainer.explain(judged, theirs, flow, whole, right, self.mask, self._limit)
 
     def _judge(
-        self, name: str, x: Array, o: Array | None, forcing: Forcing, r: Array | None
+        self, name: str, x: Array, o: Array | None, error_kind: ErrorKind, r: Array | None
     ) -> PointVerdict | None:
         if o is None:
             return None
-        limit = self._limit(name, forcing)
+        limit = self._limit(name, error_kind)
         mask = self.mask if POINTS[split_name(name)[1]].causal else None
-        if self.sides.weights is None and forcing == "free":
+        if self.sides.weights is None and error_kind == "total":
             r = None  # there o is llama.cpp's already
         if limit.exact and self.sides.dtype == "float32" and r is not None and r.shape != x.shape:
             r = None
-        self.result.tally.add(name, "own" if forcing == "teacher" else "total", x, o, mask)
+        self.result.tally.add(name, "own" if error_kind == "own" else "total", x, o, mask)
         return judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
 
     def _layer(
@@ -170,8 +170,8 @@ class PointJudge:
                 total=relative(end, exact_out),
                 reference=relative(reference, exact_out) if from_input is not None else np.nan,
                 amplification=inherited / came_in if came_in > 0 else np.nan,
-                own_limit=self._limit(name, "teacher").err,
-                limit=self._limit(name, "free").err,
+                own_limit=self._limit(name, "own").err,
+                limit=self._limit(name, "total").err,
                 row_errs=() if end is None else tuple(row_errors(end, exact_out).tolist()),
             )
         )

@@ -44,7 +44,7 @@ def diagnose_point(
 
     Args:
         x, o: the tensor on trial and the oracle's; x may be of another shape, or not finite.
-        limit: what `limits.limit_for` gives for this point, precision and forcing.
+        limit: what `limits.limit_for` gives for this point, precision and error_kind.
         case: the call that o answers, with arguments as the oracle takes them (float64 arrays); its
             returns or taps name this point. None: no bugs are tried.
         mask: where the point is judged, as in `compare.judge`.

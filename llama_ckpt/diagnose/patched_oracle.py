@@ -79,15 +79,7 @@ def answers(function: Callable[..., Any], case: Case) -> dict[str, NDArray[Any]]
         function: the oracle's, or one like it.
         case: with arguments as the oracle takes them: arrays, not torch tensors.
     """
-    seen: dict[str, NDArray[Any]] = {}
-
-    def tap(point: str, array: NDArray[Any]) -> None:
-        if point in case.taps:
-            seen[case.taps[point]] = array
-
-    returned = function(**case.arguments, **({"tap": tap} if case.taps else {}))
-    results = returned if isinstance(returned, tuple) else (returned,)
-    return {**seen, **dict(zip(case.returns, map(np.asarray, results), strict=True))}
+    return case.run(function, keep=lambda value, where: np.asarray(value))
 
 
 def _fresh_namespace() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from llama_ckpt.oracle import llama as oracle
 
 __all__ = ["SEVERITY", "Blame", "Choice", "adjudicate", "tokens_verdict"]
 
-Blame = Literal["", "target", "reference", "noise", "tie"]
-SEVERITY: tuple[Blame, ...] = ("", "tie", "reference", "target")
+Blame = Literal["", "yours", "reference", "noise", "tie"]
+SEVERITY: tuple[Blame, ...] = ("", "tie", "reference", "yours")
 """From nothing to the worst."""
 
 
@@ -39,7 +39,7 @@ class Choice:
         verdict = {
             "tie": "a tie: the oracle's margin is within the noise",
             "reference": "the oracle chooses as we do",
-            "target": "the oracle chooses as the reference does, or neither",
+            "yours": "the oracle chooses as the reference does, or neither",
         }[self.blame]
         return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"
 
@@ -60,7 +60,7 @@ def adjudicate(
     best = float(exact[int(oracle.argmax(exact))])
     behind, reference_behind = best - float(exact[got]), best - float(exact[wanted])
     if behind > noise:
-        blame: Blame = "target"
+        blame: Blame = "yours"
     else:
         blame = "tie" if reference_behind <= max(noise, reference_noise) else "reference"
     return Choice(step, got, wanted, blame, max(behind, reference_behind))
@@ -70,13 +70,13 @@ def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) ->
     """The verdict on `n` tokens of which `choices` differ."""
     if not choices:
         return PointVerdict(
-            name, "free", "pass", "", f"{n} of {n} tokens equal to {wanted}", err=0.0, limit=0.0, n_judged=n
+            name, "total", "pass", "", f"{n} of {n} tokens equal to {wanted}", err=0.0, limit=0.0, n_judged=n
         )
     worst = max(choices, key=lambda choice: SEVERITY.index(choice.blame))
     return PointVerdict(
         name,
-        "free",
-        "fail" if worst.blame == "target" else "pass",
+        "total",
+        "fail" if worst.blame == "yours" else "pass",
         worst.blame,
         f"{n - len(choices)} of {n} tokens equal to {wanted}; "
         + "; ".join(c.sentence() for c in choices[:3]),

@@ -32,12 +32,12 @@ __all__ = [
     "ON_CUDA",
     "PRECISIONS",
     "STRUCTURE_FLOOR",
-    "Forcing",
+    "ErrorKind",
     "Limit",
     "limit_for",
 ]
 
-Forcing = Literal["teacher", "free"]
+ErrorKind = Literal["own", "total"]
 
 DTYPES = ("float32", "float16", "bfloat16")
 """The precisions that have limits."""
@@ -55,11 +55,11 @@ MEASURED_LAYERS = 32
 MAY_BE_WIDER = frozenset({"attn_scores", "attn_probs"})
 """Points that a half-precision layer only shows, never hands on: float32 is right there too."""
 
-STRUCTURE_FLOOR = {"teacher": 1 / 16, "free": 1 / 4}
+STRUCTURE_FLOOR = {"own": 1 / 16, "total": 1 / 4}
 """A gain or bias is never held to less than this share of the limit on err. Rounding has no direction of
 its own, but weights that share one lend it theirs; free-running, every layer before has done so."""
 
-ON_CUDA = {("float32", "teacher", "attn_out"): 3.9e-7}
+ON_CUDA = {("float32", "own", "attn_out"): 3.9e-7}
 """Gains that a correct program has on a GPU alone: torch's fused float32 attention there is too large by so
 much, some three roundings, the same in every element (300 tokens, heads of 128, H200; docs/full_size.md)."""
 
@@ -103,7 +103,7 @@ class Limit:
     Attributes:
         point: its neutral name, without a block's number.
         dtype: the dtype that the tensor must have; "integer" for token ids.
-        forcing: "teacher" or "free".
+        error_kind: "own" or "total".
         err, row_err, element_err: of the whole tensor, of a token's row, of an element.
         gain, bias: of a tensor of 4,096 elements; `metrics.averaging` widens them for fewer.
         reason: why it is what it is, a sentence.
@@ -111,7 +111,7 @@ class Limit:
 
     point: str
     dtype: str
-    forcing: Forcing
+    error_kind: ErrorKind
     err: float
     row_err: float
     element_err: float
@@ -125,37 +125,39 @@ class Limit:
         return self.err == 0.0
 
 
-def limit_for(name: str, dtype: str, forcing: Forcing, *, n_layers: int = MEASURED_LAYERS) -> Limit:
+def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = MEASURED_LAYERS) -> Limit:
     """The limit at a point.
 
     Args:
         name: full or neutral name of the point; "sampling.2" counts as "sampling".
         dtype: what the program computes in, one of DTYPES, or a precision of the engine.
-        forcing: "teacher" where inputs are recorded ones, "free" where the model runs by itself.
+        error_kind: "own" where inputs are recorded ones, "total" where the model runs by itself.
         n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
             one than was measured gets sqrt(n_layers / 32) of the free-running limit; a shallower
             one gets the limit of 32 layers.
 
     Raises:
-        OptionError: a point, precision or forcing that is not in the table.
+        OptionError: a point, precision or error_kind that is not in the table.
     """
     point = split_name(name)[1].split(".")[0]
     if point in EXACT:
         wanted = "float32" if point == "last_logits" else "integer"
-        return Limit(point, wanted, forcing, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
+        return Limit(point, wanted, error_kind, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
     if point == "sampling":  # chosen from logits in float32, whatever made them
-        dtype, forcing = "float32", "teacher"
+        dtype, error_kind = "float32", "own"
     engine = dtype in PRECISIONS
     try:
-        largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][forcing][point]
+        largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][error_kind][point]
     except KeyError:
-        raise OptionError("limit", got=f"{point}, {dtype}, {forcing}", wanted="a row of the table") from None
-    deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if forcing == "free" else 1.0
+        raise OptionError(
+            "limit", got=f"{point}, {dtype}, {error_kind}", wanted="a row of the table"
+        ) from None
+    deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if error_kind == "total" else 1.0
     on = ENGINE_MEASURED_ON if engine else MEASURED_ON
     why = f"{WHY[point]}; {MARGIN:g} x the largest of {on}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
     err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
-    gain = max(gain, MARGIN * ON_CUDA.get((dtype, forcing, point), 0.0))
-    floor = STRUCTURE_FLOOR[forcing] * err
+    gain = max(gain, MARGIN * ON_CUDA.get((dtype, error_kind, point), 0.0))
+    floor = STRUCTURE_FLOOR[error_kind] * err
     dtype = "float32" if engine else dtype
-    return Limit(point, dtype, forcing, err, row_err, element_err, max(gain, floor), max(bias, floor), why)
+    return Limit(point, dtype, error_kind, err, row_err, element_err, max(gain, floor), max(bias, floor), why)

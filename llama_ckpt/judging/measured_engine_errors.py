@@ -11,7 +11,7 @@ ENGINE_MEASURED_ON: Final = "2 seeds, 8 shapes, 5 types, 2 to 300 tokens, on a G
 
 ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, float, float]]]]] = {
     "fast": {
-        "teacher": {
+        "own": {
             "embd": (0.0e00, 0.0e00, 0.0e00, 0.0e00, 0.0e00),
             "v": (4.0e-04, 5.8e-04, 1.6e-03, 3.3e-05, 2.6e-05),
             "q_rope": (4.5e-04, 6.5e-04, 2.1e-03, 3.0e-05, 4.0e-05),
@@ -22,7 +22,7 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
             "out": (4.1e-04, 1.0e-03, 1.7e-03, 1.6e-05, 1.5e-05),
             "logits": (3.0e-04, 1.1e-03, 2.7e-03, 7.3e-05, 3.6e-05),
         },
-        "free": {
+        "total": {
             "embd": (0.0e00, 0.0e00, 0.0e00, 0.0e00, 0.0e00),
             "v": (2.2e-03, 6.3e-03, 1.4e-02, 4.9e-05, 1.3e-04),
             "q_rope": (2.2e-03, 5.5e-03, 1.2e-02, 9.2e-05, 1.2e-04),
@@ -35,7 +35,7 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
         },
     },
     "high": {
-        "teacher": {
+        "own": {
             "embd": (0.0e00, 0.0e00, 0.0e00, 0.0e00, 0.0e00),
             "v": (1.2e-05, 1.8e-05, 6.5e-05, 4.5e-06, 6.1e-07),
             "q_rope": (1.2e-05, 1.8e-05, 6.3e-05, 4.7e-06, 6.9e-07),
@@ -46,7 +46,7 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
             "out": (1.3e-05, 3.0e-05, 6.3e-05, 2.3e-06, 5.4e-07),
             "logits": (1.1e-05, 4.4e-05, 1.2e-04, 1.7e-06, 1.3e-06),
         },
-        "free": {
+        "total": {
             "embd": (0.0e00, 0.0e00, 0.0e00, 0.0e00, 0.0e00),
             "v": (7.4e-05, 1.7e-04, 4.0e-04, 1.6e-06, 3.4e-06),
             "q_rope": (7.1e-05, 1.6e-04, 3.9e-04, 1.8e-06, 2.8e-06),
@@ -59,4 +59,4 @@ ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, 
         },
     },
 }
-"""By precision, forcing and point, as in `measured_errors`; teacher-forced: a block on given inputs."""
+"""By precision, error_kind and point, as in `measured_errors`; teacher-forced: a block on given inputs."""

@@ -30,9 +30,9 @@ class PointVerdict:
 
     Attributes:
         name: the full name of the point, `blk.3.q`.
-        forcing: "teacher" where the inputs were recorded ones, "free" where they were its own.
+        error_kind: "own" where the inputs were recorded ones, "total" where they were its own.
         verdict: "pass" or "fail".
-        blame: who is off: "target", "reference", "noise" (they differ, neither beyond rounding),
+        blame: who is off: "yours", "reference", "noise" (they differ, neither beyond rounding),
             "tie" (a greedy token decided by less than the noise), "" (nobody).
         reason: a sentence.
         err, err_reference, distance: relative errors; NaN where there is nothing to compute them from.
@@ -42,13 +42,16 @@ class PointVerdict:
         n_differ: how many elements are beyond their limit, of `n_judged`.
         worst_row_err, worst_row: the largest error of a token's row, and which token.
         gain: the slope of x fitted to o; `bias`: mean(x - o) / rms(o).
-        closer: who is closer to exact, "target", "reference", "equal", or "" without r.
+        closer: who is closer to exact, "yours", "reference", "equal", or "" without r.
+        inherited: a total error beyond its limit came with the inputs; it passes, none is made here.
+        variant: "untapped" where the function was not asked to show its steps and so took its fused path,
+            which shows only what it returns; "last row" where the recording holds no more; "" otherwise.
     """
 
     name: str
-    forcing: str
+    error_kind: str
     verdict: Literal["pass", "fail"]
-    blame: Literal["", "target", "reference", "noise", "tie"]
+    blame: Literal["", "yours", "reference", "noise", "tie"]
     reason: str
     err: float = math.nan
     err_reference: float = math.nan
@@ -65,7 +68,14 @@ class PointVerdict:
     worst_row: int | None = None
     gain: float = math.nan
     bias: float = math.nan
-    closer: Literal["", "target", "reference", "equal"] = ""
+    closer: Literal["", "yours", "reference", "equal"] = ""
+    inherited: bool = False
+    variant: Literal["", "untapped", "last row"] = ""
+
+    @property
+    def shown_name(self) -> str:
+        """The name for a reader: "blk.3.out", "blk.3.out (untapped)"."""
+        return f"{self.name} ({self.variant})" if self.variant else self.name
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; a number that JSON cannot hold (NaN, Inf) becomes None."""
@@ -90,7 +100,7 @@ def judge(
     Args:
         x: the tensor on trial; None where it is missing, which fails.
         o: the oracle's, float64.
-        limit: what `limits.limit_for` gives for this point, precision and forcing.
+        limit: what `limits.limit_for` gives for this point, precision and error_kind.
         r: llama.cpp's, float32, or None.
         max_abs: the ladder's absolute limit against r, times max(1, max|r|); it holds in float32 and
             teacher-forced only. None where there is none.
@@ -111,11 +121,11 @@ def judge(
     if problems:
         what = explain(trial, oracle, mask, err_limit=limit.err)
         reason = "; ".join([*problems, what] if what else problems)
-        return dataclasses.replace(facts, verdict="fail", blame="target", reason=reason)
+        return dataclasses.replace(facts, verdict="fail", blame="yours", reason=reason)
     if reference is None:
         reason = f"err {facts.err:.1e} within {facts.limit:.1e}; llama.cpp: not compared"
         return dataclasses.replace(facts, reason=reason)
-    if max_abs is not None and limit.forcing == "teacher" and limit.dtype == "float32":
+    if max_abs is not None and limit.error_kind == "own" and limit.dtype == "float32":
         facts = dataclasses.replace(facts, max_abs_limit=max_abs * max(1.0, _largest(reference, judged)))
     return _against_reference(facts, trial, oracle, reference, judged)
 
@@ -132,7 +142,7 @@ def _refusal(
     """The failure of an x that cannot be measured: missing, of the wrong dtype or shape, not finite."""
 
     def fail(reason: str, **facts: Any) -> PointVerdict:
-        return PointVerdict(name, limit.forcing, "fail", "target", reason, limit=limit.err, **facts)
+        return PointVerdict(name, limit.error_kind, "fail", "yours", reason, limit=limit.err, **facts)
 
     if x is None:
         return fail("missing: the tensor was never given")
@@ -186,7 +196,7 @@ def _facts(
         n_differ = int((element_errors(x, o, judged) > limit.element_err).sum())
     facts = PointVerdict(
         name,
-        limit.forcing,
+        limit.error_kind,
         "pass",
         "",
         "",
@@ -208,7 +218,7 @@ def _facts(
     theirs = measure(r, o, judged).err
     apart = float(np.linalg.norm(np.where(judged, x - r, 0.0)))
     norm = float(np.linalg.norm(np.where(judged, o, 0.0))) or 1.0
-    closer: Literal["equal", "target", "reference"] = "target" if found.err < theirs else "reference"
+    closer: Literal["equal", "yours", "reference"] = "yours" if found.err < theirs else "reference"
     if found.err == theirs:
         closer = "equal"
     return dataclasses.replace(facts, err_reference=theirs, distance=apart / norm, closer=closer)
@@ -240,7 +250,7 @@ def _exact(
             got, wanted = float(x[at]), float(other[at])
             facts = dataclasses.replace(facts, index=at, got=got, wanted=wanted, n_differ=n)
             reason = f"{n} of {facts.n_judged} differ from {whose}, first at {list(at)}"
-            blame: Literal["target", "reference"] = "target" if other is o else "reference"
+            blame: Literal["yours", "reference"] = "yours" if other is o else "reference"
             return dataclasses.replace(facts, verdict="fail", blame=blame, reason=reason)
     return dataclasses.replace(facts, reason="equal" if r is not None else "equal; llama.cpp: not compared")
 
@@ -257,7 +267,7 @@ def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged
         # Two tensors more than a limit apart cannot both be within half of it of what is exact.
         if theirs <= most and own > most / 2:
             reason = f"max|x - llama.cpp| {facts.max_abs:.2e} > limit {most:.2e}"
-            return dataclasses.replace(facts, verdict="fail", blame="target", reason=reason)
+            return dataclasses.replace(facts, verdict="fail", blame="yours", reason=reason)
         reason = f"{within}; llama.cpp is {theirs:.1e} from exact, we {own:.1e}; judged by the oracle"
         return dataclasses.replace(facts, blame="reference", reason=reason)
     if facts.err_reference > facts.limit:

@@ -1,9 +1,9 @@
 """The climb: runs the checkpoints in order and totals what they say.
 
-    report = validate()                       # the embedded model, every checkpoint
-    report = validate(["1", "1B"], model="mine.gguf", dtype="float16")
-    report = validate("1", implementation=my_rms_norm)   # somebody's own layer in the place of ours
-    report.exit_code                          # 0 all pass, 1 one fails
+report = validate()                       # the embedded model, every checkpoint
+report = validate(["1", "1B"], model="mine.gguf", dtype="float16")
+report = validate("1", implementation=my_rms_norm)   # somebody's own layer in the place of ours
+report.exit_code                          # 0 all pass, 1 one fails
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.ladder.subjects import Selection, select
-from llama_ckpt.ladder.trial import INHERITED, Trial
+from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.ladder.trials import check_engine, open_trials
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.points import Checkpoint
@@ -198,7 +198,7 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
     result.of = len(result.points)
     result.compared = sum(point.verdict.n_judged > 0 for point in result.points)
     bad = [point for point in result.points if point.verdict.verdict == "fail"]
-    carried = [point for point in result.points if point.verdict.reason.startswith(INHERITED)]
+    carried = [point for point in result.points if point.verdict.inherited]
     below = [one for one in checkpoint.stands_on if one in failed]
     if result.hidden and not result.points:
         result.verdict, result.reason = "hidden", f"in registers of fused kernels: {', '.join(result.hidden)}"
@@ -208,7 +208,7 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
         first = [*bad, *carried][0]
         result.verdict = "fail"
         result.reason = (
-            f"{first.verdict.name} of {first.dump} ({first.verdict.forcing}): {first.verdict.reason}"
+            f"{first.verdict.shown_name} of {first.dump} ({first.verdict.error_kind}): {first.verdict.reason}"
         )
         if below:
             result.reason += f"; it stands on {', '.join(below)}, which failed"

@@ -101,7 +101,7 @@ def judge_continuation(
     verdict = tokens_verdict("continuation", choices, len(theirs), "llama.cpp's")
     if len(ours) != len(theirs):
         reason = f"{len(ours)} tokens where llama.cpp has {len(theirs)}"
-        verdict = dataclasses.replace(verdict, verdict="fail", blame="target", reason=reason)
+        verdict = dataclasses.replace(verdict, verdict="fail", blame="yours", reason=reason)
     yield verdict
     yield text_verdict("".join(token.text for token in tokens), continuation.text_base64, choices)
 
@@ -122,9 +122,9 @@ def text_verdict(text: str, text_base64: str, choices: Sequence[Choice]) -> Poin
         reason = (
             f"{len(text)} characters equal" if text == wanted else "differs with the tokens, judged there"
         )
-        return PointVerdict("text", "free", "pass", "", reason, err=0.0, limit=0.0, n_judged=len(wanted))
+        return PointVerdict("text", "total", "pass", "", reason, err=0.0, limit=0.0, n_judged=len(wanted))
     step = next(
         (i for i, pair in enumerate(zip(text, wanted, strict=False)) if pair[0] != pair[1]), len(wanted)
     )
     reason = f"got {text[step:][:20]!r}, wanted {wanted[step:][:20]!r} at character {step}"
-    return PointVerdict("text", "free", "fail", "target", reason, index=(step,), limit=0.0, n_differ=1)
+    return PointVerdict("text", "total", "fail", "yours", reason, index=(step,), limit=0.0, n_differ=1)

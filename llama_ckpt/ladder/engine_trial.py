@@ -1,6 +1,6 @@
 """The engine on trial: its fused kernels on recorded inputs, and its own run from the tokens.
 
-It climbs the same ladder. A fused kernel shows less than a layer, so teacher forcing goes block by block:
+It climbs the same ladder. A fused kernel shows less than a layer, so own errors are judged block by block:
 every block gets its recorded input, and each of its points that the engine shows is held against the
 oracle's block on the same input. Points that live only in registers are reported as not observable;
 what comes after them is judged. Choosing tokens from logits is the layers' own work, on trial as theirs.
@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from llama_ckpt.engine.engine import NOT_OBSERVABLE, Engine
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.engine.session import Session
-from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.limits import ErrorKind
 from llama_ckpt.judging.verdict import PointVerdict, judge
-from llama_ckpt.ladder.continuation import Noise, judge_continuation, judge_greedy
+from llama_ckpt.ladder.continuation import judge_continuation, judge_greedy
+from llama_ckpt.ladder.judge import RecordingJudge
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.recording import Recording, torch_given
 from llama_ckpt.ladder.side_by_side import side_by_side
-from llama_ckpt.ladder.trial import Subject, Trial, keeper
+from llama_ckpt.ladder.subject import Subject, keeper
+from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS, Checkpoint, block_point, split_name
 
@@ -49,19 +51,18 @@ class EngineTrial:
         """Judge every point of a checkpoint that the engine shows, and name the others."""
         names = [name for name in self.names(checkpoint) if split_name(name)[1] not in NOT_OBSERVABLE]
         yield from self.host_functions(checkpoint)
-        forced, wanted, free, exact = self.forced, self.forced_exact, self.free, self.exact
-        elements = Trial(self.subject, self.recording, observer=self.observer).elements
+        forced, wanted, whole, exact = self.forced, self.forced_exact, self.whole_run, self.exact
+        elements = self.layers.elements
         yield from side_by_side(
-            lambda name: self.verdict(name, forced.get(name), wanted[name], "teacher"),
+            lambda name: self.verdict(name, forced.get(name), wanted[name], "own"),
             names,
             elements=elements,
         )
         yield from side_by_side(
-            lambda name: self.verdict(name, free.get(name), exact[name], "free"), names, elements=elements
+            lambda name: self.verdict(name, whole.get(name), exact[name], "total"), names, elements=elements
         )
         for name in names:
-            plain = Trial(self.subject, self.recording)
-            yield from plain.last_row(name, free[name].cpu().numpy(), self.limit(name, "free"))
+            yield from self.judge.last_row(name, whole[name].cpu().numpy())
         if checkpoint.function.__name__ == "last_logits":
             yield self.last_row()
         if checkpoint.function.__name__ == "argmax":
@@ -84,28 +85,32 @@ class EngineTrial:
 
     def host_functions(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """What is computed outside the engine: as in a trial of the layers; the text through the engine."""
-        trial = Trial(self.subject, self.recording, observer=self.observer)
         for case in checkpoint.cases(torch_given(self.recording, self.subject.model)):
             if case.function == "generate":
                 session = Session(self.subject.model, self.engine)
                 runs = replace(case, arguments={**case.arguments, "model": session})
                 yield from judge_continuation(
-                    self.subject.model, self.subject.weights, self.recording, runs, noise=self.noise
+                    self.subject.model, self.subject.weights, self.recording, runs, noise=self.judge.noise
                 )
             elif case.function in HOST:
-                yield from trial.teacher_forced(checkpoint, only=case.function)
+                yield from self.layers.judge_own(checkpoint, only=case.function)
                 return
 
-    def verdict(self, name: str, x: Any, o: NDArray[np.float64], forcing: Any) -> PointVerdict:
+    def verdict(self, name: str, x: Any, o: NDArray[np.float64], error_kind: ErrorKind) -> PointVerdict:
         """Hold one tensor of the engine's against the oracle's and, where there is one, llama.cpp's."""
         array = None if x is None else x.cpu().numpy()
-        self.observer.saw(self.recording.label, name, forcing, array, o, None)
-        trial = Trial(self.subject, self.recording)
-        return trial.judged(name, array, o, self.limit(name, forcing))
+        self.observer.saw(self.recording.label, name, error_kind, array, o, self.judge.mask(name))
+        return self.judge.verdict(name, array, o, error_kind)
 
-    def limit(self, name: str, forcing: Any) -> Any:
-        """The limit of the engine's precision at a point."""
-        return limit_for(name, self.engine.precision, forcing, n_layers=self.subject.model.config.n_layers)
+    @cached_property
+    def judge(self) -> RecordingJudge:
+        """What its tensors are held against, by the limits of the engine's precision."""
+        return RecordingJudge(self.subject, self.recording, self.engine.precision)
+
+    @cached_property
+    def layers(self) -> Trial:
+        """The trial of the layers on the same recording: what the engine leaves to them is on trial there."""
+        return Trial(self.subject, self.recording, observer=self.observer)
 
     def last_row(self) -> PointVerdict:
         """The row that `prompt` returns, which computes the head for that row alone."""
@@ -113,7 +118,7 @@ class EngineTrial:
         recorded = self.recording.recorded
         reference = self.recording.tensors["last_logits"][None] if recorded else None
         found = judge(
-            "logits", row, self.exact["logits"][-1:], limit=self.limit("logits", "free"), r=reference
+            "logits", row, self.exact["logits"][-1:], limit=self.judge.limit("logits", "total"), r=reference
         )
         return replace(found, name="last_logits")
 
@@ -124,7 +129,7 @@ class EngineTrial:
 
     def greedy(self) -> Iterator[PointVerdict]:
         """The token after every row of its own logits, and the one that it chooses on the device."""
-        yield judge_greedy(self.free["logits"], self.exact["logits"], self.recording, self.noise)
+        yield judge_greedy(self.whole_run["logits"], self.exact["logits"], self.recording, self.judge.noise)
         self.prompt()
         row = self.engine.buffers.logits[0].cpu().numpy()
         chosen, wanted = int(self.engine.greedy(1)[0]), int(oracle.argmax(row))
@@ -132,9 +137,9 @@ class EngineTrial:
         reason = "the token chosen on the device is that of the same logits"
         yield PointVerdict(
             "greedy_tokens",
-            "free",
+            "total",
             "pass" if equal else "fail",
-            "" if equal else "target",
+            "" if equal else "yours",
             reason if equal else f"got {chosen}, wanted {wanted} from the same logits",
             err=0.0 if equal else 1.0,
             limit=0.0,
@@ -143,7 +148,7 @@ class EngineTrial:
         )
 
     @cached_property
-    def free(self) -> dict[str, torch.Tensor]:
+    def whole_run(self) -> dict[str, torch.Tensor]:
         """Every recorded point that the engine shows, in its run from the tokens."""
         seen: dict[str, torch.Tensor] = {}
         recording = self.recording
@@ -167,7 +172,7 @@ class EngineTrial:
                 forced_block(self.engine, number, torch.from_numpy(x), list(self.recording.positions), keep)
             else:
                 seen["logits"] = forced_logits(self.engine, torch.from_numpy(x))
-        seen["embd"] = self.free["embd"]  # a lookup has no inputs but the tokens
+        seen["embd"] = self.whole_run["embd"]  # a lookup has no inputs but the tokens
         return seen
 
     @property
@@ -202,11 +207,3 @@ class EngineTrial:
         yield np.array(self.recording.tensors["embd"])
         for number in range(self.subject.model.config.n_layers):
             yield np.array(self.recording.tensors[block_point(number, "out")])
-
-    @cached_property
-    def noise(self) -> Noise:
-        """How far rounding may move a logit, in this precision and in llama.cpp as recorded."""
-        reference = Trial(self.subject, self.recording).reference("logits")
-        limit = self.limit("logits", "free")
-        off = 0.0 if reference is None else float(np.abs(reference - self.exact["logits"]).max())
-        return Noise(limit.row_err, off)

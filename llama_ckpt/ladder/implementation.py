@@ -90,20 +90,16 @@ class Implementation:
             Rejected: a wrong signature, an exception inside, something that is no tensor, an input
                 that was changed in place.
         """
-        seen: dict[str, Any] = {}
 
-        def tap(point: str, tensor: Any) -> None:
-            if point in case.taps:
-                seen[case.taps[point]] = self._checked(tensor, f"tap({point!r}, …)")
+        def called(**arguments: Any) -> tuple[Any, ...]:
+            returned = self(**arguments, dtype_on_trial=dtype)
+            results = returned if isinstance(returned, tuple) else (returned,)
+            if len(results) != len(case.returns):
+                wanted = ", ".join(name.rpartition(".")[2] for name in case.returns)
+                raise Rejected(f"returned {len(results)} values, wanted {len(case.returns)}: {wanted}")
+            return results
 
-        shown = bool(case.taps) and taps and self.takes_tap
-        returned = self(**case.arguments, dtype_on_trial=dtype, **({"tap": tap} if shown else {}))
-        results = returned if isinstance(returned, tuple) else (returned,)
-        if len(results) != len(case.returns):
-            wanted = ", ".join(name.rpartition(".")[2] for name in case.returns)
-            raise Rejected(f"returned {len(results)} values, wanted {len(case.returns)}: {wanted}")
-        checked = [self._checked(one, f"return value {i + 1}") for i, one in enumerate(results)]
-        return {**seen, **dict(zip(case.returns, checked, strict=True))}
+        return case.run(called, taps=taps and self.takes_tap, keep=self._checked)
 
     def __call__(self, *args: Any, dtype_on_trial: torch.dtype | None = None, **arguments: Any) -> Any:
         """Call the function as a layer would be called: arguments by the checkpoint's names."""

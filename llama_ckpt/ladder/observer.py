@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +16,10 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.diagnosis import diagnose_points
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.judging.tally import Tally
-from llama_ckpt.judging.verdict import PointVerdict, causal_mask
-from llama_ckpt.points import POINTS, Case, split_name
-
-if TYPE_CHECKING:
-    from llama_ckpt.ladder.trial import Trial
+from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.ladder.judge import RecordingJudge
+from llama_ckpt.points import Case, split_name
 
 __all__ = ["MOST_EXPLAINED", "Observer"]
 
@@ -52,14 +49,14 @@ class Observer:
         self,
         label: str,
         name: str,
-        forcing: str,
+        error_kind: str,
         x: NDArray[Any] | None,
         o: NDArray[Any],
         mask: NDArray[np.bool_] | None,
     ) -> None:
         """One tensor is being judged, of the recording `label`."""
-        if self.keep_tally and x is not None and "(" not in name:
-            self.tally.add(name, "own" if forcing == "teacher" else "total", x, o, mask, label)
+        if self.keep_tally and x is not None:
+            self.tally.add(name, error_kind, x, o, mask, label)
 
     def explain(
         self,
@@ -67,14 +64,14 @@ class Observer:
         made: Mapping[str, Any],
         wanted: Mapping[str, Any],
         case: Case,
-        trial: Trial,
+        judge: RecordingJudge,
     ) -> None:
-        """Explain the first failing point of one teacher-forced call.
+        """Explain the first failing point of one call with recorded inputs.
 
         Args:
             verdicts: on its points; made, wanted: its tensors and the oracle's, by full name.
             case: the same call as the oracle takes it.
-            trial: whose it is.
+            judge: of the recording, which knows limits and masks.
         """
         failing = [one.name for one in verdicts if one.verdict == "fail" and made.get(one.name) is not None]
         if not failing or case.function in UNEXPLAINED or len(self.diagnoses) >= MOST_EXPLAINED:
@@ -86,7 +83,7 @@ class Observer:
         rest = [
             one.name for one in verdicts if one.name not in failing[:1] and made.get(one.name) is not None
         ]
-        evidence = [_evidence(name, made[name], wanted[name], case, trial) for name in [failing[0], *rest]]
+        evidence = [_evidence(name, made[name], wanted[name], case, judge) for name in [failing[0], *rest]]
         with np.errstate(all="ignore"):
             found = diagnose_points(evidence, predictions=Predictions())
         known = {one.sentence() for one in self.diagnoses}
@@ -99,9 +96,7 @@ class Observer:
         return taken
 
 
-def _evidence(name: str, x: Any, o: Any, case: Case, trial: Trial) -> Evidence:
-    point = split_name(name)[1]
-    causal = point in POINTS and POINTS[point].causal
+def _evidence(name: str, x: Any, o: Any, case: Case, judge: RecordingJudge) -> Evidence:
     array = (
         x.double().cpu().numpy() if isinstance(x, torch.Tensor) and x.is_floating_point() else np.asarray(x)
     )
@@ -109,7 +104,7 @@ def _evidence(name: str, x: Any, o: Any, case: Case, trial: Trial) -> Evidence:
         name,
         array,
         o,
-        limit_for(name, trial.dtype, "teacher", n_layers=trial.subject.model.config.n_layers),
+        judge.limit(name, "own"),
         case,
-        causal_mask(trial.recording.positions) if causal else None,
+        judge.mask(name),
     )

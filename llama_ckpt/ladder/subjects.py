@@ -20,7 +20,7 @@ from llama_ckpt.dumps.reference import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle
-from llama_ckpt.ladder.trial import Subject
+from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.making.derive import TYPES, derive
 from llama_ckpt.model import Model, load
 from llama_ckpt.oracle.on_device import oracle_weights

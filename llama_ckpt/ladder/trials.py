@@ -10,8 +10,9 @@ from llama_ckpt.judging.limits import PRECISIONS
 from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.ladder.implementation import Implementation
 from llama_ckpt.ladder.observer import Observer
+from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.ladder.subjects import Selection
-from llama_ckpt.ladder.trial import Subject, Trial
+from llama_ckpt.ladder.trial import Trial
 
 if TYPE_CHECKING:
     from llama_ckpt.engine.engine import Precision

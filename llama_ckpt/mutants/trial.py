@@ -21,7 +21,7 @@ from llama_ckpt.diagnose.diagnosis import diagnose_points, smallest_limit
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.judging.limits import Forcing, Limit, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
 from llama_ckpt.judging.verdict import causal_mask, judge
 from llama_ckpt.mutants.benign import Variant
 from llama_ckpt.mutants.models import Given
@@ -120,9 +120,9 @@ class Bench:
 
     def _limit(self, name: str, case: Case) -> Limit:
         if case.function == "generate":
-            return Limit(name, "integer", "free", 0.0, 0.0, 0.0, 0.0, 0.0, "exact: tokens are equal or not")
-        forcing: Forcing = "free" if case.function == FREE_RUN else "teacher"
-        return limit_for(name, self.given.dtype, forcing, n_layers=self.given.config.n_layers)
+            return Limit(name, "integer", "total", 0.0, 0.0, 0.0, 0.0, 0.0, "exact: tokens are equal or not")
+        error_kind: ErrorKind = "total" if case.function == FREE_RUN else "own"
+        return limit_for(name, self.given.dtype, error_kind, n_layers=self.given.config.n_layers)
 
 
 def _point(name: str) -> str:

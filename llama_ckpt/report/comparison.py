@@ -34,7 +34,7 @@ MADE = {
     "unknown": "whether made here or inherited cannot be told without the oracle",
 }
 BLAME = {
-    "target": "yours",
+    "yours": "yours",
     "reference": "llama.cpp",
     "noise": "nobody: the two differ by rounding",
     "tie": "nobody: two tokens within rounding of each other",

@@ -61,12 +61,12 @@ def _type(one: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {one['type']}\n"
     memory = f"{one['peak_gpu_gb']:.0f} GB of GPU memory and {one['peak_host_gb']:.0f} GB of the host's"
     yield f"{took:.0f} s, up to {memory}.\n"
-    heads = [f"{program}, {forcing}" for forcing in ("fed", "free") for program in PROGRAMS]
+    heads = [f"{program}, {error_kind}" for error_kind in ("fed", "total") for program in PROGRAMS]
     yield "| checkpoint | point | " + " | ".join(heads) + " |"
     yield "| --- | --- |" + " --- |" * len(heads)
     for name, row in one["errors"].items():
         checkpoint, _, point = name.partition(" ")
-        cells = [_number(row.get(f"{p} {forcing}")) for forcing in ("teacher", "free") for p in PROGRAMS]
+        cells = [_number(row.get(f"{p} {error_kind}")) for error_kind in ("own", "total") for p in PROGRAMS]
         yield f"| {checkpoint} | {point} | " + " | ".join(cells) + " |"
 
 

@@ -21,7 +21,7 @@ MOST_ROWS = 40
 """So many rows of the table of verdicts; the JSON has them all."""
 
 OFF = {
-    "target": "yours",
+    "yours": "yours",
     "reference": "llama.cpp",
     "noise": "nobody: rounding",
     "tie": "nobody: a tie",
@@ -264,7 +264,7 @@ def _verdict_row(one: Judged) -> tuple[str, ...]:
     found = one.verdict
     name = f"{one.name} {one.kind}" + (f" {one.dump}" if one.dump else "")
     numbers = (_number(found[key]) for key in ("err", "err_reference", "distance", "limit"))
-    closer = {"target": "yours", "reference": "llama.cpp"}.get(found["closer"], found["closer"] or "—")
+    closer = {"yours": "yours", "reference": "llama.cpp"}.get(found["closer"], found["closer"] or "—")
     return (name, found["verdict"], *numbers, closer, OFF[found["blame"]], one.made or "—")
 
 

@@ -59,7 +59,7 @@ def _allowed(text: str) -> str:
 
 
 def _checkpoint(record: Record) -> ElementTree.Element:
-    """One checkpoint: its points by dump, forcing and kind."""
+    """One checkpoint: its points by dump, error_kind and kind."""
     name = f"{record['id']} {record['title']}"
     if record["verdict"] in ("skipped", "hidden"):
         case = _case(record["id"], record["title"])
@@ -67,7 +67,7 @@ def _checkpoint(record: Record) -> ElementTree.Element:
         return _suite(name, record["seconds"], [case])
     groups: dict[str, list[Record]] = {}
     for point in record["points"]:
-        groups.setdefault(f"{point['dump']} {point['forcing']} {_kind(point['name'])}", []).append(point)
+        groups.setdefault(f"{point['dump']} {point['error_kind']} {_kind(point['name'])}", []).append(point)
     cases = [_grouped(record["id"], group, points) for group, points in groups.items()]
     if record["verdict"] == "fail" and not any(case.find("failure") is not None for case in cases):
         cases.append(_case(record["id"], record["title"], record["reason"]))
@@ -113,6 +113,6 @@ def _reason(point: Record) -> str:
 def _tokens(report: Record) -> Iterator[ElementTree.Element]:
     if not report["tokens"]:
         return
-    wrong = [token for token in report["tokens"] if token["blame"] == "target"]
+    wrong = [token for token in report["tokens"] if token["blame"] == "yours"]
     text = "; ".join(f"after row {t['row']}: got {t['got']}, wanted {t['wanted']}" for t in wrong[:20])
     yield _case("tokens", "greedy tokens", text if wrong else None)

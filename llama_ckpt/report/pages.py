@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from llama_ckpt.judging.limits import DTYPES, Forcing, limit_for
+from llama_ckpt.judging.limits import DTYPES, ErrorKind, limit_for
 from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.points import POINTS, Checkpoint
 
 __all__ = ["file_name", "ladder_table", "page", "torch_functions"]
 
-FORCINGS: tuple[Forcing, ...] = ("teacher", "free")
+ERROR_KINDS: tuple[ErrorKind, ...] = ("own", "total")
 TOKENS = {
     "continuation": "token by token; one that differs passes only where the oracle calls it a tie",
     "text": "character by character",
@@ -149,19 +149,19 @@ def _relative(checkpoint: Checkpoint) -> Iterator[tuple[str, ...]]:
     for name in checkpoint.points:
         yield (
             f"`{name}`",
-            *(" / ".join(_shown(name, dtype, forcing) for forcing in FORCINGS) for dtype in DTYPES),
+            *(" / ".join(_shown(name, dtype, error_kind) for error_kind in ERROR_KINDS) for dtype in DTYPES),
         )
 
 
-def _shown(point: str, dtype: str, forcing: Forcing) -> str:
-    limit = None if point in TOKENS else limit_for(point, dtype, forcing)
+def _shown(point: str, dtype: str, error_kind: ErrorKind) -> str:
+    limit = None if point in TOKENS else limit_for(point, dtype, error_kind)
     return "exact" if limit is None or limit.exact else f"{limit.err:.1e}"
 
 
 def _reasons(checkpoint: Checkpoint) -> Iterator[str]:
     """Why each limit is what it is, for float32."""
     for name in checkpoint.points:
-        reason = TOKENS.get(name) or limit_for(name, "float32", "teacher").reason
+        reason = TOKENS.get(name) or limit_for(name, "float32", "own").reason
         yield f"- `{name}`: {reason}."
 
 

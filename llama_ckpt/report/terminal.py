@@ -37,9 +37,9 @@ HEADINGS = (
     "closer",
 )
 RIGHT = slice(4, 8)  # the numbers
-CLOSER = {"target": "ours", "reference": "llama.cpp", "equal": "equal", "": "-"}
+CLOSER = {"yours": "ours", "reference": "llama.cpp", "equal": "equal", "": "-"}
 BLAME = {
-    "target": "ours is off",
+    "yours": "ours is off",
     "reference": "llama.cpp is off",
     "noise": "neither: they differ by rounding",
     "tie": "neither: two tokens within rounding of each other",
@@ -108,7 +108,7 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
         return
     first, rest = failing[0], failing[1:]
     facts = {
-        "point": f"{first.verdict.name}, {_forced(first.verdict)}",
+        "point": f"{first.verdict.shown_name}, {_forced(first.verdict)}",
         "reason": first.verdict.reason,
         **_difference(first.verdict),
         "who is off": BLAME[first.verdict.blame],
@@ -134,8 +134,8 @@ def _strips(points: Sequence[JudgedPoint], first: JudgedPoint) -> dict[str, str]
     for point in points:
         block, name = split_name(point.verdict.name)
         if block is not None and name == kind and point.dump == first.dump and point.verdict.limit:
-            forcing = "own" if point.verdict.forcing == "teacher" else "total"
-            found[forcing][block] = cell(point.verdict.err / point.verdict.limit)[0]
+            error_kind = "own" if point.verdict.error_kind == "own" else "total"
+            found[error_kind][block] = cell(point.verdict.err / point.verdict.limit)[0]
     return {
         f"{name} err": "".join(cells.get(block, " ") for block in range(max(cells) + 1))
         + f"  {kind}, by block"
@@ -155,13 +155,13 @@ def _explained(result: CheckpointResult) -> dict[str, str]:
 
 
 def _inherited(failing: Sequence[JudgedPoint]) -> str:
-    if any(point.verdict.forcing == "teacher" for point in failing):
+    if any(point.verdict.error_kind == "own" for point in failing):
         return ""
     return "all that was fed from the recording passes, so look at the layers before this one"
 
 
 def _forced(point: PointVerdict) -> str:
-    return "fed from the recording" if point.forcing == "teacher" else "fed by the layers before it"
+    return "fed from the recording" if point.error_kind == "own" else "fed by the layers before it"
 
 
 def _difference(point: PointVerdict) -> dict[str, str]:
@@ -182,7 +182,7 @@ def _difference(point: PointVerdict) -> dict[str, str]:
 
 
 def _named(points: Sequence[JudgedPoint]) -> str:
-    names = list(dict.fromkeys(f"{point.verdict.name} ({point.dump})" for point in points))
+    names = list(dict.fromkeys(f"{point.verdict.shown_name} ({point.dump})" for point in points))
     more = len(names) - MAX_NAMED
     return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 

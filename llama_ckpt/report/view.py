@@ -6,7 +6,6 @@ and free-running: the same two questions.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -189,7 +188,7 @@ def _comparison(report: Record) -> View:
 
 
 _WHO = {
-    "target": "yours",
+    "yours": "yours",
     "reference": "llama.cpp",
     "noise": "nobody",
     "tie": "nobody",
@@ -227,12 +226,11 @@ def _ladder(report: Record) -> View:
     made.checkpoints = list(checkpoints)
     for checkpoint in checkpoints:
         for point in checkpoint["points"]:
-            name = re.sub(r" \(.*\)$", "", point["name"])
+            name, variant = point["name"], point["variant"]
             block, neutral = split_name(name)
-            kind = "own" if point["forcing"] == "teacher" else "total"
-            made.judged.append(
-                Judged(point["name"], block, neutral.split(".")[0], kind, point["dump"], point)
-            )
+            kind = "own" if point["error_kind"] == "own" else "total"
+            shown = f"{name} ({variant})" if variant else name
+            made.judged.append(Judged(shown, block, neutral.split(".")[0], kind, point["dump"], point))
     made.curves, made.curve_point = _ladder_curves(made.judged)
     made.provenance = [(key, _text(report[key])) for key in ("model", "device", "dtype", "implementation")]
     made.provenance.append(("recordings", ", ".join(dict.fromkeys(one.dump for one in made.judged))))

@@ -1,9 +1,9 @@
 """Text to token ids and back, exactly as llama.cpp does it with the vocabulary in the GGUF file.
 
 A text becomes bytes; special tokens are cut out of it; each fragment between them gets a space in front
-and is merged by `llama_ckpt.tokens.spm`. It is written here because no library gives the same tokens always: of
-the 2,000 strings in tests/data/tokenizer, sentencepiece 0.2.3, given this vocabulary, differs on each of
-the 565 that are not UTF-8 (it reads U+FFFD), and tokenizers 0.23.3 cannot take those at all.
+and is merged by `spm`. It is written here because no library gives the same tokens always: of the
+2,000 strings in tests/data/tokenizer, sentencepiece 0.2.3, given this vocabulary, differs on each of the
+565 that are not UTF-8 (it reads U+FFFD), and tokenizers 0.23.3 cannot take those at all.
 
 Source: llama.cpp's behaviour at the version that `reference_dumps` names, checked by tests token for token.
 """

@@ -1,1 +1,3 @@
 """A Llama's weights: configuration, tensors, block formats, products with them; and the KV cache."""
+
+__all__: list[str] = []

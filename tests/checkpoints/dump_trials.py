@@ -19,7 +19,7 @@ import pytest
 
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.subjects import dump_folders, recorded_subjects
-from llama_ckpt.ladder.trial import UNTAPPED, Trial
+from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.points import Checkpoint, split_name
 from llama_ckpt.weights.quants import exact_matmul
 from reference_dumps import embedded_model
@@ -30,7 +30,7 @@ __all__ = [
     "DumpRun",
     "check_a_point_fails",
     "check_every_point",
-    "teacher_forced",
+    "judge_own",
 ]
 
 
@@ -96,10 +96,10 @@ def check_every_point(run: DumpRun, checkpoint: Checkpoint) -> None:
     """Run a checkpoint on a dump, teacher-forced and free; every point there is, and passes."""
     with exact_matmul():
         verdicts = list(run.trial().run(checkpoint))
-    failed = [f"{one.name} ({one.forcing}): {one.reason}" for one in verdicts if one.verdict != "pass"]
+    failed = [f"{one.name} ({one.error_kind}): {one.reason}" for one in verdicts if one.verdict != "pass"]
     assert not failed, "\n".join(failed)
     assert all(one.n_judged > 0 for one in verdicts)
-    judged = {split_name(one.name.removesuffix(UNTAPPED))[1].split(".")[0] for one in verdicts}
+    judged = {split_name(one.name)[1].split(".")[0] for one in verdicts}
     assert judged >= set(checkpoint.points) - _not_recorded(run.trial())
 
 
@@ -109,10 +109,10 @@ def _not_recorded(trial: Trial) -> set[str]:
     return missing | (set() if trial.recording.sampling else {"sampling"})
 
 
-def teacher_forced(checkpoint: Checkpoint, run: DumpRun = EIGHT_TOKENS) -> list[PointVerdict]:
+def judge_own(checkpoint: Checkpoint, run: DumpRun = EIGHT_TOKENS) -> list[PointVerdict]:
     """The verdicts on a checkpoint's own points with the dump's inputs."""
     with exact_matmul():
-        return list(run.trial().teacher_forced(checkpoint))
+        return list(run.trial().judge_own(checkpoint))
 
 
 def check_a_point_fails(verdicts: Sequence[PointVerdict]) -> None:
@@ -120,4 +120,4 @@ def check_a_point_fails(verdicts: Sequence[PointVerdict]) -> None:
     assert verdicts
     failed = [one for one in verdicts if one.verdict == "fail"]
     assert failed, "nothing failed: " + "; ".join(f"{one.name} {one.err:.1e}" for one in verdicts[:4])
-    assert all(one.blame == "target" for one in failed), [one.reason for one in failed]
+    assert all(one.blame == "yours" for one in failed), [one.reason for one in failed]

@@ -11,9 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from llama_ckpt.judging.limits import EXACT, Forcing, limit_for
+from llama_ckpt.judging.limits import EXACT, ErrorKind, limit_for
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.ladder.trial import as_numpy, call
+from llama_ckpt.ladder.trial import as_numpy, run_case
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS, Case, split_name
 from llama_ckpt.weights.quants import PackedWeight, exact_matmul
@@ -37,7 +37,7 @@ def exact(value: Any) -> Any:
 def results(layer: Callable[..., Any], case: Case, *, taps: bool = True) -> dict[str, Any]:
     """What a layer returns and shows, by full point name; exact products on CUDA."""
     with exact_matmul():
-        return call(layer, case, taps=taps)
+        return run_case(layer, case, taps=taps)
 
 
 def judged(
@@ -48,7 +48,7 @@ def judged(
     taps: Sequence[str] = (),
     function: str | None = None,
     dtype: torch.dtype = torch.float32,
-    forcing: Forcing = "teacher",
+    error_kind: ErrorKind = "own",
     without: Sequence[str] = (),
 ) -> list[PointVerdict]:
     """Call a layer and the oracle's function of that name; a verdict for each point.
@@ -63,15 +63,15 @@ def judged(
     shown = {short: name for name in taps for short in (name, split_name(name)[1])}
     case = Case(function or layer.__name__, arguments, tuple(returns), shown)
     known = {name: exact(value) for name, value in arguments.items() if name not in without}
-    wanted = call(getattr(oracle, case.function), dataclasses.replace(case, arguments=known), taps=True)
+    wanted = run_case(getattr(oracle, case.function), dataclasses.replace(case, arguments=known))
     return [
-        verdict(name, x, wanted[name], arguments, dtype, forcing)
+        verdict(name, x, wanted[name], arguments, dtype, error_kind)
         for name, x in results(layer, case, taps=bool(taps)).items()
     ]
 
 
 def verdict(
-    name: str, x: Any, o: Any, arguments: Mapping[str, Any], dtype: torch.dtype, forcing: Forcing
+    name: str, x: Any, o: Any, arguments: Mapping[str, Any], dtype: torch.dtype, error_kind: ErrorKind
 ) -> PointVerdict:
     """Judge one point as the ladder does: its limit, its mask, the tensor's own dtype."""
     point = split_name(name)[1].split(".")[0]
@@ -82,7 +82,7 @@ def verdict(
     if causal:
         ids = arguments.get("sequence_ids")
         mask = causal_mask(arguments["positions"].cpu(), None if ids is None else ids.cpu())
-    return judge(name, array, o, limit=limit_for(name, kind, forcing), mask=mask, dtype=own)
+    return judge(name, array, o, limit=limit_for(name, kind, error_kind), mask=mask, dtype=own)
 
 
 def check_passes(verdicts: Sequence[PointVerdict]) -> None:

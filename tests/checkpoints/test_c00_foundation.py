@@ -20,7 +20,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, exact, judged
 
@@ -103,7 +103,7 @@ def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.Monkey
         return wrong(token_ids, weight, **{"dtype": torch.float32, **options})
 
     monkeypatch.setattr(c00_foundation, "embed", with_the_model_s_dtype)
-    check_a_point_fails([one for one in teacher_forced(CHECKPOINT) if one.name == "embd"])
+    check_a_point_fails([one for one in judge_own(CHECKPOINT) if one.name == "embd"])
 
 
 def without_bos(tokenizer: Any, text: str) -> list[int]:
@@ -121,7 +121,7 @@ def without_leading_space(tokenizer: Any, text: str) -> list[int]:
 @pytest.mark.parametrize("wrong", [without_bos, bos_twice, without_leading_space])
 def test_wrong_tokens_fail(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c00_foundation, "tokenize", wrong)
-    check_a_point_fails([one for one in teacher_forced(CHECKPOINT) if one.name == "token_ids"])
+    check_a_point_fails([one for one in judge_own(CHECKPOINT) if one.name == "token_ids"])
 
 
 def test_a_neighbouring_block_format_fails() -> None:

@@ -30,7 +30,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -226,7 +226,7 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c01b_rope, "rope", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))
 
 
 def test_angles_in_float16_fail() -> None:
@@ -249,7 +249,7 @@ def test_angles_in_float32_fail_far_out(first: int) -> None:
 
 
 def test_far_positions_show_that_llama_cpp_is_off() -> None:
-    verdicts = teacher_forced(CHECKPOINT, DumpRun("f32/far-positions"))
+    verdicts = judge_own(CHECKPOINT, DumpRun("f32/far-positions"))
     assert all(one.verdict == "pass" for one in verdicts)
     assert {one.blame for one in verdicts} == {"reference"}
-    assert all(one.closer == "target" and one.err_reference > 100 * one.err for one in verdicts)
+    assert all(one.closer == "yours" and one.err_reference > 100 * one.err for one in verdicts)

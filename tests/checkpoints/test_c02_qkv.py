@@ -21,7 +21,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -176,7 +176,7 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c02_qkv, "qkv", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))
 
 
 def test_keys_split_by_the_query_heads_fail() -> None:

@@ -20,7 +20,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -142,13 +142,13 @@ WRONG = {
 
 def test_unbent_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c06_swiglu, "swiglu", bent())
-    check_passes(teacher_forced(CHECKPOINT))
+    check_passes(judge_own(CHECKPOINT))
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c06_swiglu, "swiglu", wrong)
-    verdicts = teacher_forced(CHECKPOINT)
+    verdicts = judge_own(CHECKPOINT)
     check_a_point_fails(verdicts)
     check_a_point_fails([one for one in verdicts if "ffn_out" in one.name])
 

@@ -31,7 +31,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -82,7 +82,7 @@ def test_oracle(
     # Judged as the free-running model's points are: inside, each is computed from the one before.
     arguments = inputs(x, positions, dtype, device, config)
     taps = INNER if tapped else ()
-    check_passes(judged(block, arguments, OUT, taps=taps, dtype=dtype, forcing="free"))
+    check_passes(judged(block, arguments, OUT, taps=taps, dtype=dtype, error_kind="total"))
 
 
 def through_a_cache(cuts: list[int], x: Tensor, weights: Any, *, config: Any, positions: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_cached_is_uncached(device: str, seed: int, positions: list[int], dtype:
         def cached(x: Tensor, weights: Any, cuts: list[int] = cuts, **options: Any) -> Tensor:
             return through_a_cache(cuts, x, weights, **options)
 
-        check_passes(judged(cached, arguments, OUT, function="block", dtype=dtype, forcing="free"))
+        check_passes(judged(cached, arguments, OUT, function="block", dtype=dtype, error_kind="total"))
 
 
 def test_a_later_token_never_changes_an_earlier_one() -> None:
@@ -241,4 +241,4 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c07_block, "block", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))

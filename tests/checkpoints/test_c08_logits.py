@@ -31,7 +31,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -89,7 +89,13 @@ def test_oracle(
     arguments = inputs(seed, positions, dtype, device, tied)
     taps = TAPS if tapped else ()
     verdicts = judged(
-        computing_in(dtype), arguments, ["logits"], taps=taps, function="logits", dtype=dtype, forcing="free"
+        computing_in(dtype),
+        arguments,
+        ["logits"],
+        taps=taps,
+        function="logits",
+        dtype=dtype,
+        error_kind="total",
     )
     check_passes(verdicts)
     assert len(verdicts) == len(taps) + 1
@@ -122,20 +128,20 @@ def test_prefill_equals_token_by_token(
         return through_a_cache(cuts, dtype, **arguments)
 
     arguments = inputs(seed, positions, dtype, device)
-    check_passes(judged(cached, arguments, ["logits"], function="logits", dtype=dtype, forcing="free"))
+    check_passes(judged(cached, arguments, ["logits"], function="logits", dtype=dtype, error_kind="total"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_two_sequences_side_by_side(device: str) -> None:
     ids = torch.tensor([0, 1, 0, 1, 1, 0], device=device)
     arguments = {**inputs(0, [0, 9, 1, 10, 11, 2], device=device), "sequence_ids": ids}
-    check_passes(judged(logits, arguments, ["logits"], forcing="free"))
+    check_passes(judged(logits, arguments, ["logits"], error_kind="total"))
 
     def cached(**arguments: Any) -> Tensor:
         cache = KVCache.allocate(CONFIG, 4, n_sequences=2, device=device)
         return logits(cache=cache, **arguments)
 
-    check_passes(judged(cached, arguments, ["logits"], function="logits", forcing="free"))
+    check_passes(judged(cached, arguments, ["logits"], function="logits", error_kind="total"))
 
 
 def test_causal() -> None:
@@ -258,7 +264,7 @@ WRONG_HEADS = [
 @pytest.mark.parametrize("wrong", WRONG_HEADS)
 def test_wrong_head_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c08_logits, "output_logits", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))
 
 
 def test_a_wrong_block_fails_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,11 +272,11 @@ def test_a_wrong_block_fails_in_every_block(monkeypatch: pytest.MonkeyPatch) -> 
         return block(x, dataclasses.replace(weights, w_gate=weights.w_up, w_up=weights.w_gate), **options)
 
     monkeypatch.setattr(c08_logits, "block", wrong)
-    verdicts = [one for one in teacher_forced(CHECKPOINT) if one.name.endswith(".out")]
+    verdicts = [one for one in judge_own(CHECKPOINT) if one.name.endswith(".out")]
     assert len(verdicts) == 32 and {one.verdict for one in verdicts} == {"fail"}
 
 
-def free_running(change: Callable[[Any], Any]) -> list[Any]:
+def judge_total(change: Callable[[Any], Any]) -> list[Any]:
     """The verdicts on the free-running model with changed weights."""
     trial = EIGHT_TOKENS.trial()
     model = dataclasses.replace(trial.subject.model, weights=change(trial.subject.model.weights))
@@ -278,7 +284,7 @@ def free_running(change: Callable[[Any], Any]) -> list[Any]:
     # The oracle's run is of the right weights; it is the same for all and made once.
     wrong.__dict__["exact"] = trial.exact
     names = [f"blk.{n}.out" for n in (0, 15, 30, 31)] + ["output_norm", "logits"]
-    return [verdict for name in names for verdict in wrong.free_running(name)]
+    return [verdict for name in names for verdict in wrong.judge_total(name)]
 
 
 WRONG_WEIGHTS = {
@@ -294,13 +300,13 @@ WRONG_WEIGHTS = {
 
 @pytest.mark.parametrize("change", WRONG_WEIGHTS.values(), ids=WRONG_WEIGHTS.keys())
 def test_wrong_model_fails_running_free(change: Callable[[Any], Any]) -> None:
-    verdicts = free_running(change)
+    verdicts = judge_total(change)
     check_a_point_fails(verdicts)
     assert verdicts[-1].verdict == "fail" and verdicts[-1].name.startswith("logits")
 
 
 def test_the_right_model_passes_running_free() -> None:
-    check_passes(free_running(lambda weights: weights))
+    check_passes(judge_total(lambda weights: weights))
 
 
 def test_a_float16_residual_stream_overflows_and_fails() -> None:
@@ -310,6 +316,8 @@ def test_a_float16_residual_stream_overflows_and_fails() -> None:
     token_embd = weights.token_embd * 1e4
     arguments["weights"] = dataclasses.replace(weights, token_embd=token_embd, blocks=tuple(loud))
     layer = computing_in(torch.float16)
-    verdicts = judged(layer, arguments, ["logits"], function="logits", dtype=torch.float16, forcing="free")
+    verdicts = judged(
+        layer, arguments, ["logits"], function="logits", dtype=torch.float16, error_kind="total"
+    )
     check_a_point_fails(verdicts)
     assert "not finite" in verdicts[0].reason

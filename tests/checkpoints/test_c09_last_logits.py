@@ -19,7 +19,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -102,4 +102,4 @@ def all_rows(logits: Tensor) -> Tensor:
 )
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c09_last_logits, "last_logits", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))

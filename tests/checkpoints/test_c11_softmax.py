@@ -20,7 +20,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_capturable, check_passes, check_same_bits, judged
 
@@ -229,7 +229,7 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_layer_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(c11_softmax, "softmax", wrong)
-    check_a_point_fails(teacher_forced(CHECKPOINT))
+    check_a_point_fails(judge_own(CHECKPOINT))
 
 
 def test_an_overflowing_exp_fails() -> None:

@@ -27,7 +27,7 @@ from tests.checkpoints.dump_trials import (
     DumpRun,
     check_a_point_fails,
     check_every_point,
-    teacher_forced,
+    judge_own,
 )
 from tests.checkpoints.held_against import check_passes
 from tests.checkpoints.reciting_llama import reciting
@@ -287,18 +287,18 @@ def shortened(n: int) -> Trial:
     few = {"token_ids": whole.token_ids[:n], "margins": whole.margins[:n], "text_base64": encoded}
     recording = dataclasses.replace(trial.recording, continuation=dataclasses.replace(whole, **few))
     short = Trial(trial.subject, recording)
-    short.__dict__["logit_noise"] = trial.logit_noise
+    vars(short.judge)["noise"] = trial.judge.noise
     return short
 
 
 def test_the_shortened_continuation_passes() -> None:
-    check_passes(list(shortened(16).teacher_forced(CHECKPOINT)))
+    check_passes(list(shortened(16).judge_own(CHECKPOINT)))
 
 
 @pytest.mark.parametrize("wrong", WRONG_TOKENS.values(), ids=WRONG_TOKENS.keys())
 def test_wrong_tokens_fail(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "generate", wrong)
-    verdicts = list(shortened(16).teacher_forced(CHECKPOINT))
+    verdicts = list(shortened(16).judge_own(CHECKPOINT))
     check_a_point_fails([one for one in verdicts if one.name == "continuation"])
 
 
@@ -325,4 +325,4 @@ WRONG_TEXT = {
 @pytest.mark.parametrize("wrong", WRONG_TEXT.values(), ids=WRONG_TEXT.keys())
 def test_wrong_text_fails(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "generate", wrong)
-    check_a_point_fails([one for one in teacher_forced(CHECKPOINT) if one.name == "text"])
+    check_a_point_fails([one for one in judge_own(CHECKPOINT) if one.name == "text"])

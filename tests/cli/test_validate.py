@@ -16,7 +16,7 @@ from llama_ckpt.cli import app
 from reference_dumps import dump_folder
 
 ROOT = Path(__file__).parents[2]
-POINT_FIELDS = "name forcing verdict blame reason err err_reference distance max_abs index limit".split()
+POINT_FIELDS = "name error_kind verdict blame reason err err_reference distance max_abs index limit".split()
 
 
 def run(*words: str | Path) -> Result:

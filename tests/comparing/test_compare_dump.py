@@ -173,7 +173,7 @@ def test_a_rounding_reference_is_judged_by_what_its_rounding_needs(tmp_path: Pat
     report = compare_dump(path, reference=reference_dumps.dump_folder("f16"), model=MODEL)
     assert report.verdict == "pass"
     blames = {point.total.blame for point in report.points if point.total is not None}
-    assert "reference" in blames and "target" not in blames
+    assert "reference" in blames and "yours" not in blames
 
 
 def test_the_reference_is_off_at_far_positions(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_greedy_tokens_are_adjudicated(tmp_path: Path) -> None:
     tensors["logits"][1, second] += apart * 1.5
     report = compare_dump(write(tmp_path, tensors))
     assert report.verdict == "fail"
-    assert [(token.got, token.wanted, token.blame) for token in report.tokens][1] == (second, best, "target")
+    assert [(token.got, token.wanted, token.blame) for token in report.tokens][1] == (second, best, "yours")
     assert report.tokens[1].margin == pytest.approx(float(apart), rel=1e-3)
 
 
@@ -269,7 +269,7 @@ def test_json_holds_everything_and_no_nan(tmp_path: Path) -> None:
     report = compare_dump(write(tmp_path, run(wrong=bug("rope-half-split"))))
     text = json.dumps(report.to_json(), allow_nan=False)
     record = json.loads(text)
-    assert record["first_wrong"] == "blk.0.q_rope" and record["blame"] == "target"
+    assert record["first_wrong"] == "blk.0.q_rope" and record["blame"] == "yours"
     assert len(record["points"]) == ALL and len(record["layers"]) == N_LAYERS
     assert record["diagnoses"][0]["named"][0]["name"] == "rope-half-split"
 

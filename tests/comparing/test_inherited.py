@@ -10,7 +10,6 @@ from torch import Tensor
 import checkpoints.c01b_rope
 import checkpoints.c07_block
 from llama_ckpt.ladder.climb import validate
-from llama_ckpt.ladder.trial import INHERITED
 from reference_dumps import dump_folder
 
 right_rope = checkpoints.c01b_rope.rope
@@ -30,6 +29,6 @@ def test_only_who_makes_an_error_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     assert attention.reason.endswith("; it stands on 1B, which failed")
     assert all(one.verdict.verdict == "pass" for one in attention.points)
     norms = report.checkpoints[0]
-    carried = [one.verdict for one in norms.points if one.verdict.reason.startswith(INHERITED)]
-    assert carried and all(one.forcing == "free" and one.err > one.limit for one in carried)
+    carried = [one.verdict for one in norms.points if one.verdict.inherited]
+    assert carried and all(one.error_kind == "total" and one.err > one.limit for one in carried)
     assert norms.reason == f"right, but {len(carried)} points carry on an error made elsewhere"

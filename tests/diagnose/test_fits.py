@@ -24,7 +24,7 @@ def with_other(case: Case, **arguments: Any) -> Case:
 
 def diagnosed(case: Case, wrong: Case, point: str) -> Diagnosis:
     x, o = RIGHT.answers(wrong)[point].astype(np.float32), RIGHT.answers(case)[point]
-    return diagnose_point(point, x, o, limit=limit_for(point, "float32", "teacher"), case=case)
+    return diagnose_point(point, x, o, limit=limit_for(point, "float32", "own"), case=case)
 
 
 def theta(value: float) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
@@ -84,7 +84,7 @@ def test_attention_scale() -> None:
     wrong = RIGHT.answers(with_other(case, q=q * 0.8))
     point = "blk.0.attn_probs"
     o = RIGHT.answers(case)[point]
-    limit = limit_for(point, "float32", "teacher")
+    limit = limit_for(point, "float32", "own")
     found = diagnose_point(point, wrong[point].astype(np.float32), o, limit=limit, case=case)
     assert found.named[0].sentence == "the scores are multiplied by 0.2, not by 0.25 = 1/sqrt(head_dim)"
 
@@ -100,7 +100,7 @@ def test_what_fits_badly_is_not_named() -> None:
     case = rope_case()
     o = RIGHT.answers(case)["blk.0.q_rope"]
     noise = np.random.default_rng(3).standard_normal(o.shape)
-    limit = limit_for("q_rope", "float32", "teacher")
+    limit = limit_for("q_rope", "float32", "own")
     assert diagnose_point("blk.0.q_rope", o + 0.1 * noise, o, limit=limit, case=case).named == []
 
 

@@ -46,7 +46,7 @@ def diagnosed(
     x = BUGS[name].oracle.answers(case)[point]
     x = x.astype(np.float32) if rounded is None else rounded(x)
     o = RIGHT.answers(case)[point]
-    return diagnose_point(point, x, o, limit=limit_for(point, dtype, "teacher"), case=case, **more)
+    return diagnose_point(point, x, o, limit=limit_for(point, dtype, "own"), case=case, **more)
 
 
 def test_half_split_pairs_are_named_with_what_is_left() -> None:
@@ -67,7 +67,7 @@ def test_a_bug_is_seen_through_half_precision(dtype: str, rounded: Any) -> None:
 def test_without_a_case_only_the_structure_is_told() -> None:
     case = rope_case()
     o = RIGHT.answers(case)["blk.0.q_rope"]
-    found = diagnose_point("blk.0.q_rope", -o, o, limit=limit_for("q_rope", "float32", "teacher"))
+    found = diagnose_point("blk.0.q_rope", -o, o, limit=limit_for("q_rope", "float32", "own"))
     assert found.named == [] and found.structure[0].kind == "sign"
     assert found.sentence() == "the sign is flipped: remaining error 0.0e+00"
 
@@ -76,7 +76,7 @@ def test_what_fits_nothing_is_not_named() -> None:
     case = rope_case()
     o = RIGHT.answers(case)["blk.0.q_rope"]
     x = np.random.default_rng(9).standard_normal(o.shape)
-    found = diagnose_point("blk.0.q_rope", x, o, limit=limit_for("q_rope", "float32", "teacher"), case=case)
+    found = diagnose_point("blk.0.q_rope", x, o, limit=limit_for("q_rope", "float32", "own"), case=case)
     assert (found.named, found.structure, found.sentence()) == ([], [], "")
 
 
@@ -110,7 +110,7 @@ def test_the_other_tensors_of_a_call_rule_bugs_out() -> None:
     )
     x, o = BUGS["ffn-gate-up-swapped"].oracle.answers(case), RIGHT.answers(case)
     evidence = [
-        Evidence(name, x[name].astype(np.float32), o[name], limit_for(name, "float32", "teacher"), case)
+        Evidence(name, x[name].astype(np.float32), o[name], limit_for(name, "float32", "own"), case)
         for name in ("blk.0.ffn_gate", "blk.0.ffn_up")
     ]
     among = [only_gate, BUGS["ffn-gate-up-swapped"]]
@@ -124,7 +124,7 @@ def test_an_overflow_is_held_against_a_bug_that_overflows() -> None:
     assert np.isfinite(found.err) and found.named[0].name == "norm-squares-float16"
     nan = Bug("norm-nan", "token 1 is NaN", "1", "rms_norm", one_token_nan)
     case = norm_case()
-    limit, x = limit_for("ffn_norm", "float32", "teacher"), nan.oracle.answers(case)["blk.3.ffn_norm"]
+    limit, x = limit_for("ffn_norm", "float32", "own"), nan.oracle.answers(case)["blk.3.ffn_norm"]
     o = RIGHT.answers(case)["blk.3.ffn_norm"]
     found = diagnose_point("blk.3.ffn_norm", x, o, limit=limit, case=case, among=[*catalogue(), nan])
     assert [bug.name for bug in found.named] == ["norm-nan"]
@@ -139,7 +139,7 @@ def one_token_nan(right: PatchedOracle, x: Any, weight: Any, *, eps: float, tap:
 
 def test_tokens_of_another_length_are_held_against_bugs_too() -> None:
     case = Case("generate", {}, ("continuation",))
-    limit = replace(limit_for("token_ids", "float32", "teacher"), point="continuation")
+    limit = replace(limit_for("token_ids", "float32", "own"), point="continuation")
     short = Bug("generate-short", "it stops early", "12", "generate", lambda right: np.array([1, 2]))
     found = diagnose_point("continuation", [1, 2], [1, 2, 3], limit=limit, case=case, among=[short])
     assert [bug.name for bug in found.named] == ["generate-short"] and found.named[0].explained
@@ -162,7 +162,7 @@ def test_predictions_are_made_once() -> None:
 
 def test_smallest_limit_is_what_would_pass() -> None:
     case = norm_case()
-    limit, o = limit_for("ffn_norm", "float32", "teacher"), RIGHT.answers(case)["blk.3.ffn_norm"]
+    limit, o = limit_for("ffn_norm", "float32", "own"), RIGHT.answers(case)["blk.3.ffn_norm"]
     x = o * 1.001
     x[2, 5] += 0.1
     least = smallest_limit(x, o, limit)

@@ -18,7 +18,7 @@ from llama_ckpt.judging.verdict import causal_mask
 
 Array = NDArray[np.float64]
 
-LIMIT = limit_for("ffn_out", "float32", "teacher")
+LIMIT = limit_for("ffn_out", "float32", "own")
 
 
 def normal(*shape: int, seed: int = 0) -> Array:

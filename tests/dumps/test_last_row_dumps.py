@@ -39,8 +39,8 @@ def test_it_holds_that_row_and_no_more(kept: Path) -> None:
 def test_the_ladder_is_climbed_on_it(kept: Path, embedded_model: Path) -> None:
     report = lc.validate(["0", "1B", "3", "6", "8", "12"], model=embedded_model, dumps=kept, device="cpu")
     assert report.exit_code == 0, [c.reason for c in report.checkpoints]
-    rows = [p.verdict for c in report.checkpoints for p in c.points if p.verdict.name.endswith("(last row)")]
-    assert {row.name.split(" ")[0] for row in rows} == set(open_dumps(kept).dump("hello"))
+    rows = [p.verdict for c in report.checkpoints for p in c.points if p.verdict.variant == "last row"]
+    assert {row.name for row in rows} == set(open_dumps(kept).dump("hello"))
     assert all(row.err_reference > 0 for row in rows if not row.name.startswith("embd"))
 
 
@@ -51,9 +51,9 @@ def test_a_row_that_another_program_made_is_blamed(kept: Path, embedded_model: P
     manifest = open_dumps(kept).manifest
     write_dump(kept, model=manifest.model, producer=manifest.producer, entry=entry, tensors=dump)
     report = lc.validate("3", model=embedded_model, dumps=kept, device="cpu")
-    off = {p.verdict.name for p in report.checkpoints[0].points if p.verdict.err_reference > 0.05}
+    off = {p.verdict.shown_name for p in report.checkpoints[0].points if p.verdict.err_reference > 0.05}
     assert off == {"blk.15.attn_out (last row)"}
-    (verdict,) = (p.verdict for p in report.checkpoints[0].points if p.verdict.name in off)
+    (verdict,) = (p.verdict for p in report.checkpoints[0].points if p.verdict.shown_name in off)
     assert verdict.blame == "reference"
 
 

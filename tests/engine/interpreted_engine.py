@@ -45,7 +45,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def hold(name: str, found: torch.Tensor, wanted: torch.Tensor, precision: str) -> None:
     """A point of the engine's is within its measured limit of the layers' own."""
-    limit = limit_for(name, cast("Precision", precision), "free").err
+    limit = limit_for(name, cast("Precision", precision), "total").err
     error = relative(found, wanted)
     assert error <= limit, (name, precision, error, limit)
 
@@ -86,7 +86,7 @@ def sequence(type: str, precision: str) -> None:
     assert engine.used == 54
     for token in chosen:
         last = model.logits(ids)[-1]
-        slack = limit_for("logits", cast("Precision", precision), "free").row_err * last.norm()
+        slack = limit_for("logits", cast("Precision", precision), "total").row_err * last.norm()
         assert last.max() - last[token] <= slack
         ids.append(token)
     engine.rewind(52)

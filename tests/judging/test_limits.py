@@ -17,7 +17,7 @@ from llama_ckpt.judging.limits import (
     MEASURED_LAYERS,
     ON_CUDA,
     STRUCTURE_FLOOR,
-    Forcing,
+    ErrorKind,
     limit_for,
 )
 from llama_ckpt.judging.measured_errors import MEASURED, WORST
@@ -27,22 +27,24 @@ from tools.measure_limits import Maxima, measure_sampling, measure_shape
 from tools.measured_models import SHAPES
 
 ROOT = Path(__file__).parents[2]
-FORCINGS: tuple[Forcing, ...] = ("teacher", "free")
+ERROR_KINDS: tuple[ErrorKind, ...] = ("own", "total")
 ULP = {"float32": 2**-23, "float16": 2**-10, "bfloat16": 2**-7}
 """The spacing of numbers at 1."""
 
 
-@pytest.mark.parametrize("forcing", FORCINGS)
+@pytest.mark.parametrize("error_kind", ERROR_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("point", POINTS)
-def test_every_point_has_a_limit_of_its_precisions_size(point: str, dtype: str, forcing: Forcing) -> None:
-    limit = limit_for(f"blk.7.{point}", dtype, forcing)
-    assert (limit.point, limit.dtype, limit.forcing) == (point, dtype, forcing)
+def test_every_point_has_a_limit_of_its_precisions_size(
+    point: str, dtype: str, error_kind: ErrorKind
+) -> None:
+    limit = limit_for(f"blk.7.{point}", dtype, error_kind)
+    assert (limit.point, limit.dtype, limit.error_kind) == (point, dtype, error_kind)
     assert len(limit.reason) > 60
     if point == "embd" and dtype == "float32":
         assert limit.exact
         return
-    ulps = 80 if forcing == "teacher" else 160  # the longest sums; 32 layers on top of each other
+    ulps = 80 if error_kind == "own" else 160  # the longest sums; 32 layers on top of each other
     assert ULP[dtype] / 8 < limit.err <= limit.row_err
     assert limit.err < ulps * ULP[dtype]
     assert limit.element_err > limit.err / 2
@@ -52,75 +54,75 @@ def test_every_point_has_a_limit_of_its_precisions_size(point: str, dtype: str, 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("point", EXACT)
 def test_exact_points_are_exact_in_every_precision(point: str, dtype: str) -> None:
-    limit = limit_for(point, dtype, "teacher")
+    limit = limit_for(point, dtype, "own")
     assert limit.exact
     assert limit.reason.startswith("exact")
 
 
 def test_sampling_is_judged_in_float32_whatever_came_before() -> None:
-    assert limit_for("sampling.3", "bfloat16", "teacher") == limit_for("sampling", "float32", "free")
+    assert limit_for("sampling.3", "bfloat16", "own") == limit_for("sampling", "float32", "total")
 
 
 @pytest.mark.parametrize("bad", [("nowhere", "float32"), ("q", "float8"), ("blk.q", "float32")])
 def test_what_is_not_in_the_table_has_no_default(bad: tuple[str, str]) -> None:
     with pytest.raises(OptionError):
-        limit_for(*bad, "teacher")
+        limit_for(*bad, "own")
 
 
 def test_limits_are_the_margin_times_the_measurement_and_no_more() -> None:
     assert MARGIN <= 4
-    for dtype, forcings in MEASURED.items():
-        for forcing in FORCINGS:
-            for point, largest in forcings[forcing].items():
-                limit = limit_for(point, dtype, forcing)
-                floor = STRUCTURE_FLOOR[forcing] * limit.err
+    for dtype, error_kinds in MEASURED.items():
+        for error_kind in ERROR_KINDS:
+            for point, largest in error_kinds[error_kind].items():
+                limit = limit_for(point, dtype, error_kind)
+                floor = STRUCTURE_FLOOR[error_kind] * limit.err
                 most = [MARGIN * value for value in largest]
                 most[3:] = [max(value, floor) for value in most[3:]]
-                most[3] = max(most[3], MARGIN * ON_CUDA.get((dtype, forcing, point), 0.0))
+                most[3] = max(most[3], MARGIN * ON_CUDA.get((dtype, error_kind, point), 0.0))
                 found = [limit.err, limit.row_err, limit.element_err, limit.gain, limit.bias]
-                assert found == pytest.approx(most, rel=1e-12), (dtype, forcing, point)
+                assert found == pytest.approx(most, rel=1e-12), (dtype, error_kind, point)
 
 
 def test_what_holds_on_cuda_alone_was_measured_there() -> None:
     """By `make validate-7b`, of the float32 layers fed from a recording, in every file type."""
     found = json.loads((ROOT / "docs" / "full_size.json").read_text(encoding="utf-8"))
-    for (dtype, forcing, point), gain in ON_CUDA.items():
-        assert (dtype, forcing) == ("float32", "teacher")
+    for (dtype, error_kind, point), gain in ON_CUDA.items():
+        assert (dtype, error_kind) == ("float32", "own")
         largest = max(one["gains"][point] for one in found["types"])
         assert largest <= gain < 1.05 * largest
 
 
 def test_only_free_running_and_deeper_models_get_more() -> None:
-    base = limit_for("logits", "float32", "free")
+    base = limit_for("logits", "float32", "total")
     for n_layers, times in ((1, 1.0), (MEASURED_LAYERS, 1.0), (80, math.sqrt(80 / 32))):
-        limit = limit_for("logits", "float32", "free", n_layers=n_layers)
+        limit = limit_for("logits", "float32", "total", n_layers=n_layers)
         assert limit.err == pytest.approx(times * base.err)
-        assert limit_for("q", "float32", "teacher", n_layers=n_layers).err == pytest.approx(
-            limit_for("q", "float32", "teacher").err
+        assert limit_for("q", "float32", "own", n_layers=n_layers).err == pytest.approx(
+            limit_for("q", "float32", "own").err
         )
 
 
 def test_the_promised_limits_can_be_met() -> None:
     """float32, all 32 layers, free-running: at most 1e-5 at the logits."""
-    assert limit_for("logits", "float32", "free").err <= 1e-5
+    assert limit_for("logits", "float32", "total").err <= 1e-5
 
 
 REPEATED = [
-    ("float32", "teacher", "attn_norm"),
-    ("float32", "teacher", "ffn_out"),
-    ("float32", "teacher", "attn_probs"),
-    ("float32", "free", "logits"),
-    ("float16", "teacher", "q"),
-    ("float16", "free", "logits"),
-    ("bfloat16", "teacher", "out"),
-    ("bfloat16", "free", "out"),
+    ("float32", "own", "attn_norm"),
+    ("float32", "own", "ffn_out"),
+    ("float32", "own", "attn_probs"),
+    ("float32", "total", "logits"),
+    ("float16", "own", "q"),
+    ("float16", "total", "logits"),
+    ("bfloat16", "own", "out"),
+    ("bfloat16", "total", "out"),
 ]
 
 
 @pytest.mark.parametrize("row", REPEATED, ids=" ".join)
 def test_a_measurement_can_be_repeated(row: tuple[str, str, str]) -> None:
     """The run that a row of the table came from is that far off again, and within every limit."""
-    dtype, forcing, point = row
+    dtype, error_kind, point = row
     name, seed, program = WORST[row]
     shape = next(shape for shape in SHAPES if shape.name == name)
     maxima = Maxima()
@@ -130,31 +132,31 @@ def test_a_measurement_can_be_repeated(row: tuple[str, str, str]) -> None:
         measure_shape(maxima, shape, seed, [dtype], only=program)
     finally:
         torch.set_num_threads(threads)
-    again = maxima.table[dtype][forcing][point][0]
+    again = maxima.table[dtype][error_kind][point][0]
     # Another machine's BLAS adds in another order; a limit that somebody doubled is still found out.
-    assert MEASURED[dtype][forcing][point][0] / 2 < again < MEASURED[dtype][forcing][point][0] * 2
-    for found_forcing, points in maxima.table[dtype].items():
+    assert MEASURED[dtype][error_kind][point][0] / 2 < again < MEASURED[dtype][error_kind][point][0] * 2
+    for found_kind, points in maxima.table[dtype].items():
         for found_point, largest in points.items():
-            limit = limit_for(found_point, dtype, found_forcing)  # type: ignore[arg-type]
+            limit = limit_for(found_point, dtype, found_kind)  # type: ignore[arg-type]
             most = (limit.err, limit.row_err, limit.element_err, limit.gain, limit.bias)
-            assert all(a <= b for a, b in zip(largest, most, strict=True)), (found_forcing, found_point)
+            assert all(a <= b for a, b in zip(largest, most, strict=True)), (found_kind, found_point)
 
 
 def test_sampling_can_be_repeated() -> None:
     maxima = Maxima()
     for seed in range(3):
         measure_sampling(maxima, seed)
-    again = maxima.table["float32"]["teacher"]["sampling"][0]
-    limit = limit_for("sampling", "float32", "teacher").err
+    again = maxima.table["float32"]["own"]["sampling"][0]
+    limit = limit_for("sampling", "float32", "own").err
     assert limit / MARGIN / 8 < again < limit
 
 
 def test_every_row_says_which_run_it_came_from() -> None:
     names = {shape.name for shape in SHAPES} | {"sampling"}
     programs = {*correct_programs(torch.float32), "plain"}
-    for dtype, forcings in MEASURED.items():
-        for forcing, points in forcings.items():
+    for dtype, error_kinds in MEASURED.items():
+        for error_kind, points in error_kinds.items():
             for point, largest in points.items():
                 if largest[0] > 0:
-                    shape, seed, program = WORST[dtype, forcing, point]
+                    shape, seed, program = WORST[dtype, error_kind, point]
                     assert shape in names and 0 <= seed < 10 and program in programs

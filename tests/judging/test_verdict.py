@@ -52,8 +52,8 @@ def rounded(array: Any, dtype: str) -> Any:
 def judged(x: Any, o: Any, dtype: str = "float32", **options: Any) -> PointVerdict:
     """Judge x as a Q that comes teacher-forced out of a program of that precision."""
     point = options.pop("point", "q")
-    forcing = options.pop("forcing", "teacher")
-    return judge(f"blk.0.{point}", x, o, limit=limit_for(point, dtype, forcing), dtype=dtype, **options)
+    error_kind = options.pop("error_kind", "own")
+    return judge(f"blk.0.{point}", x, o, limit=limit_for(point, dtype, error_kind), dtype=dtype, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -117,7 +117,7 @@ def test_a_wrong_tensor_fails_and_says_what_it_looks_like(name: str, dtype: str)
     change, words = WRONG[name]
     o = projected(0)
     verdict = judged(rounded(change(o.copy()), dtype), o, dtype)
-    assert (verdict.verdict, verdict.blame) == ("fail", "target")
+    assert (verdict.verdict, verdict.blame) == ("fail", "yours")
     assert words in verdict.reason or dtype != "float32", verdict.reason
     assert verdict.n_differ > 0 or "gain" in verdict.reason or "bias" in verdict.reason
 
@@ -165,14 +165,14 @@ def test_what_is_not_finite_fails_with_its_first_place(value: float) -> None:
     ],
 )
 def test_what_cannot_be_measured_fails(x: Any, words: str) -> None:
-    verdict = judge("q", x, np.zeros((2, 2)), limit=limit_for("q", "float32", "teacher"))
-    assert (verdict.verdict, verdict.blame) == ("fail", "target")
+    verdict = judge("q", x, np.zeros((2, 2)), limit=limit_for("q", "float32", "own"))
+    assert (verdict.verdict, verdict.blame) == ("fail", "yours")
     assert words in verdict.reason
     json.dumps(verdict.to_json(), allow_nan=False)
 
 
 def test_nothing_to_compare_fails() -> None:
-    limit = limit_for("q", "float32", "teacher")
+    limit = limit_for("q", "float32", "own")
     assert (
         "nothing to compare" in judge("q", np.zeros((0, 4), np.float32), np.zeros((0, 4)), limit=limit).reason
     )
@@ -190,7 +190,7 @@ def test_an_oracle_that_is_not_finite_passes_nothing() -> None:
 def test_only_what_is_looked_at_may_be_wider_than_the_layer() -> None:
     o = np.ones((2, 1, 2))
     for point, verdict in (("attn_scores", "pass"), ("attn_probs", "pass"), ("q", "fail")):
-        limit = limit_for(point, "float16", "teacher")
+        limit = limit_for(point, "float16", "own")
         assert judge(point, o.astype(np.float32), o, limit=limit, dtype="float32").verdict == verdict
 
 
@@ -215,7 +215,7 @@ class TestAgainstTheReference:
         o = projected(0)
         r = (o * 1.001).astype(np.float32)
         verdict = judged(rounded(o, "float32"), o, r=r, max_abs=1e-4)
-        assert (verdict.verdict, verdict.blame, verdict.closer) == ("pass", "reference", "target")
+        assert (verdict.verdict, verdict.blame, verdict.closer) == ("pass", "reference", "yours")
         assert verdict.err_reference == pytest.approx(1e-3, rel=1e-3)
         assert "judged by the oracle" in verdict.reason
         loosely = judged(rounded(o, "float32"), o, r=r)
@@ -232,10 +232,10 @@ class TestAgainstTheReference:
         o[0] = [1, 1e-6, 1, 1]
         x, r = o.astype(np.float32), o.astype(np.float32)
         x[0, 1] += 2e-6
-        limit = limit_for("q", "float32", "teacher")
+        limit = limit_for("q", "float32", "own")
         assert judge("q", x, o, r=r, limit=limit, max_abs=1e-5).verdict == "pass"
         verdict = judge("q", x, o, r=r, limit=limit, max_abs=1e-6)
-        assert (verdict.verdict, verdict.blame, verdict.index) == ("fail", "target", (0, 1))
+        assert (verdict.verdict, verdict.blame, verdict.index) == ("fail", "yours", (0, 1))
         assert "max|x - llama.cpp| 2.00e-06 > limit 1.00e-06" in verdict.reason
         assert judge("q", x, o, limit=limit, max_abs=1e-6).verdict == "pass"
 
@@ -243,13 +243,13 @@ class TestAgainstTheReference:
         o = projected(0)
         r = o.astype(np.float32)
         assert judged(rounded(o, "float16"), o, "float16", r=r, max_abs=1e-9).verdict == "pass"
-        free = judged(rounded(o, "float32"), o, forcing="free", r=r, max_abs=1e-9)
-        assert (free.verdict, free.forcing) == ("pass", "free")
+        free = judged(rounded(o, "float32"), o, error_kind="total", r=r, max_abs=1e-9)
+        assert (free.verdict, free.error_kind) == ("pass", "total")
 
     def test_whoever_is_more_than_half_a_limit_off_answers_for_it(self) -> None:
         o = np.ones((1, 4))
         x, r = (o + 1e-7).astype(np.float32), (o - 9e-6).astype(np.float32)
-        verdict = judge("q", x, o, r=r, limit=limit_for("q", "float32", "teacher"), max_abs=9.05e-6)
+        verdict = judge("q", x, o, r=r, limit=limit_for("q", "float32", "own"), max_abs=9.05e-6)
         assert (verdict.verdict, verdict.blame) == ("pass", "reference")
 
     def test_a_reference_of_another_shape_passes_nothing(self) -> None:
@@ -272,7 +272,7 @@ def test_scores_are_judged_where_the_query_sees_the_key() -> None:
     mask = causal_mask([0, 1, 2, 3])
     x[0, :, 1:] = np.nan
     x[1, :, 2:] = -np.inf
-    limit = limit_for("attn_scores", "float32", "teacher")
+    limit = limit_for("attn_scores", "float32", "own")
     verdict = judge("blk.0.attn_scores", x, o, limit=limit, mask=mask)
     assert (verdict.verdict, verdict.n_judged) == ("pass", 2 * (1 + 2 + 3 + 4))
     x[3, 0, 3] += 1e-3
@@ -290,16 +290,16 @@ class TestExact:
     """Points where nothing is rounded."""
 
     def test_ids(self) -> None:
-        limit = limit_for("greedy_tokens", "bfloat16", "teacher")
+        limit = limit_for("greedy_tokens", "bfloat16", "own")
         ids = np.array([3, 1, 4])
         assert judge("greedy_tokens", ids, ids, r=ids, limit=limit).reason == "equal"
         assert judge("greedy_tokens", ids.astype(np.int32), ids, limit=limit).verdict == "pass"
         off = judge("greedy_tokens", np.array([3, 2, 4]), ids, r=ids, limit=limit)
-        assert (off.verdict, off.blame, off.index, off.got, off.wanted) == ("fail", "target", (1,), 2, 1)
+        assert (off.verdict, off.blame, off.index, off.got, off.wanted) == ("fail", "yours", (1,), 2, 1)
         assert judge("greedy_tokens", ids.astype(np.float32), ids, limit=limit).verdict == "fail"
 
     def test_one_bit_is_a_difference(self) -> None:
-        limit = limit_for("embd", "float32", "teacher")
+        limit = limit_for("embd", "float32", "own")
         o = np.full((2, 3), 1.5)
         x = o.astype(np.float32)
         assert judge("embd", x, o, r=x, limit=limit).verdict == "pass"
@@ -308,7 +308,7 @@ class TestExact:
         assert (verdict.verdict, verdict.index, verdict.n_differ) == ("fail", (1, 2), 1)
 
     def test_an_oracle_and_a_reference_at_odds_pass_nothing(self) -> None:
-        limit = limit_for("last_logits", "float32", "teacher")
+        limit = limit_for("last_logits", "float32", "own")
         o, r = np.ones(4), np.array([1, 1, 2, 1])
         verdict = judge("last_logits", o.astype(np.float32), o, r=r, limit=limit)
         assert (verdict.verdict, verdict.blame, verdict.index) == ("fail", "reference", (2,))

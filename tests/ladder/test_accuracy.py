@@ -15,9 +15,9 @@ def logits_checkpoint() -> CheckpointResult:
 
 def test_logits_after_32_layers(logits_checkpoint: CheckpointResult) -> None:
     free = {
-        (point.dump, point.verdict.name): point.verdict
+        (point.dump, point.verdict.shown_name): point.verdict
         for point in logits_checkpoint.points
-        if point.verdict.forcing == "free" and point.verdict.name.startswith("logits")
+        if point.verdict.error_kind == "total" and point.verdict.name.startswith("logits")
     }
     assert len(free) == 16, "eight dumps, tapped and untapped"
     assert max(verdict.err for verdict in free.values()) <= 1e-5
@@ -29,9 +29,9 @@ def test_logits_after_32_layers(logits_checkpoint: CheckpointResult) -> None:
 
 def test_far_positions_show_who_is_right() -> None:
     points = validate(["1B"], device="cpu").checkpoints[0].points
-    far = [p.verdict for p in points if p.dump == "f32/far-positions" and p.verdict.forcing == "teacher"]
+    far = [p.verdict for p in points if p.dump == "f32/far-positions" and p.verdict.error_kind == "own"]
     # llama.cpp builds its angles by repeated multiplication in float32: off at position 4,000.
     assert far
     assert {verdict.blame for verdict in far} == {"reference"}
-    assert {verdict.closer for verdict in far} == {"target"}
+    assert {verdict.closer for verdict in far} == {"yours"}
     assert max(verdict.err for verdict in far) < 2e-7 < 1e-5 < min(verdict.err_reference for verdict in far)

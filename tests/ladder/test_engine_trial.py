@@ -24,13 +24,13 @@ def test_every_point_that_the_engine_shows_has_a_limit_in_both_precisions() -> N
     for precision in PRECISIONS:
         for checkpoint in discover():
             for point in {*checkpoint.points} - {*NOT_OBSERVABLE, "token_ids", "continuation", "text"}:
-                for forcing in ("teacher", "free"):
-                    limit = limit_for(point, precision, forcing)  # type: ignore[arg-type]
+                for error_kind in ("own", "total"):
+                    limit = limit_for(point, precision, error_kind)  # type: ignore[arg-type]
                     assert limit.dtype in ("float32", "integer"), point
 
 
 def test_fast_is_wider_than_high_and_both_than_nothing() -> None:
-    fast, high = (limit_for("logits", precision, "free").err for precision in ("fast", "high"))
+    fast, high = (limit_for("logits", precision, "total").err for precision in ("fast", "high"))
     assert 0 < high < fast < 0.05
 
 
@@ -85,5 +85,5 @@ def test_a_wrong_weight_in_the_kernels_is_found_in_its_block(tmp_path: Path) -> 
     wrong = replace(subject.model, weights=replace(subject.model.weights, blocks=tuple(blocks)))
     trial = EngineTrial(subject, subject.recordings[0], Engine(wrong, "high", capacity=128))
     rope = next(one for one in discover() if one.id == "1B")
-    bad = [v.name for v in trial.run(rope) if v.verdict == "fail" and v.forcing == "teacher"]
+    bad = [v.name for v in trial.run(rope) if v.verdict == "fail" and v.error_kind == "own"]
     assert bad == ["blk.15.k_rope"]

@@ -71,7 +71,7 @@ def test_a_right_layer_passes(layer: Any) -> None:
     assert result.compared == result.of > 200
     arrays = "numpy" if layer is in_numpy else "torch"
     assert any(f"in the place of rms_norm, and gets {arrays} arrays" in note for note in report.notes)
-    assert {point.verdict.forcing for point in result.points} == {"teacher", "free"}
+    assert {point.verdict.error_kind for point in result.points} == {"own", "total"}
 
 
 def test_the_checkpoint_follows_from_the_name() -> None:
@@ -92,10 +92,10 @@ def test_inner_points_are_shown_by_a_tap_or_said_not_to_be() -> None:
     report = tried(attention)
     assert report.exit_code == 0, report.checkpoints[0].reason
     assert any("takes no tap, so only what it returns is compared" in note for note in report.notes)
-    names = {p.verdict.name for p in report.checkpoints[0].points if p.verdict.forcing == "teacher"}
+    names = {p.verdict.name for p in report.checkpoints[0].points if p.verdict.error_kind == "own"}
     assert "blk.0.attn_out" in names and "blk.0.attn_probs" not in names
     (result,) = tried(attention_with_tap, "3").checkpoints
-    teacher = {p.verdict.name: p.verdict for p in result.points if p.verdict.forcing == "teacher"}
+    teacher = {p.verdict.name: p.verdict for p in result.points if p.verdict.error_kind == "own"}
     assert teacher["blk.0.attn_scores"].verdict == "pass"
     assert teacher["blk.0.attn_probs"].reason == "missing: the tensor was never given"
     assert result.verdict == "fail"

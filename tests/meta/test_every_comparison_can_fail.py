@@ -17,7 +17,7 @@ import checkpoints
 from llama_ckpt.judging.limits import EXACT
 from llama_ckpt.ladder import trial as trials
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.ladder.trial import UNTAPPED, Trial
+from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.points import MODEL_POINTS, Checkpoint, split_name
 from tests.checkpoints.dump_trials import EIGHT_TOKENS
 
@@ -47,12 +47,12 @@ def changed(value: Any, point: str) -> Any:
 
 
 def plain(name: str) -> str:
-    """A point's neutral name: "blk.3.out (untapped)" gives "out", "sampling.2" "sampling"."""
-    return split_name(name.removesuffix(UNTAPPED))[1].split(".")[0]
+    """A point's neutral name: "blk.3.out" gives "out", "sampling.2" "sampling"."""
+    return split_name(name)[1].split(".")[0]
 
 
 def failing(verdicts: Iterator[Any]) -> set[str]:
-    return {verdict.name for verdict in verdicts if verdict.verdict == "fail"}
+    return {verdict.shown_name for verdict in verdicts if verdict.verdict == "fail"}
 
 
 @pytest.mark.parametrize(("id", "point"), TENSORS)
@@ -61,17 +61,17 @@ def test_a_changed_element_fails_its_point_alone(
 ) -> None:
     wrong: set[str] = set()
 
-    def call(function: Callable[..., Any], case: Any, *, taps: bool) -> dict[str, Any]:
+    def run_case(function: Callable[..., Any], case: Any, *, taps: bool = True) -> dict[str, Any]:
         results = right(function, case, taps=taps)
         for name, value in results.items():
             if plain(name) == point and isinstance(value, torch.Tensor | list):
                 results[name] = changed(value, point)
-                wrong.update({name} if taps else {name, name + UNTAPPED})
+                wrong.update({name} if taps else {name, f"{name} (untapped)"})
         return results
 
-    right = trials.call
-    monkeypatch.setattr(trials, "call", call)
-    found = failing(trial.teacher_forced(LADDER[id]))
+    right = trials.run_case
+    monkeypatch.setattr(trials, "run_case", run_case)
+    found = failing(trial.judge_own(LADDER[id]))
     assert wrong, f"{point} was never compared"
     assert found == wrong
 
@@ -79,22 +79,22 @@ def test_a_changed_element_fails_its_point_alone(
 @pytest.mark.parametrize(
     "name", ["embd", "blk.0.attn_norm", "blk.8.attn_probs", "blk.31.out", "output_norm", "logits"]
 )
-def test_a_changed_element_fails_free_running(name: str, trial: Trial) -> None:
+def test_a_changed_element_fails_in_the_whole_run(name: str, trial: Trial) -> None:
     spoilt = dataclasses.replace(trial)
     vars(spoilt)["exact"] = trial.exact
-    vars(spoilt)["free"] = {**trial.free, name: changed(trial.free[name], name)}
-    assert failing(spoilt.free_running(name)) == {name}
+    vars(spoilt)["whole_run"] = {**trial.whole_run, name: changed(trial.whole_run[name], name)}
+    assert failing(spoilt.judge_total(name)) == {name}
 
 
 @pytest.mark.parametrize("name", [point.name for point in MODEL_POINTS] + ["blk.15.ffn_swiglu"])
 def test_a_missing_point_fails(name: str, trial: Trial) -> None:
     spoilt = dataclasses.replace(trial)
     vars(spoilt)["exact"] = trial.exact
-    vars(spoilt)["free"] = {point: tensor for point, tensor in trial.free.items() if point != name}
+    vars(spoilt)["whole_run"] = {point: tensor for point, tensor in trial.whole_run.items() if point != name}
     if name == "logits":
-        pytest.raises(KeyError, lambda: spoilt.free["logits"])
+        pytest.raises(KeyError, lambda: spoilt.whole_run["logits"])
     else:
-        assert failing(spoilt.free_running(name)) == {name}
+        assert failing(spoilt.judge_total(name)) == {name}
 
 
 @pytest.mark.parametrize(("field", "point"), [("id", "continuation"), ("text", "text")])
@@ -111,9 +111,9 @@ def test_a_changed_token_or_text_fails(
             is_wrong = step == 1 and len(calls) == 1  # a token that differs is followed by another call
             yield dataclasses.replace(token, **{field: wrong[field]}) if is_wrong else token
 
-    assert failing(trial.teacher_forced(LADDER["12"])) == set()
+    assert failing(trial.judge_own(LADDER["12"])) == set()
     monkeypatch.setattr(checkpoints, "generate", generate)
-    assert point in failing(trial.teacher_forced(LADDER["12"]))
+    assert point in failing(trial.judge_own(LADDER["12"]))
 
 
 def test_every_checkpoint_compares_something() -> None:

@@ -109,7 +109,7 @@ def test_a_wrong_layer_is_named(id: str, number: int, layer: Callable[..., Any],
     returned = layer(**tensors(case.arguments))
     first = returned[0] if isinstance(returned, tuple) else returned
     point = case.returns[0]
-    limit = limit_for(point, "float32", "teacher")
+    limit = limit_for(point, "float32", "own")
     found = diagnose_point(point, first.numpy(), RIGHT.answers(case)[point], limit=limit, case=case)
     group = next(iter(found.indistinguishable), (found.named[0].name,))
     assert set(group) == names
@@ -123,7 +123,7 @@ def test_the_multiplied_temperature_is_named() -> None:
     x = late_temperature(**tensors(case.arguments))
     o = RIGHT.answers(case)["sampling.0"]
     found = diagnose_point(
-        "sampling.0", x.numpy(), o, limit=limit_for("sampling", "float32", "teacher"), case=case
+        "sampling.0", x.numpy(), o, limit=limit_for("sampling", "float32", "own"), case=case
     )
     assert found.named[0].name == "softmax-temperature-multiplied"
 
@@ -136,7 +136,7 @@ def test_a_right_layer_is_not_diagnosed() -> None:
     for name, o in exact.items():
         point = split_name(name)[1]
         mask = causal_mask(case.arguments["positions"]) if POINTS[point].causal else None
-        limit = limit_for(name, "float32", "teacher")
+        limit = limit_for(name, "float32", "own")
         found = diagnose_point(name, seen[point].numpy(), o, limit=limit, case=case, mask=mask)
         assert found.smallest_limit is not None and found.smallest_limit.factor < 1
         assert not found.named and not found.structure

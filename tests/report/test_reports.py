@@ -131,7 +131,7 @@ def test_junit_of_a_comparison(wrong: Comparison, right: Comparison) -> None:
 
 def test_junit_of_a_validation(ladder: LadderReport) -> None:
     found = cases(junit(ladder.to_json()))
-    assert "blk.0.attn_norm: err" in str(found["llama_ckpt.1 f32/hello teacher attn_norm"])
+    assert "blk.0.attn_norm: err" in str(found["llama_ckpt.1 f32/hello own attn_norm"])
     assert any(message is None for message in found.values())
 
 

@@ -12,19 +12,19 @@ from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.report import terminal
 
 PASSING = PointVerdict(
-    "blk.0.attn_norm", "teacher", "pass", "", "", err=1e-8, err_reference=2e-8, distance=3e-8, limit=4e-7,
-    n_judged=128, closer="target",
+    "blk.0.attn_norm", "own", "pass", "", "", err=1e-8, err_reference=2e-8, distance=3e-8, limit=4e-7,
+    n_judged=128, closer="yours",
 )  # fmt: skip
 CLOSEST = PointVerdict(
-    "output_norm", "free", "pass", "", "", err=9e-7, err_reference=8e-7, distance=1e-6, limit=1e-5,
+    "output_norm", "total", "pass", "", "", err=9e-7, err_reference=8e-7, distance=1e-6, limit=1e-5,
     n_judged=128, closer="reference",
 )  # fmt: skip
 FAILING = PointVerdict(
-    "blk.3.ffn_norm", "teacher", "fail", "target", "err 4e-3 is above 4e-7", err=4e-3, err_reference=5e-8,
+    "blk.3.ffn_norm", "own", "fail", "yours", "err 4e-3 is above 4e-7", err=4e-3, err_reference=5e-8,
     distance=4e-3, limit=4e-7, max_abs=0.0125, max_abs_limit=1e-5, index=(1, 17), got=1.5125, wanted=1.5,
     n_differ=120, n_judged=128, closer="reference",
 )  # fmt: skip
-MISSING = PointVerdict("blk.4.ffn_norm", "teacher", "fail", "target", "missing: the tensor was never given")
+MISSING = PointVerdict("blk.4.ffn_norm", "own", "fail", "yours", "missing: the tensor was never given")
 
 
 def result(*points: PointVerdict, reason: str = "") -> CheckpointResult:
@@ -55,7 +55,7 @@ def test_row_shows_the_first_failing_point_before_all_others() -> None:
 
 
 def test_row_of_what_is_exact_and_of_what_was_skipped() -> None:
-    exact = PointVerdict("embd", "teacher", "pass", "", "", err=0.0, limit=0.0, n_judged=4, closer="equal")
+    exact = PointVerdict("embd", "own", "pass", "", "", err=0.0, limit=0.0, n_judged=4, closer="equal")
     assert terminal.checkpoint_row(result(exact)).split()[-5:] == ["0", "-", "-", "exact", "equal"]
     assert terminal.checkpoint_row(result(reason="skipped: 1 failed")).endswith("skipped: 1 failed")
 
@@ -100,7 +100,7 @@ def test_many_further_failures_are_counted_once() -> None:
 
 
 def test_a_fault_that_only_shows_free_running_is_inherited() -> None:
-    inherited = replace(FAILING, forcing="free")
+    inherited = replace(FAILING, error_kind="total")
     assert "layers before this one" in failure(PASSING, inherited)["inherited"]
     assert "inherited" not in failure(FAILING, inherited)
 
@@ -145,7 +145,7 @@ def test_summary_counts_and_ends_with_the_notes() -> None:
 
 def test_a_strip_shows_the_blocks() -> None:
     points = [replace(FAILING, name=f"blk.{n}.ffn_norm", err=4e-7 * 10.0 ** (n - 5)) for n in range(8)]
-    free = [replace(point, forcing="free", verdict="pass") for point in points[:6]]
+    free = [replace(point, error_kind="total", verdict="pass") for point in points[:6]]
     lines = failure(*points, *free)
     assert lines["own err"] == "·····▁▃▄  ffn_norm, by block"
     assert lines["total err"] == "·····▁  ffn_norm, by block"

@@ -1,0 +1,103 @@
+"""The judge beside every trial of a recording: limits, masks, llama.cpp's answers, and the verdict.
+
+The trial of the layers and that of the engine run different programs; what their tensors are held
+against is the same, and stands here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
+from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
+from llama_ckpt.ladder.continuation import Noise
+from llama_ckpt.ladder.recording import Recording
+from llama_ckpt.ladder.subject import Subject
+from llama_ckpt.points import POINTS, split_name
+
+__all__ = ["RecordingJudge"]
+
+
+@dataclass(frozen=True)
+class RecordingJudge:
+    """Judges tensors of one recording.
+
+    Attributes:
+        subject: the model, with the oracle's runs.
+        recording: what llama.cpp computed.
+        precision: whose limits hold: a dtype of the layers, or a precision of the engine.
+    """
+
+    subject: Subject
+    recording: Recording
+    precision: str
+
+    @property
+    def exact(self) -> dict[str, NDArray[np.float64]]:
+        """Every recorded point of the oracle's run from the same tokens."""
+        return self.subject.exact(self.recording)
+
+    def limit(self, name: str, error_kind: ErrorKind) -> Limit:
+        """How far a point may be off."""
+        n_layers = self.subject.model.config.n_layers
+        return limit_for(name, self.precision, error_kind, n_layers=n_layers)
+
+    def mask(self, name: str) -> NDArray[np.bool_] | None:
+        """Where a point is judged; None for everywhere."""
+        point = split_name(name)[1]
+        causal = point in POINTS and POINTS[point].causal
+        return causal_mask(self.recording.positions) if causal else None
+
+    def reference(self, name: str) -> NDArray[Any] | None:
+        """llama.cpp's answer at a point, or None where nothing was recorded."""
+        recording = self.recording
+        if name == "token_ids":
+            return np.asarray(recording.token_ids)
+        if not recording.recorded:
+            return None
+        if name == "greedy_tokens":
+            return np.asarray(recording.greedy_tokens)
+        if name.startswith("sampling."):
+            assert recording.probabilities is not None
+            return recording.probabilities(int(name.split(".")[1]))
+        return recording.tensors[name]
+
+    def verdict(
+        self,
+        name: str,
+        x: Any,
+        o: Any,
+        error_kind: ErrorKind,
+        *,
+        max_abs: float | None = None,
+        dtype: str | None = None,
+    ) -> PointVerdict:
+        """Hold an array against the oracle's and, where there is one, llama.cpp's.
+
+        Args:
+            name: the point's full name. x: on trial, or None where it was never given. o: the oracle's.
+            max_abs: the ladder's absolute limit against a tight recording; None for none.
+            dtype: x's own where the array was widened.
+        """
+        limit, r = self.limit(name, error_kind), self.reference(name)
+        return judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(name), dtype=dtype)
+
+    def last_row(self, name: str, x: NDArray[Any] | None) -> Iterator[PointVerdict]:
+        """A whole run's last row beside llama.cpp's, where no more of its tensor was kept."""
+        if x is not None and name in self.recording.last_row:
+            kept = self.recording.last_row[name]
+            found = judge(name, x[-1:], self.exact[name][-1:], limit=self.limit(name, "total"), r=kept)
+            yield replace(found, variant="last row")
+
+    @cached_property
+    def noise(self) -> Noise:
+        """How far rounding may move a logit, in a correct program and in llama.cpp as recorded."""
+        reference = self.reference("logits")
+        off = 0.0 if reference is None else float(np.abs(reference - self.exact["logits"]).max())
+        return Noise(self.limit("logits", "total").row_err, off)

@@ -1,0 +1,55 @@
+"""A model on trial: its exact weights, its recordings, and the oracle's runs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.ladder.recording import Recording
+from llama_ckpt.model import Model
+from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.weights import OracleWeights
+
+__all__ = ["Subject", "keeper"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model on trial, its exact weights, and the recordings to hold it against.
+
+    `answers` holds the oracle's runs by recording, so that several trials of a subject share them.
+    """
+
+    label: str
+    model: Model
+    weights: OracleWeights
+    recordings: tuple[Recording, ...]
+    answers: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+
+    def exact(self, recording: Recording) -> dict[str, NDArray[np.float64]]:
+        """The oracle's run from a recording's tokens: every point that was recorded."""
+        if recording.label not in self.answers:
+            seen: dict[str, NDArray[np.float64]] = {}
+            seen["logits"] = oracle.logits(
+                recording.token_ids,
+                self.weights,
+                config=self.model.config,
+                positions=recording.positions,
+                tap=keeper(seen, recording),
+            )
+            self.answers[recording.label] = seen
+        return self.answers[recording.label]
+
+
+def keeper(seen: dict[str, Any], recording: Recording) -> Callable[[str, Any], None]:
+    """A tap that keeps the points that were recorded: all 32 blocks of a 7B model would be gigabytes."""
+
+    def keep(point: str, tensor: Any) -> None:
+        if point in recording.tensors:
+            seen[point] = tensor
+
+    return keep
