@@ -20,6 +20,7 @@ from torch import Tensor
 from checkpoints.c08_logits import logits as logits_layer
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf
+from llama_ckpt.precisions import DTYPES
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import KVCache
@@ -27,10 +28,7 @@ from llama_ckpt.weights.loading import Progress
 from llama_ckpt.weights.quants import exact_matmul
 from llama_ckpt.weights.records import ModelWeights, load_weights
 
-__all__ = ["DTYPES", "Model", "load", "pick_device", "pick_dtype"]
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-"""The dtypes a model can compute in, by name."""
+__all__ = ["Model", "load", "pick_device", "pick_dtype"]
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,8 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 def pick_dtype(dtype: str | torch.dtype) -> torch.dtype:
     """A dtype by name. Raises OptionError for one that models don't compute in."""
-    picked = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if picked is None or picked not in DTYPES.values():
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
         raise OptionError("dtype", got=dtype, wanted="one of " + ", ".join(DTYPES))
+    picked: torch.dtype = getattr(torch, name)
     return picked

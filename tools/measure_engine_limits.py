@@ -27,10 +27,10 @@ from gguf.quants import quantize
 
 from llama_ckpt.engine.engine import Engine, Precision, engine_points
 from llama_ckpt.engine.forced import forced_block, forced_logits
-from llama_ckpt.judging.limits import PRECISIONS
 from llama_ckpt.model import Model, load
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import split_name
+from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 from tools.measure_limits import Maxima, Prompt, Table, table_lines
@@ -119,7 +119,7 @@ def exact_weights(model: Model) -> Any:
 def measure_model(maxima: Maxima, shape: Shape, seed: int, kind: str, model: Model) -> None:
     """Both precisions, few and many tokens, forced and free."""
     wide = exact_weights(model)
-    engines = {precision: Engine(model, precision, capacity=512) for precision in PRECISIONS}
+    engines = {precision: Engine(model, precision, capacity=512) for precision in ENGINE_PRECISIONS}
     for n in TOKENS if model.config.vocab_size < 10_000 else TOKENS[:-1]:
         token_ids = np.random.default_rng(seed).integers(0, model.config.vocab_size, n)
         positions = shape.first_position + np.arange(n)

@@ -7,11 +7,9 @@ killed by a signal. That must be a sentence for the user, and nothing else.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from typing import Any
 from llama_ckpt import errors
 from llama_ckpt.capture.request import Request, write_requests
 from llama_ckpt.errors import LlamaCkptError, ReferenceCrashedError, ReferenceMissingError
+from llama_ckpt.spawning import python_module
 
 __all__ = ["INSTALL_LINE", "require_reference", "run_recorder"]
 
@@ -61,12 +60,11 @@ def run_recorder(requests: Sequence[Request], folder: Path) -> list[dict[str, An
     """
     require_reference()
     write_requests(requests, folder / "requests.json")
-    # -P: a folder of the user's that is called like a package of ours must not be imported.
-    command = [sys.executable, "-P", "-m", "llama_ckpt.capture.recorder", str(folder)]
+    command, environment = python_module("llama_ckpt.capture.recorder")
     ended = subprocess.run(
-        command,
+        [*command, str(folder)],
         cwd=folder,
-        env=_environment(),
+        env=environment | {"GGML_NO_BACKTRACE": "1"},  # without ggml's call of a debugger
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -78,13 +76,6 @@ def run_recorder(requests: Sequence[Request], folder: Path) -> list[dict[str, An
     if isinstance(results, dict):
         raise _error(*results["error"])
     return list(results)
-
-
-def _environment() -> Mapping[str, str]:
-    """The environment, with this very package first and without ggml's call of a debugger."""
-    package = str(Path(errors.__file__).parents[1])
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return os.environ | {"PYTHONPATH": path, "GGML_NO_BACKTRACE": "1"}
 
 
 def _crash(code: int, output: str, model: str) -> ReferenceCrashedError:

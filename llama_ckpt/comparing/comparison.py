@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.json_values import finite
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.points import split_name
@@ -269,13 +270,5 @@ class Comparison:
             "maps": self.tally.to_json(),
             "seconds": round(self.seconds, 3),
         }
-        finite: dict[str, Any] = _finite(record)
-        return finite
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        plain: dict[str, Any] = finite(record)
+        return plain

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.dumps.theirs import Declared, TheirDump
+from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
 
 __all__ = ["Scan", "find_shift", "lint_missing", "lint_run", "lint_scan", "scan", "wanted_points"]
@@ -245,14 +246,7 @@ def find_shift(
     """
     for shift in (1, -1):
         pairs = [(theirs[b], right[b + shift], right.get(b)) for b in theirs if b + shift in right]
-        if pairs and all(_error(x, o) < most for x, o, _ in pairs):
-            if all(own is None or _error(x, own) > most for x, _, own in pairs):
+        if pairs and all(relative_error(x, o) < most for x, o, _ in pairs):
+            if all(own is None or relative_error(x, own) > most for x, _, own in pairs):
                 return shift
     return None
-
-
-def _error(x: NDArray[Any], o: NDArray[Any]) -> float:
-    if x.shape != o.shape:
-        return np.inf
-    difference = np.linalg.norm(x.astype(np.float64) - o)
-    return float(difference / (np.linalg.norm(o.astype(np.float64)) or 1.0))

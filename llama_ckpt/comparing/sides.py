@@ -22,9 +22,11 @@ from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
 from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.judging.limits import DTYPES, MAY_BE_WIDER
+from llama_ckpt.judging.limits import MAY_BE_WIDER
+from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import split_name
+from llama_ckpt.precisions import DTYPES
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import dump_folder, embedded_model
 
@@ -185,7 +187,7 @@ def _distance(theirs: TheirDump, dump: Dump) -> float | None:
         if x.size != r.size:
             x, r = (x.reshape(-1), r[1:].reshape(-1)) if x.size == r[1:].size else (x, x[:0])
         if r.size:
-            return float(np.linalg.norm(x.reshape(-1) - r.reshape(-1)) / (np.linalg.norm(r) or 1.0))
+            return relative_error(x.reshape(-1), r.reshape(-1))
     return None
 
 

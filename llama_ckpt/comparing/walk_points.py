@@ -21,11 +21,12 @@ from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
+from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
 
-__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge", "made", "not_finite", "relative"]
+__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge", "known_error", "made", "not_finite"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -160,15 +161,15 @@ class PointJudge:
         """How much of the error at a block's end is its own."""
         name = block_point(number, "out")
         reference = self._reference(name)
-        came_in = relative(start, exact_in)
-        inherited = relative(from_input, exact_out)
+        came_in = known_error(start, exact_in)
+        inherited = known_error(from_input, exact_out)
         self.result.layers.append(
             LayerErrors(
                 number,
-                own=relative(end, from_input),
+                own=known_error(end, from_input),
                 inherited=inherited,
-                total=relative(end, exact_out),
-                reference=relative(reference, exact_out) if from_input is not None else np.nan,
+                total=known_error(end, exact_out),
+                reference=known_error(reference, exact_out) if from_input is not None else np.nan,
                 amplification=inherited / came_in if came_in > 0 else np.nan,
                 own_limit=self._limit(name, "own").err,
                 limit=self._limit(name, "total").err,
@@ -177,12 +178,11 @@ class PointJudge:
         )
 
 
-def relative(x: Array | None, o: Array | None) -> float:
-    """‖x − o‖ / ‖o‖; NaN where one is missing or their shapes differ."""
+def known_error(x: Array | None, o: Array | None) -> float:
+    """The relative error; NaN where one is missing or their shapes differ."""
     if x is None or o is None or x.shape != o.shape:
         return float("nan")
-    difference = np.linalg.norm(np.asarray(x, np.float64) - o)
-    return float(difference / (np.linalg.norm(np.asarray(o, np.float64)) or 1.0))
+    return relative_error(x, o)
 
 
 def made(point: ComparedPoint, theirs: Mapping[str, Array]) -> Any:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.json_values import finite
+
 __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
 
 
@@ -114,13 +116,5 @@ class Diagnosis:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; NaN and infinity become None."""
-        plain: dict[str, Any] = _finite(dataclasses.asdict(self))
+        plain: dict[str, Any] = finite(dataclasses.asdict(self))
         return plain | {"sentence": self.sentence()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -31,8 +31,8 @@ from safetensors.numpy import save_file
 
 from llama_ckpt.dumps.names_map import DumpMap, Rule
 from llama_ckpt.errors import DumpError, OptionError
-from llama_ckpt.judging.limits import DTYPES
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, split_name
+from llama_ckpt.precisions import DTYPES
 
 __all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
 

@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from llama_ckpt.dumps.hooks import Recorder, hooks
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
-from llama_ckpt.dumps.record import Recorder, hooks
 from llama_ckpt.points import block_point, split_name
 
 __all__ = ["MAPPING", "is_transformers_llama", "recording"]

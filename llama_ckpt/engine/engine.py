@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from checkpoints.c08_logits import Tap
 from llama_ckpt.engine.prefill import Prefill
-from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, Tap, parts_of
+from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, parts_of
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
 from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED, MISSING

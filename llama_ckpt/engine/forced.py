@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from checkpoints.c08_logits import Tap
 from llama_ckpt.engine.engine import Engine
-from llama_ckpt.engine.step import FEW, SPLIT, Tap
+from llama_ckpt.engine.step import FEW, SPLIT
 from llama_ckpt.errors import ShapeError
 
 __all__ = ["forced_block", "forced_logits"]

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from checkpoints.c08_logits import Tap, block_tap
 from llama_ckpt.engine.products import LOW_PART, Dense, Rows, add_product, product
 from llama_ckpt.engine.prompt_attention import PromptAttention
 from llama_ckpt.engine.room import Room, padded
-from llama_ckpt.engine.step import Buffers, Tap, block_tap
+from llama_ckpt.engine.step import Buffers
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.kernels.many_rows import norm_kernel, swiglu_kernel
 from llama_ckpt.weights.config import LlamaConfig

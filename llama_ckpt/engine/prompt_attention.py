@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from checkpoints.c08_logits import Tap
 from llama_ckpt.engine.products import Rows
 from llama_ckpt.engine.room import Room
-from llama_ckpt.engine.step import Buffers, Tap
+from llama_ckpt.engine.step import Buffers
 from llama_ckpt.kernels.many_rows import turn_kernel
 from llama_ckpt.kernels.prompt_attention import halves_kernel, prompt_attention_kernel
 from llama_ckpt.weights.config import LlamaConfig

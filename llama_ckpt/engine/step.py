@@ -9,13 +9,13 @@ and replayed. Activations are float32 throughout; only the cache may be narrower
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from checkpoints.c01b_rope import rope_frequencies
+from checkpoints.c08_logits import Tap, block_tap
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.kernels.choosing import choose_kernel
 from llama_ckpt.kernels.decode_attention import attention_kernel
@@ -26,7 +26,14 @@ from llama_ckpt.kernels.fused import (
     qkv_kernel,
     residual_kernel,
 )
-from llama_ckpt.kernels.launching import Tile, from_pieces, launch_options, reading_arguments, tile_for
+from llama_ckpt.kernels.launching import (
+    Tile,
+    from_pieces,
+    launch_options,
+    power_of_two,
+    reading_arguments,
+    tile_for,
+)
 from llama_ckpt.kernels.planes import Planes
 from llama_ckpt.weights.config import LlamaConfig
 
@@ -41,7 +48,6 @@ SPLIT = 64
 ATTENTION_WARPS = {torch.float16: 2, torch.float32: 4}
 """Of a program of the attention kernel, by the cache's type; measured, docs/performance.md."""
 
-Tap = Callable[[str, Tensor], object]
 
 
 class Buffers:
@@ -120,7 +126,7 @@ class Step:
         self.parts = self.parts2 = 1
         embed_kernel[(n,)](
             rows, table, self._gains()[2 * number], b.x, b.xg, b.squares, c.width,
-            PARTS=self.parts, PARTS2=self.parts2, WIDTH2=_power_of_two(c.width), **self._plain(8),
+            PARTS=self.parts, PARTS2=self.parts2, WIDTH2=power_of_two(c.width), **self._plain(8),
         )  # fmt: skip
 
     def choose(self) -> None:
@@ -129,7 +135,7 @@ class Step:
         vocab = self.config.vocab_size
         choose_kernel[(1,)](
             b.logits, b.token_ids, b.positions, b.slots, b.history, vocab,
-            VOCAB2=_power_of_two(vocab), **self._plain(32),
+            VOCAB2=power_of_two(vocab), **self._plain(32),
         )  # fmt: skip
 
     def _gains(self) -> list[Tensor]:
@@ -195,7 +201,7 @@ class Step:
         attention_kernel[(c.n_heads, splits, n)](
             b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
             b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
-            HEAD=c.head_dim, HEAD2=_power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
+            HEAD=c.head_dim, HEAD2=power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
             **self._plain(ATTENTION_WARPS[b.keys.dtype]),
         )  # fmt: skip
 
@@ -203,7 +209,7 @@ class Step:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
         self.parts = -(-c.width // tile.rows)
-        self.parts2 = _power_of_two(self.parts)
+        self.parts2 = power_of_two(self.parts)
         residual_kernel[(n, self.parts)](
             planes.q, planes.scale, planes.super, h, b.x, gain, b.xg, b.squares, c.width,
             **reading,
@@ -236,12 +242,3 @@ LEAST_ROWS = 4  # of any tile
 def parts_of(config: LlamaConfig) -> int:
     """The most partial sums of squares that a writer of the residual stream leaves for a token."""
     return -(-config.width // LEAST_ROWS)
-
-
-def block_tap(number: int, tap: Tap | None) -> Tap | None:
-    """The tap of one block: short names of points made full."""
-    return tap and (lambda point, tensor: tap(f"blk.{number}.{point}", tensor))
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()

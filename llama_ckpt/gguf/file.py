@@ -2,7 +2,8 @@
 
 Opening walks and checks the header (`header`) and nothing else: no tensor is read, so it costs
 the same for 1 MB and for 13 GB. What the tensors must be for a Llama is asked in
-`weights/llama_tensors.py`, so that a file of metadata alone can be opened for its configuration and its vocabulary.
+`weights/llama_tensors.py`, so that a file of metadata alone can be opened for its configuration and its
+vocabulary.
 """
 
 from __future__ import annotations

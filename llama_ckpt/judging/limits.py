@@ -22,15 +22,14 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.measured_engine_errors import ENGINE_MEASURED, ENGINE_MEASURED_ON
 from llama_ckpt.judging.measured_errors import MEASURED, MEASURED_ON
 from llama_ckpt.points import split_name
+from llama_ckpt.precisions import ENGINE_PRECISIONS
 
 __all__ = [
-    "DTYPES",
     "EXACT",
     "MARGIN",
     "MAY_BE_WIDER",
     "MEASURED_LAYERS",
     "ON_CUDA",
-    "PRECISIONS",
     "STRUCTURE_FLOOR",
     "ErrorKind",
     "Limit",
@@ -38,13 +37,6 @@ __all__ = [
 ]
 
 ErrorKind = Literal["own", "total"]
-
-DTYPES = ("float32", "float16", "bfloat16")
-"""The precisions that have limits."""
-
-PRECISIONS = ("fast", "high")
-"""The engine's precisions, which have limits too: of its kernels as they are, measured on the GPU by
-`tools/measure_engine_limits.py`. What they show is float32; teacher-forced means a whole block."""
 
 MARGIN = 4.0
 """A limit is this many times the largest error measured: for seeds, shapes and machines not tried."""
@@ -145,7 +137,7 @@ def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = M
         return Limit(point, wanted, error_kind, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
     if point == "sampling":  # chosen from logits in float32, whatever made them
         dtype, error_kind = "float32", "own"
-    engine = dtype in PRECISIONS
+    engine = dtype in ENGINE_PRECISIONS
     try:
         largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][error_kind][point]
     except KeyError:

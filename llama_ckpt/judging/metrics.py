@@ -21,7 +21,15 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Metrics", "averaging", "causal_mask", "element_errors", "explain", "measure"]
+__all__ = [
+    "Metrics",
+    "averaging",
+    "causal_mask",
+    "element_errors",
+    "explain",
+    "measure",
+    "relative_error",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -76,11 +84,11 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
     residual, scale = trial - oracle, _row_norms(oracle)
     row_errs = np.linalg.norm(residual, axis=1) / scale
     worst = int(np.argmax(row_errs))
-    norm, n = float(np.linalg.norm(oracle)) or 1.0, int(judged.sum())
+    norm, n = _norm(oracle) or 1.0, int(judged.sum())
     scaled = oracle / norm  # divided first, lest the squares overflow
     squares = scaled * scaled
     return Metrics(
-        err=float(np.linalg.norm(residual)) / norm,
+        err=_norm(residual) / norm,
         row_err=float(row_errs[worst]),
         row=worst,
         element_err=float(_element_errors(residual, oracle, scale, judged).max()),
@@ -89,6 +97,14 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
         n=n,
         n_gain=1.0 / (float(np.vdot(squares, squares)) or 1.0),
     )
+
+
+def relative_error(x: ArrayLike, o: ArrayLike) -> float:
+    """‖x − o‖ / ‖o‖ over all elements; ‖x − o‖ where o is all zeros; infinity where the shapes differ."""
+    trial, exact = np.asarray(x, np.float64), np.asarray(o, np.float64)
+    if trial.shape != exact.shape:
+        return math.inf
+    return _norm(trial - exact) / (_norm(exact) or 1.0)
 
 
 def element_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Array:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
 from llama_ckpt.judging.metrics import Metrics, averaging, causal_mask, element_errors, explain, measure
 
@@ -79,9 +80,8 @@ class PointVerdict:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; a number that JSON cannot hold (NaN, Inf) becomes None."""
-        plain = dataclasses.asdict(self)
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in plain.items()}
-        return finite | {"index": None if self.index is None else list(self.index)}
+        plain: dict[str, Any] = finite(dataclasses.asdict(self))
+        return plain
 
 
 def judge(

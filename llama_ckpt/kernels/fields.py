@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llama_ckpt.weights.block_formats import iq4_integers, planes, scales_and_mins
+from llama_ckpt.weights.block_formats import bits_in_order, iq4_integers, planes, scales_and_mins
 
 __all__ = [
     "bytes_of_iq4",
@@ -28,11 +28,6 @@ __all__ = [
 ]
 
 
-def _bits_in_order(packed: Tensor) -> Tensor:
-    """uint8 [n, k] → [n, 8 k]."""
-    return torch.stack([(packed >> shift) & 1 for shift in range(8)], dim=-1).flatten(1)
-
-
 def nibbles_of_q4(packed: Tensor) -> Tensor:
     """uint8 [..., 16] → [..., 32]: the low nibbles first."""
     return planes(packed, 4).flatten(-2)
@@ -45,12 +40,12 @@ def nibbles_of_q4_k(b: Tensor) -> Tensor:
 
 def bytes_of_q5_0(b: Tensor) -> Tensor:
     """Q5_0: q + 16, 32 integers of 0 to 31."""
-    return nibbles_of_q4(b[:, 6:]) | (_bits_in_order(b[:, 2:6]) << 4)
+    return nibbles_of_q4(b[:, 6:]) | (bits_in_order(b[:, 2:6]) << 4)
 
 
 def bytes_of_q5_1(b: Tensor) -> Tensor:
     """Q5_1: 32 integers of 0 to 31."""
-    return nibbles_of_q4(b[:, 8:]) | (_bits_in_order(b[:, 4:8]) << 4)
+    return nibbles_of_q4(b[:, 8:]) | (bits_in_order(b[:, 4:8]) << 4)
 
 
 def bytes_of_q5_k(b: Tensor) -> Tensor:

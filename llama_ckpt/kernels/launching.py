@@ -24,6 +24,7 @@ __all__ = [
     "reading_arguments",
     "tile_for",
     "to_pieces",
+    "power_of_two",
 ]
 
 
@@ -63,7 +64,7 @@ def tile_for(planes: Planes, *, fine: bool) -> Tile:
         tile = _packed_tile(layout, few=few, one_step=pieces <= 128, fine=fine)
     else:
         tile = Tile(8, 128, ahead=2 if few else 1)
-    threads = min(tile.threads, _power_of_two(pieces))
+    threads = min(tile.threads, power_of_two(pieces, 32))
     return replace(tile, threads=threads, ahead=min(tile.ahead, tile.passes * -(-pieces // threads)))
 
 
@@ -80,9 +81,9 @@ def _packed_tile(layout: Layout, *, few: bool, one_step: bool, fine: bool) -> Ti
     return Tile(16, 128, passes=8, ahead=3, registers=168) if few else Tile(8, 64)
 
 
-def _power_of_two(n: int) -> int:
-    """The least power of two from 32 on that reaches n."""
-    return max(32, 1 << (n - 1).bit_length())
+def power_of_two(n: int, least: int = 1) -> int:
+    """The least power of two from `least` on that reaches n: Triton's tiles have such lengths alone."""
+    return max(least, 1 << max(0, n - 1).bit_length())
 
 
 def reading_arguments(planes: Planes, tile: Tile, *, fine: bool) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def dump_folders(folder: Path) -> list[Path]:
 def oracle_subject(path: Path, device: str, dtype: str) -> Iterator[Subject]:
     """The model against the oracle alone."""
     model = load(path, device=device, dtype=dtype)
-    weights = oracle_weights(model)
+    weights = oracle_weights(model.file, model.config, model.weights, model.device)
     yield Subject("oracle", model, weights, tuple(from_oracle(model, weights, prompt) for prompt in PROMPTS))
 
 
@@ -126,7 +126,7 @@ def recorded_subjects(
         model = load(file, device=device, dtype=dtype)
         for dumps in group:
             dumps.require_hyperparameters(model.config.hyperparameters, str(file))
-        weights = oracle_weights(model)
+        weights = oracle_weights(model.file, model.config, model.weights, model.device)
         recordings = [recording for dumps in group for recording in open_all(dumps, model, weights)]
         yield Subject(group[0].path.name, model, weights, tuple(recordings))
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, cast
 
 from llama_ckpt.errors import DeviceError, OptionError
-from llama_ckpt.judging.limits import PRECISIONS
 from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.ladder.implementation import Implementation
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.ladder.subjects import Selection
 from llama_ckpt.ladder.trial import Trial
+from llama_ckpt.precisions import ENGINE_PRECISIONS
 
 if TYPE_CHECKING:
     from llama_ckpt.engine.engine import Precision
@@ -71,7 +71,7 @@ def check_engine(
     """
     if engine not in ("layers", "fast"):
         raise OptionError("engine", got=engine, wanted="layers or fast")
-    if precision not in PRECISIONS:
+    if precision not in ENGINE_PRECISIONS:
         raise OptionError("precision", got=precision, wanted="fast or high")
     if engine == "fast" and implementation is not None:
         raise OptionError("engine", got="fast with an implementation", wanted="layers with it, or fast alone")

@@ -29,12 +29,12 @@ from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, expected_shapes
 
-__all__ = ["DTYPES", "LAYOUTS", "export_weights", "halves_from_pairs"]
+__all__ = ["EXPORTED_TYPES", "LAYOUTS", "export_weights", "halves_from_pairs"]
 
 LAYOUTS = ("gguf", "hf")
 """How the exported tensors may be named and ordered."""
 
-DTYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
+EXPORTED_TYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 """What they may be written in: safetensors' name and the size of an element."""
 
 HF_BLOCK = {
@@ -74,7 +74,7 @@ def export_weights(
         OptionError: an unknown layout or dtype, or a value that float16 cannot hold.
         ModelFileError, UnsupportedModelError: no Llama that can be read here.
     """
-    for what, got, known in (("--layout", layout, LAYOUTS), ("--dtype", dtype, tuple(DTYPES))):
+    for what, got, known in (("--layout", layout, LAYOUTS), ("--dtype", dtype, tuple(EXPORTED_TYPES))):
         if got not in known:
             raise OptionError(what, got=got, wanted=" or ".join(known))
     file = open_gguf(model)
@@ -114,7 +114,7 @@ def _write(
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
     """The header, which needs shapes only, then one tensor after another."""
-    kind, size = DTYPES[dtype]
+    kind, size = EXPORTED_TYPES[dtype]
     shapes = expected_shapes(config)
     header: dict[str, Any] = {"__metadata__": metadata}
     place = 0

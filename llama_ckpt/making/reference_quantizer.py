@@ -19,6 +19,7 @@ from gguf import LlamaFileType
 from llama_ckpt.capture.launch import INSTALL_LINE, require_reference
 from llama_ckpt.errors import OptionError, ReferenceCrashedError
 from llama_ckpt.gguf.whole_files import WrittenFile, appears_when_whole, file_sha256
+from llama_ckpt.spawning import python_module
 
 __all__ = ["REFERENCE_TYPES", "quantize_with_llama_cpp"]
 
@@ -67,13 +68,10 @@ def quantize_with_llama_cpp(
 
 
 def _run_child(source: Path, target: Path, file_type: int, threads: int) -> None:
-    # -P: a folder of the user's that is called like a package of ours must not be imported.
-    command = [sys.executable, "-P", "-m", "llama_ckpt.making.reference_quantizer"]
-    package = str(Path(__file__).parents[2])
-    search = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
+    command, environment = python_module("llama_ckpt.making.reference_quantizer")
     ended = subprocess.run(
         [*command, str(source), str(target.resolve()), str(file_type), str(threads)],
-        env=os.environ | {"PYTHONPATH": search, "GGML_NO_BACKTRACE": "1"},
+        env=environment | {"GGML_NO_BACKTRACE": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

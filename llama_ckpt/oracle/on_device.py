@@ -20,9 +20,10 @@ from torch import Tensor
 
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
-from llama_ckpt.model import Model
 from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
+from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
+from llama_ckpt.weights.records import ModelWeights
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
 
 __all__ = ["DeviceMatrix", "DeviceOracleWeights", "oracle_weights"]
@@ -92,24 +93,24 @@ class DeviceOracleWeights(OracleWeights):
     """As `OracleWeights`, with every large matrix a `DeviceMatrix`.
 
     Args:
-        model: on the device.
+        file: the GGUF file, for norms, embeddings and the comparison. config: its shape.
+        weights: loaded from it, on a device.
 
     Raises:
         ReferenceError: see `DeviceMatrix.check`.
     """
 
-    def __init__(self, model: Model) -> None:
-        super().__init__(model.file, model.config)
-        self._model = model
-        self._head = DeviceMatrix(model.weights.output)
-        name = MODEL_TENSORS["token_embd" if model.config.tied_output else "output"]
-        self._head.check(model.file, name)
-        self.blocks = _DeviceBlocks(model)
+    def __init__(self, file: GGUFFile, config: LlamaConfig, weights: ModelWeights) -> None:
+        super().__init__(file, config)
+        self._file = file
+        self._head = DeviceMatrix(weights.output)
+        self._head.check(file, MODEL_TENSORS["token_embd" if config.tied_output else "output"])
+        self.blocks = _DeviceBlocks(file, weights)
 
     @cached_property
     def token_embd(self) -> Any:
         """[vocab, width], float32: rows are looked up, and widened then."""
-        return self._model.file.float32(MODEL_TENSORS["token_embd"])
+        return self._file.float32(MODEL_TENSORS["token_embd"])
 
     @property
     def output(self) -> Any:
@@ -120,12 +121,12 @@ class DeviceOracleWeights(OracleWeights):
 class _DeviceBlocks(Sequence[OracleBlockWeights]):
     """The blocks of a model on a device; norms are arrays."""
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, file: GGUFFile, weights: ModelWeights) -> None:
+        self._file, self._weights = file, weights
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
-        return len(self._model.weights.blocks)
+        return len(self._weights.blocks)
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> OracleBlockWeights: ...
@@ -145,13 +146,13 @@ class _DeviceBlocks(Sequence[OracleBlockWeights]):
         values: dict[str, Any] = {}
         for field in fields(OracleBlockWeights):
             name = block_tensor(number, field.name)
-            weight = getattr(self._model.weights.blocks[number], field.name)
+            weight = getattr(self._weights.blocks[number], field.name)
             if field.name in NORMS:
-                values[field.name] = self._model.file.float64(name)
+                values[field.name] = self._file.float64(name)
                 continue
             values[field.name] = DeviceMatrix(weight)
             if number not in self._checked:
-                values[field.name].check(self._model.file, name)
+                values[field.name].check(self._file, name)
         self._checked.add(number)
         return OracleBlockWeights(**values)
 
@@ -159,16 +160,23 @@ class _DeviceBlocks(Sequence[OracleBlockWeights]):
 NORMS: Final = frozenset(field for field in BLOCK_TENSORS if field.endswith("_norm"))
 
 
-def oracle_weights(model: Model, *, above: int = PRODUCT_BYTES) -> OracleWeights:
+def oracle_weights(
+    file: GGUFFile,
+    config: LlamaConfig,
+    weights: ModelWeights,
+    device: torch.device,
+    *,
+    above: int = PRODUCT_BYTES,
+) -> OracleWeights:
     """The oracle's weights of a model: on its device where that is a GPU and the model large.
 
     Args:
-        model: from `load`.
+        file, config: the GGUF file and its shape.
+        weights: loaded from it, on `device`.
         above: bytes of its matrices in float64 from which on a model is large.
     """
-    config = model.config
     a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * config.ffn)
     large = 8 * config.n_layers * a_block > above
-    if model.device.type == "cpu" or not large:
-        return OracleWeights(model.file, config)
-    return DeviceOracleWeights(model)
+    if device.type == "cpu" or not large:
+        return OracleWeights(file, config)
+    return DeviceOracleWeights(file, config, weights)

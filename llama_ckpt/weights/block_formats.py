@@ -22,7 +22,7 @@ import torch
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
-__all__ = ["BLOCK_DECODERS", "PLAIN_DTYPES", "iq4_integers", "planes", "scales_and_mins"]
+__all__ = ["BLOCK_DECODERS", "PLAIN_DTYPES", "bits_in_order", "iq4_integers", "planes", "scales_and_mins"]
 
 PLAIN_DTYPES: Final[Mapping[T, torch.dtype]] = MappingProxyType(
     {T.F32: torch.float32, T.F16: torch.float16, T.BF16: torch.bfloat16}
@@ -42,7 +42,7 @@ def planes(packed: Tensor, bits: int) -> Tensor:
     return torch.stack([(packed >> shift) & mask for shift in range(0, 8, bits)], dim=-2)
 
 
-def _bits_in_order(packed: Tensor) -> Tensor:
+def bits_in_order(packed: Tensor) -> Tensor:
     """uint8 [n, k] → [n, 8 k]: bit i of byte j becomes element 8 j + i."""
     return torch.stack([(packed >> shift) & 1 for shift in range(8)], dim=-1).flatten(1)
 
@@ -61,13 +61,13 @@ def _q4_1(b: Tensor) -> Tensor:
 
 def _q5_0(b: Tensor) -> Tensor:
     """d · (q - 16); the fifth bits of the 32 elements in bytes 2-5, in order."""
-    q = planes(b[:, 6:], 4).flatten(1) | (_bits_in_order(b[:, 2:6]) << 4)
+    q = planes(b[:, 6:], 4).flatten(1) | (bits_in_order(b[:, 2:6]) << 4)
     return _half(b[:, :2]) * (q.float() - 16)
 
 
 def _q5_1(b: Tensor) -> Tensor:
     """d · q + m; the fifth bits in bytes 4-7."""
-    q = planes(b[:, 8:], 4).flatten(1) | (_bits_in_order(b[:, 4:8]) << 4)
+    q = planes(b[:, 8:], 4).flatten(1) | (bits_in_order(b[:, 4:8]) << 4)
     return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
 
 

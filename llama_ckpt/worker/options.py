@@ -9,6 +9,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.precisions import DTYPES
 from llama_ckpt.version import __version__
 
 __all__ = ["WorkerOptions", "is_test_mode", "parse_options"]
@@ -17,7 +18,6 @@ EXAMPLE = (
     "Example: llama-ckpt-worker --worker-id test --model test.gguf --port 8080 "
     "--callback-url http://localhost:9999"
 )
-DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         "localhost:9999 is test mode: not called")  # fmt: skip
     add("--host", default="127.0.0.1", help="the address to listen on (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    add("--dtype", default="auto", choices=DTYPES, help="auto: float16 on CUDA, float32 on the CPU")
+    dtype_help = "auto: float16 on CUDA, float32 on the CPU"
+    add("--dtype", default="auto", choices=("auto", *DTYPES), help=dtype_help)
     add("--max-context", type=_number(int, 2), metavar="N", help="tokens of prompt and answer together; "
         "the model's context without it")  # fmt: skip
     add(

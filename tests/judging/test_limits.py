@@ -11,7 +11,6 @@ import torch
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import (
-    DTYPES,
     EXACT,
     MARGIN,
     MEASURED_LAYERS,
@@ -22,6 +21,7 @@ from llama_ckpt.judging.limits import (
 )
 from llama_ckpt.judging.measured_errors import MEASURED, WORST
 from llama_ckpt.points import POINTS
+from llama_ckpt.precisions import DTYPES
 from tools.correct_programs import correct_programs
 from tools.measure_limits import Maxima, measure_sampling, measure_shape
 from tools.measured_models import SHAPES

@@ -10,18 +10,19 @@ import pytest
 import llama_ckpt as lc
 from llama_ckpt.engine.engine import NOT_OBSERVABLE, Engine
 from llama_ckpt.errors import DeviceError, OptionError
-from llama_ckpt.judging.limits import PRECISIONS, limit_for
+from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.ladder.climb import conclude
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.ladder.engine_trial import EngineTrial
 from llama_ckpt.ladder.report import CheckpointResult, LadderReport
 from llama_ckpt.ladder.subjects import select
+from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.report.junit import junit
 from llama_ckpt.report.terminal import repeat_command, summary_lines
 
 
 def test_every_point_that_the_engine_shows_has_a_limit_in_both_precisions() -> None:
-    for precision in PRECISIONS:
+    for precision in ENGINE_PRECISIONS:
         for checkpoint in discover():
             for point in {*checkpoint.points} - {*NOT_OBSERVABLE, "token_ids", "continuation", "text"}:
                 for error_kind in ("own", "total"):
@@ -67,7 +68,7 @@ def test_a_failure_is_repeated_with_the_engine() -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ENGINE_PRECISIONS)
 def test_the_embedded_model_passes(precision: str) -> None:
     report = lc.validate(device="cuda", engine="fast", precision=precision)
     verdicts = {result.id: (result.verdict, result.reason) for result in report.checkpoints}

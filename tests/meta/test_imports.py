@@ -1,7 +1,6 @@
-"""Imports point one way: worker, cli -> ladder, model -> checkpoints -> the formats and the mathematics.
+"""Imports point one way, as drawn in ARROWS, and no two modules import each other.
 
-The layers stand lowest first; a module may import what stands below its own layer, or beside it where
-the layer says so. The sources are parsed, so that an import inside a function counts too.
+The sources are parsed, so that an import inside a function or for types alone counts too.
 """
 
 from __future__ import annotations
@@ -18,36 +17,74 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("llama_ckpt", "checkpoints", "reference_dumps")
 
-RUNS_THE_LADDER = (
-    "ladder",
-    "ladder_trials",
-    "trial",
-    "engine_trial",
-    "oracle_on_device",
-    "subjects",
-    "recording",
-    "continuation",
-    "implementation",
-    "observer",
-)
-ABOVE_CHECKPOINTS = (
-    *RUNS_THE_LADDER,
-    "model",
-    "engine",
-    "diagnose",
-    "report",
-    "worker",
-    "cli",
-    "pytest_plugin",
-)
-"""What in llama_ckpt may import `checkpoints`, and is imported by nothing below."""
+ARROWS: dict[str, str] = {
+    # ground stones
+    "errors": "",
+    "points": "",
+    "precisions": "",
+    "version": "",
+    "spawning": "",
+    "json_values": "",
+    "shadowing": "errors",
+    # bytes, weights, tokens
+    "gguf": "errors",
+    "weights": "errors gguf precisions",
+    "tokens": "errors gguf",
+    "kernels": "errors weights",
+    # the mathematics, and what is held against it
+    "oracle": "errors gguf weights",
+    "judging": "errors json_values oracle points precisions",
+    "dumps": "errors judging points precisions",
+    "capture": "dumps errors gguf points spawning weights",
+    "making": "capture errors gguf reference_dumps spawning weights",
+    "checkpoints": "errors points tokens weights",
+    "model": "checkpoints errors gguf precisions tokens weights",
+    "engine": "checkpoints errors kernels model precisions tokens weights",
+    "generation": "checkpoints engine errors model precisions tokens weights",
+    # what a wrong tensor looks like
+    "diagnose": "errors json_values judging oracle points precisions",
+    "comparing": (
+        "diagnose dumps errors gguf json_values judging oracle points precisions reference_dumps "
+        "weights"
+    ),
+    # the ladder, and the catalogues on trial
+    "ladder": (
+        "capture checkpoints diagnose dumps engine errors gguf judging kernels making model "
+        "oracle points precisions reference_dumps shadowing tokens weights"
+    ),
+    "mutants": (
+        "checkpoints diagnose dumps errors gguf judging ladder model oracle points precisions "
+        "reference_dumps tokens weights"
+    ),
+    # what people run
+    "report": (
+        "comparing diagnose errors gguf judging ladder mutants points precisions shadowing tokens "
+        "version weights"
+    ),
+    "worker": (
+        "checkpoints engine errors generation gguf judging model precisions shadowing spawning "
+        "tokens version weights"
+    ),
+    "pytest_plugin": "errors ladder report",
+    "cli": (
+        "capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
+        "llama_ckpt making model mutants points precisions reference_dumps report shadowing "
+        "tokens version weights worker"
+    ),
+    "llama_ckpt": (
+        "comparing dumps errors generation gguf ladder making model shadowing tokens version "
+        "weights"
+    ),
+    "__main__": "cli",
+    "reference_dumps": "",
+}
+"""A room of the house, package or module, to the rooms that it may import; any deeper arrow is a mistake."""
 
-COMPUTES = (
-    *("block_formats", "quants", "weights", "loading", "kv_cache", "sampling", "kernels"),
-    "report.pages",
+LOADS_TORCH = (
+    *("weights.block_formats", "weights.quants", "weights.records", "weights.loading", "weights.kv_cache"),
+    *("tokens.sampling", "kernels", "dumps.hooks", "dumps.record", "dumps.transformers_llama"),
+    *("oracle.on_device", "model", "generation", "engine", "ladder", "mutants", "worker"),
 )
-RECORDS = ("module_recorder", "transformers_llama")
-LOADS_TORCH = (*COMPUTES, *RECORDS, *RUNS_THE_LADDER, "model", "engine", "diagnose", "worker")
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""
 
 
@@ -103,27 +140,101 @@ def test_parser_sees_every_kind_of_import(tmp_path: Path) -> None:
     assert "h" not in set(imports("p.module", source, deferred=False))
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n.startswith("llama_ckpt")])
-def test_only_what_stands_above_imports_checkpoints(name: str) -> None:
-    above = tuple(f"llama_ckpt.{module}" for module in ABOVE_CHECKPOINTS)
-    if not is_within(name, *above):
-        wrong = [i for i in imports(name, modules()[name]) if is_within(i, "checkpoints")]
-        assert not wrong, f"{name} stands below the checkpoints and imports {wrong}"
+def room(name: str) -> str:
+    """The room that a module lives in: the package or module below `llama_ckpt`, or what stands beside it."""
+    first, _, rest = name.partition(".")
+    return rest.partition(".")[0] or first if first == "llama_ckpt" else first
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n != "llama_ckpt"])
-def test_nothing_below_imports_what_stands_above(name: str) -> None:
-    """`ladder`, `model` and the rest are for the command line and users, not for layers and formats."""
-    above = tuple(f"llama_ckpt.{module}" for module in ABOVE_CHECKPOINTS)
-    if not is_within(name, *above, "llama_ckpt.__main__"):
-        wrong = [i for i in imports(name, modules()[name]) if is_within(i, *above)]
-        assert not wrong, f"{name} imports {wrong}, which stand above it"
+def targets(name: str) -> set[str]:
+    """The modules of ours that a module imports, late and for types alone too."""
+    known = modules()
+    found = set()
+    for imported in imports(name, known[name]):
+        if imported in known:
+            found.add(imported)
+    # `from package import module` names the package as well; that is no arrow to the package's face
+    return {one for one in found if not any(other.startswith(one + ".") for other in found)} - {name}
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n.startswith("llama_ckpt")])
-def test_nothing_but_the_command_imports_the_command_line(name: str) -> None:
-    if not is_within(name, "llama_ckpt.cli", "llama_ckpt.__main__"):
-        assert not [i for i in imports(name, modules()[name]) if is_within(i, "llama_ckpt.cli")]
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of nodes that reach each other, sorted (Tarjan's strongly connected components)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(node: str) -> None:
+        order[node] = low[node] = len(order)
+        stack.append(node)
+        for other in graph.get(node, ()):
+            if other not in order:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], order[other])
+        if low[node] == order[node]:
+            group = stack[stack.index(node) :]
+            del stack[stack.index(node) :]
+            if len(group) > 1:
+                found.append(sorted(group))
+
+    for node in graph:
+        if node not in order:
+            visit(node)
+    return found
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b", "d"}, "d": set()}) == [["b", "c"]]
+
+
+def test_no_circle_between_modules() -> None:
+    """Imports inside functions and under TYPE_CHECKING count: a reader follows those, too."""
+    assert circles({name: targets(name) for name in modules()}) == []
+
+
+@pytest.mark.parametrize("name", modules())
+def test_arrows_between_packages_are_as_drawn(name: str) -> None:
+    own = room(name)
+    assert own in ARROWS, f"{own} is a new room: draw its arrows in ARROWS"
+    drawn = {own, *ARROWS[own].split()}
+    wrong = sorted(one for one in targets(name) if room(one) not in drawn)
+    assert not wrong, f"{name} imports {wrong}; {own} may import: {ARROWS[own] or 'nothing'}"
+
+
+def test_the_drawing_has_no_circle_and_no_room_that_is_gone() -> None:
+    graph = {name: set(below.split()) for name, below in ARROWS.items()}
+    assert circles(graph) == []
+    assert set(ARROWS) == {room(name) for name in modules()}
+
+
+WRITTEN_ONCE = {
+    "relative_error": "judging.metrics",
+    "finite": "json_values",
+    "power_of_two": "kernels.launching",
+    "bits_in_order": "weights.block_formats",
+    "block_tap": "checkpoints.c08_logits",
+    "python_module": "spawning",
+    "causal_mask": "judging.metrics",
+    "judge": "judging.verdict",
+    "DTYPES": "precisions",
+}
+"""A helper that had several homes, to the one that it has."""
+
+
+@pytest.mark.parametrize("helper", WRITTEN_ONCE)
+def test_a_helper_is_written_once(helper: str) -> None:
+    homes = []
+    for name, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                defined = [node.name]
+            else:
+                assigned = getattr(node, "targets", ())
+                defined = [target.id for target in assigned if isinstance(target, ast.Name)]
+            homes += [name for one in defined if one.lstrip("_") == helper]
+    assert [home.removeprefix("llama_ckpt.") for home in homes] == [WRITTEN_ONCE[helper]]
 
 
 def test_oracle_imports_numpy_and_nothing_of_ours() -> None:
@@ -136,7 +247,7 @@ def test_oracle_imports_numpy_and_nothing_of_ours() -> None:
 
 @pytest.mark.parametrize("name", [n for n in modules() if n.startswith("checkpoints")])
 def test_checkpoints_never_import_the_oracle_or_the_judges(name: str) -> None:
-    judges = [f"llama_ckpt.{module}" for module in ("oracle", "compare", "limits", "dumps", "capture")]
+    judges = [f"llama_ckpt.{module}" for module in ("oracle", "judging", "dumps", "capture")]
     wrong = [i for i in imports(name, modules()[name]) if is_within(i, *judges, "reference_dumps")]
     assert not wrong, f"{name} imports {wrong}"
 

@@ -29,7 +29,7 @@ def test_every_point_is_that_of_numpy(model: Model) -> None:
     found: dict[str, np.ndarray] = {}
     wanted: dict[str, np.ndarray] = {}
     for weights, seen in (
-        (DeviceOracleWeights(model), found),
+        (DeviceOracleWeights(model.file, model.config, model.weights), found),
         (OracleWeights(model.file, model.config), wanted),
     ):
         at = range(len(TOKENS))
@@ -58,7 +58,7 @@ def test_wrong_weights_on_the_device_are_refused(model: Model) -> None:
     blocks = list(model.weights.blocks)
     blocks[2] = replace(blocks[2], wk=blocks[2].wk + 1e-3)
     wrong = replace(model, weights=replace(model.weights, blocks=tuple(blocks)))
-    weights = DeviceOracleWeights(wrong)
+    weights = DeviceOracleWeights(wrong.file, wrong.config, wrong.weights)
     assert weights.blocks[1].wq is not None
     with pytest.raises(
         ReferenceError, match=r"weights of blk\.2\.attn_k\.weight on (cpu|cuda).*: got .*equal"
@@ -75,6 +75,7 @@ def test_only_a_products_right_side_is_taken(model: Model) -> None:
 
 
 def test_small_models_and_cpus_keep_to_numpy(model: Model) -> None:
-    assert type(oracle_weights(model)) is OracleWeights
-    large = type(oracle_weights(model, above=0))
+    given = (model.file, model.config, model.weights, model.device)
+    assert type(oracle_weights(*given)) is OracleWeights
+    large = type(oracle_weights(*given, above=0))
     assert large is (OracleWeights if model.device.type == "cpu" else DeviceOracleWeights)
