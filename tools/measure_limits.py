@@ -22,9 +22,9 @@ import torch
 
 from llama_ckpt.judging.metrics import averaging, causal_mask, measure
 from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.mutants.right_programs.torch_programs import ORDERS, PlainProgram, correct_programs
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, Checkpoint, split_name
-from tools.correct_programs import ORDERS, PlainProgram, correct_programs
 from tools.measured_models import SHAPES, Shape, model_for
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from llama_ckpt.capture.library import Library, load_library
 from llama_ckpt.capture.request import Request, read_requests
 from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, run_chain
-from llama_ckpt.capture.session import Context, LoadedModel
+from llama_ckpt.capture.session import Context, ReferenceModel
 from llama_ckpt.capture.tap import PointTap
 from llama_ckpt.dumps.manifest import Continuation
 from llama_ckpt.errors import LlamaCkptError
@@ -31,7 +31,7 @@ __all__ = ["main", "record"]
 Tensors = dict[str, NDArray[Any]]
 
 
-def record(loaded: LoadedModel, request: Request) -> tuple[dict[str, Any], Tensors]:
+def record(loaded: ReferenceModel, request: Request) -> tuple[dict[str, Any], Tensors]:
     """Run llama.cpp on a request.
 
     Returns:
@@ -56,7 +56,7 @@ def record(loaded: LoadedModel, request: Request) -> tuple[dict[str, Any], Tenso
     return result | _producer(library, loaded), tensors
 
 
-def _greedy(loaded: LoadedModel, request: Request, token_ids: tuple[int, ...]) -> Continuation:
+def _greedy(loaded: ReferenceModel, request: Request, token_ids: tuple[int, ...]) -> Continuation:
     """llama.cpp's own continuation, without a recording."""
     tap = PointTap(loaded.library, loaded.n_layers, ())
     with Context(loaded, request, len(token_ids), tap) as context:
@@ -64,7 +64,7 @@ def _greedy(loaded: LoadedModel, request: Request, token_ids: tuple[int, ...]) -
         return _continuation(context, request, token_ids)
 
 
-def _producer(library: Library, loaded: LoadedModel) -> dict[str, str]:
+def _producer(library: Library, loaded: ReferenceModel) -> dict[str, str]:
     return {
         "version": library.version(),
         "llama_cpp_python": library.package_version,
@@ -119,7 +119,7 @@ def main(folder: Path) -> None:
     results: Any = []
     try:
         requests = read_requests(folder / "requests.json")
-        with LoadedModel(load_library(), requests[0]) as loaded:
+        with ReferenceModel(load_library(), requests[0]) as loaded:
             for number, request in enumerate(requests):
                 result, tensors = record(loaded, request)
                 contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}

@@ -17,13 +17,13 @@ from llama_ckpt.capture.request import Request
 from llama_ckpt.capture.tap import PointTap
 from llama_ckpt.errors import DeviceError, OptionError, ReferenceError, TokenizerError
 
-__all__ = ["Context", "LoadedModel"]
+__all__ = ["Context", "ReferenceModel"]
 
 F32 = 0  # GGML_TYPE_F32
 PIECE_BYTES = 4096  # no piece of a vocabulary is longer
 
 
-class LoadedModel:
+class ReferenceModel:
     """A model that llama.cpp has loaded; use it in a `with` block.
 
     Raises:
@@ -47,7 +47,7 @@ class LoadedModel:
         self.n_layers: int = api.llama_model_n_layer(self.model)
         self.eos: int = api.llama_vocab_eos(self.vocab)
 
-    def __enter__(self) -> LoadedModel:
+    def __enter__(self) -> ReferenceModel:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
@@ -87,7 +87,7 @@ class LoadedModel:
 class Context:
     """llama.cpp's context for one sequence; use it in a `with` block."""
 
-    def __init__(self, loaded: LoadedModel, request: Request, n_tokens: int, tap: PointTap) -> None:
+    def __init__(self, loaded: ReferenceModel, request: Request, n_tokens: int, tap: PointTap) -> None:
         self.loaded, self.api = loaded, loaded.library.api
         self._keep = tap
         params = self._params(request, n_tokens, tap)

@@ -44,8 +44,8 @@ def command(
     there is no false alarm; else 1.
     """
     from llama_ckpt.diagnose.bugs import catalogue
-    from llama_ckpt.mutants.benign import VARIANTS
     from llama_ckpt.mutants.report import run_mutants
+    from llama_ckpt.mutants.right_programs.catalogue import VARIANTS
     from llama_ckpt.report import mutants as rows
 
     known = {bug.name: bug for bug in catalogue()}

@@ -22,7 +22,7 @@ from llama_ckpt.diagnose.patched_oracle import answers
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_POINTS, Case, block_point
 
-__all__ = ["INPUT", "STEPS", "BlockFlow", "Flow", "Step", "block_case", "whole_block"]
+__all__ = ["INPUT", "STEPS", "BlockFlow", "Flow", "FlowStep", "block_case", "whole_block"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ INPUT = "in"
 
 
 @dataclass(frozen=True)
-class Step:
+class FlowStep:
     """One step: the oracle's function, the points that it reads, those that it gives and those it shows."""
 
     function: str
@@ -46,20 +46,20 @@ class Step:
         return (*self.taps, *self.returns)
 
 
-STEPS: tuple[Step, ...] = (
-    Step("rms_norm", (INPUT,), ("attn_norm",)),
-    Step("qkv", ("attn_norm",), ("q", "k", "v")),
-    Step("rope", ("q", "k"), ("q_rope", "k_rope")),
-    Step(
+STEPS: tuple[FlowStep, ...] = (
+    FlowStep("rms_norm", (INPUT,), ("attn_norm",)),
+    FlowStep("qkv", ("attn_norm",), ("q", "k", "v")),
+    FlowStep("rope", ("q", "k"), ("q_rope", "k_rope")),
+    FlowStep(
         "attention",
         ("q_rope", "k_rope", "v"),
         ("attn_out",),
         taps=("attn_scores", "attn_probs", "attn_context"),
     ),
-    Step("add", (INPUT, "attn_out"), ("ffn_inp",), needs_weights=False),
-    Step("rms_norm", ("ffn_inp",), ("ffn_norm",)),
-    Step("swiglu", ("ffn_norm",), ("ffn_out",), taps=("ffn_gate", "ffn_up", "ffn_swiglu")),
-    Step("add", ("ffn_inp", "ffn_out"), ("out",), needs_weights=False),
+    FlowStep("add", (INPUT, "attn_out"), ("ffn_inp",), needs_weights=False),
+    FlowStep("rms_norm", ("ffn_inp",), ("ffn_norm",)),
+    FlowStep("swiglu", ("ffn_norm",), ("ffn_out",), taps=("ffn_gate", "ffn_up", "ffn_swiglu")),
+    FlowStep("add", ("ffn_inp", "ffn_out"), ("out",), needs_weights=False),
 )
 """The steps of a block, in order."""
 
@@ -131,7 +131,7 @@ class Flow:
         """The call of the whole block."""
         return block_case(number, start, weights, self.config, self.positions)
 
-    def _case(self, number: int, step: Step, inputs: list[Array], weights: Any) -> Case | None:
+    def _case(self, number: int, step: FlowStep, inputs: list[Array], weights: Any) -> Case | None:
         """The call of one step; None without weights."""
         if weights is None:
             return None
@@ -139,7 +139,7 @@ class Flow:
         taps = {point: block_point(number, point) for point in step.taps}
         return Case(step.function, self._arguments(step, inputs, weights), returns, taps)
 
-    def _arguments(self, step: Step, inputs: list[Array], weights: Any) -> dict[str, Any]:
+    def _arguments(self, step: FlowStep, inputs: list[Array], weights: Any) -> dict[str, Any]:
         config = self.config
         if step.function == "rms_norm":
             weight = weights.attn_norm if step.returns == ("attn_norm",) else weights.ffn_norm
@@ -157,7 +157,7 @@ class Flow:
         return {"x": inputs[0], **gates}
 
 
-def _without_weights(step: Step, inputs: list[Array], positions: NDArray[np.int64]) -> dict[str, Array]:
+def _without_weights(step: FlowStep, inputs: list[Array], positions: NDArray[np.int64]) -> dict[str, Array]:
     """What a step shows that takes no weights: attention up to its context."""
     if step.function != "attention":
         return {}

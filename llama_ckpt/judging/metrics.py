@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
-    "Metrics",
+    "Errors",
     "averaging",
     "causal_mask",
     "element_errors",
@@ -44,7 +44,7 @@ def averaging(n: float) -> float:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class Errors:
     """How far x is from o; the module's docstring has the formulas.
 
     Attributes:
@@ -74,7 +74,7 @@ def causal_mask(positions: ArrayLike, sequence_ids: ArrayLike | None = None) -> 
     return seen[:, None, :]
 
 
-def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
+def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Errors:
     """Measure x against o, arrays of one shape with the token first, where `mask` is True.
 
     A row whose norm in o is (nearly) nothing is measured against a tenth of the median row's, and
@@ -87,7 +87,7 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Metrics:
     norm, n = _norm(oracle) or 1.0, int(judged.sum())
     scaled = oracle / norm  # divided first, lest the squares overflow
     squares = scaled * scaled
-    return Metrics(
+    return Errors(
         err=_norm(residual) / norm,
         row_err=float(row_errs[worst]),
         row=worst,

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
-from llama_ckpt.judging.metrics import Metrics, averaging, causal_mask, element_errors, explain, measure
+from llama_ckpt.judging.metrics import Errors, averaging, causal_mask, element_errors, explain, measure
 
 __all__ = ["PointVerdict", "causal_mask", "judge"]
 
@@ -184,7 +184,7 @@ def _largest(array: Array, judged: Mask) -> float:
 
 
 def _facts(
-    name: str, x: Array, o: Array, r: Array | None, judged: Mask, limit: Limit, found: Metrics
+    name: str, x: Array, o: Array, r: Array | None, judged: Mask, limit: Limit, found: Errors
 ) -> PointVerdict:
     """Every figure of the verdict; it passes without a reason until something is found."""
     against = o if r is None else r
@@ -224,7 +224,7 @@ def _facts(
     return dataclasses.replace(facts, err_reference=theirs, distance=apart / norm, closer=closer)
 
 
-def _problems(found: Metrics, limit: Limit) -> list[str]:
+def _problems(found: Errors, limit: Limit) -> list[str]:
     """A phrase for each limit that is broken."""
     gain, bias = limit.gain * averaging(found.n_gain), limit.bias * averaging(found.n)
     checks = (

@@ -16,8 +16,8 @@ from typing import Any
 
 from llama_ckpt.diagnose.bugs import Bug, catalogue
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.benign import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.models import SHAPES, Given, embedded_given, seeded_given
+from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import Bench, BugRun, VariantRun, run_bug, run_variant
 

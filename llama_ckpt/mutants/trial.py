@@ -23,12 +23,12 @@ from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
 from llama_ckpt.judging.verdict import causal_mask, judge
-from llama_ckpt.mutants.benign import Variant
 from llama_ckpt.mutants.models import Given
+from llama_ckpt.mutants.right_programs.catalogue import Variant
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.points import POINTS, Case, Checkpoint, block_point, split_name
 
-__all__ = ["Bench", "BugRun", "FalseAlarm", "Judged", "VariantRun", "run_bug", "run_variant"]
+__all__ = ["Bench", "BugRun", "FalseAlarm", "JudgedCase", "VariantRun", "run_bug", "run_variant"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -40,7 +40,7 @@ FREE_RUN = "logits"
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedCase:
     """One point of a program on trial.
 
     Attributes:
@@ -91,7 +91,7 @@ class Bench:
             not np.array_equal(predicted[name], exact[name], equal_nan=True) for name in exact
         )
 
-    def judged(self, program: PatchedOracle, case: Case) -> Iterator[Judged]:
+    def judged(self, program: PatchedOracle, case: Case) -> Iterator[JudgedCase]:
         """Every point that the program shows of a call."""
         exact = self.exact(case)
         with np.errstate(all="ignore"):
@@ -100,7 +100,7 @@ class Bench:
             if name in trial:
                 yield self._judged(name, trial[name], exact[name], case)
 
-    def _judged(self, name: str, x: Array, o: Array, case: Case) -> Judged:
+    def _judged(self, name: str, x: Array, o: Array, case: Case) -> JudgedCase:
         limit = self._limit(name, case)
         mask = (
             causal_mask(self.given.positions)
@@ -116,7 +116,7 @@ class Bench:
             rivals = frozenset(
                 rival.name for rival in RIVALS if not rival.passes(trial, exact.astype(np.float32))
             )
-        return Judged(Evidence(name, x, o, limit, case, mask), saw, rivals)
+        return JudgedCase(Evidence(name, x, o, limit, case, mask), saw, rivals)
 
     def _limit(self, name: str, case: Case) -> Limit:
         if case.function == "generate":
@@ -210,7 +210,7 @@ def run_bug(bug: Bug, bench: Bench, rounding: Variant) -> BugRun | None:
 
 
 def _killed(
-    bug: Bug, bench: Bench, checkpoint: Checkpoint, by_case: list[list[Judged]], passed: tuple[str, ...]
+    bug: Bug, bench: Bench, checkpoint: Checkpoint, by_case: list[list[JudgedCase]], passed: tuple[str, ...]
 ) -> BugRun:
     points = [one for judged in by_case for one in judged]
     first = next(one for one in points if one.saw)
@@ -230,7 +230,7 @@ def _killed(
     )
 
 
-def _evidence(first: Judged, by_case: list[list[Judged]]) -> list[Evidence]:
+def _evidence(first: JudgedCase, by_case: list[list[JudgedCase]]) -> list[Evidence]:
     """The first failing tensor, then others of its function, right and wrong; right ones tell something too.
 
     Of a free run nothing after the first failing point: what is made there and what was inherited mix.

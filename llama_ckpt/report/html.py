@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from llama_ckpt.report import charts
-from llama_ckpt.report.view import Judged, View, view
+from llama_ckpt.report.view import DrawnPoint, View, view
 from llama_ckpt.version import __version__
 
 __all__ = ["page"]
@@ -163,7 +163,7 @@ def _maps(seen: View) -> Iterator[str]:
 
 
 def _point_map(seen: View, kind: str) -> str:
-    worst: dict[tuple[str, int], Judged] = {}
+    worst: dict[tuple[str, int], DrawnPoint] = {}
     for one in seen.judged:
         if one.kind != kind or one.ratio is None:
             continue
@@ -181,7 +181,7 @@ def _point_map(seen: View, kind: str) -> str:
     return charts.heat_map(rows, f"{kind} error over limit, point by block")
 
 
-def _cell(one: Judged | None) -> tuple[float | None, str]:
+def _cell(one: DrawnPoint | None) -> tuple[float | None, str]:
     if one is None:
         return None, ""
     found = one.verdict
@@ -260,7 +260,7 @@ def _verdicts(seen: View) -> Iterator[str]:
     yield from _section("Adjudication", text if rows or seen.tokens else "", parts)
 
 
-def _verdict_row(one: Judged) -> tuple[str, ...]:
+def _verdict_row(one: DrawnPoint) -> tuple[str, ...]:
     found = one.verdict
     name = f"{one.name} {one.kind}" + (f" {one.dump}" if one.dump else "")
     numbers = (_number(found[key]) for key in ("err", "err_reference", "distance", "limit"))

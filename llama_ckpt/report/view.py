@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
 
-__all__ = ["Curve", "Judged", "View", "view"]
+__all__ = ["Curve", "DrawnPoint", "View", "view"]
 
 Record: TypeAlias = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ CHOICES = ("last_logits", "greedy_tokens", "sampling")
 
 
 @dataclass(frozen=True)
-class Judged:
+class DrawnPoint:
     """One verdict on one tensor.
 
     Attributes:
@@ -96,7 +96,7 @@ class View:
     steps: list[tuple[str, str]] = field(default_factory=list)
     findings: list[tuple[str, str, str]] = field(default_factory=list)
     explained: list[Record] = field(default_factory=list)
-    judged: list[Judged] = field(default_factory=list)
+    judged: list[DrawnPoint] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
     curve_point: str = "out"
     amplification: list[float | None] = field(default_factory=list)
@@ -159,7 +159,7 @@ def _comparison(report: Record) -> View:
         for kind in ("own", "total"):
             if point[kind] is not None:
                 made.judged.append(
-                    Judged(
+                    DrawnPoint(
                         point["name"], point["block"], point["point"], kind, "", point[kind], point["made"]
                     )
                 )
@@ -230,7 +230,7 @@ def _ladder(report: Record) -> View:
             block, neutral = split_name(name)
             kind = "own" if point["error_kind"] == "own" else "total"
             shown = f"{name} ({variant})" if variant else name
-            made.judged.append(Judged(shown, block, neutral.split(".")[0], kind, point["dump"], point))
+            made.judged.append(DrawnPoint(shown, block, neutral.split(".")[0], kind, point["dump"], point))
     made.curves, made.curve_point = _ladder_curves(made.judged)
     made.provenance = [(key, _text(report[key])) for key in ("model", "device", "dtype", "implementation")]
     made.provenance.append(("recordings", ", ".join(dict.fromkeys(one.dump for one in made.judged))))
@@ -238,7 +238,7 @@ def _ladder(report: Record) -> View:
     return made
 
 
-def _ladder_curves(judged: Iterable[Judged]) -> tuple[list[Curve], str]:
+def _ladder_curves(judged: Iterable[DrawnPoint]) -> tuple[list[Curve], str]:
     """Own and total error by block, of the end of the blocks or of the first point that has many."""
     inside = [one for one in judged if one.block is not None and "(" not in one.name]
     points = list(dict.fromkeys(one.point for one in inside))

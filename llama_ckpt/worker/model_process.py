@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from llama_ckpt.model import Model
 
-__all__ = ["Engine", "Outbox", "serve"]
+__all__ = ["ServedModel", "Outbox", "serve"]
 
 METRICS_EVERY = 1.0  # seconds
 Message = Mapping[str, Any]
@@ -60,7 +60,7 @@ class Outbox:
             os._exit(0)
 
 
-class Engine:
+class ServedModel:
     """A loaded model that answers the messages of one worker."""
 
     def __init__(self, model: Model, max_context: int, outbox: Outbox) -> None:
@@ -170,7 +170,7 @@ def weight_bytes(model: Model) -> int:
     return sum(tensor.nbytes for tensor in raw.values())
 
 
-def load(order: Message, outbox: Outbox) -> Engine:
+def load(order: Message, outbox: Outbox) -> ServedModel:
     """Load the model and say so; the header is checked before torch is imported, which takes seconds."""
     file = open_gguf(order["model"])
     config = LlamaConfig.from_gguf(file)
@@ -186,7 +186,7 @@ def load(order: Message, outbox: Outbox) -> Engine:
     if dtype == "auto":
         dtype = "float16" if device.type == "cuda" else "float32"
     use_threads()
-    engine = Engine(load_model(order["model"], device=device, dtype=dtype), limit, outbox)
+    engine = ServedModel(load_model(order["model"], device=device, dtype=dtype), limit, outbox)
     name = config.name or file.path.stem
     described = {"dtype": dtype, "device": str(device), "memory_type": device.type}
     described |= {"max_context": limit, "vocab_size": config.vocab_size, "name": name}
@@ -236,7 +236,7 @@ def serve(orders: IO[str], outbox: Outbox) -> int:
 
 def _read(
     orders: IO[str],
-    engine: Engine,
+    engine: ServedModel,
     generations: queue.SimpleQueue[Message],
     texts: queue.SimpleQueue[Message],
 ) -> None:
@@ -249,7 +249,7 @@ def _read(
     os._exit(0)  # the worker has gone; the main thread may be in the middle of a long prompt
 
 
-def _encode(engine: Engine, texts: queue.SimpleQueue[Message]) -> None:
+def _encode(engine: ServedModel, texts: queue.SimpleQueue[Message]) -> None:
     while True:
         engine.encode(texts.get())
 

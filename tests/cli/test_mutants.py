@@ -11,13 +11,13 @@ from typer.testing import CliRunner
 
 from llama_ckpt.cli import app
 from llama_ckpt.diagnose.bugs import catalogue
-from llama_ckpt.mutants.benign import ROUNDING, VARIANTS
 from llama_ckpt.mutants.models import SHAPES
 from llama_ckpt.mutants.report import SCHEMA
+from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import run_bug
-from llama_ckpt.report.mutant_pages import bugs_page, metrics_page
 from tests.comparing.prompts import bench
+from tools.mutant_pages import bugs_page, metrics_page
 
 TOTALS = ("bugs", "killed", "killed_by_named_checkpoint", "named_first")
 TOTALS += ("indistinguishable", "benign", "false_alarms", "seeds")

@@ -10,7 +10,7 @@ import pytest
 from llama_ckpt.diagnose import run_oracle
 from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.benign import ROUNDING, VARIANTS
+from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.precisions import DTYPES
 

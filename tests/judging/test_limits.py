@@ -20,9 +20,9 @@ from llama_ckpt.judging.limits import (
     limit_for,
 )
 from llama_ckpt.judging.measured_errors import MEASURED, WORST
+from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
-from tools.correct_programs import correct_programs
 from tools.measure_limits import Maxima, measure_sampling, measure_shape
 from tools.measured_models import SHAPES
 

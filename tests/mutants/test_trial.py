@@ -11,9 +11,9 @@ import pytest
 from llama_ckpt.diagnose.bugs import Bug, catalogue
 from llama_ckpt.diagnose.patched_oracle import PatchedOracle
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.benign import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.models import SHAPES, embedded_given
 from llama_ckpt.mutants.report import MutantReport, VariantRow, run_mutants, runs_of
+from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.trial import Bench, BugRun, run_bug, run_variant
 from llama_ckpt.precisions import DTYPES
 from tests.comparing.prompts import bench

@@ -17,6 +17,8 @@ from torch import Tensor
 import checkpoints
 from checkpoints.c08_logits import output_logits
 
+__all__ = ["ORDERS", "Order", "PlainProgram", "correct_programs"]
+
 Order = Callable[[Tensor, Tensor], Tensor]
 """Products x [n, in] with w [out, in], float32, summed over `in` in some order -> [n, out]."""
 
@@ -42,7 +44,7 @@ def last_to_first(x: Tensor, w: Tensor) -> Tensor:
 
 def chunked(x: Tensor, w: Tensor) -> Tensor:
     """Runs of 32, then their sums: blocked kernels, split-K."""
-    parts = [a @ b.T for a, b in zip(x.split(32, dim=1), w.split(32, dim=1), strict=True)]
+    parts = [a @ b.T for a, b in zip(torch.split(x, 32, dim=1), torch.split(w, 32, dim=1), strict=True)]
     return torch.stack(parts).cumsum(0)[-1]
 
 
@@ -82,14 +84,17 @@ class PlainProgram:
         return self.order(x.float(), w.to(self.dtype).float()).to(self.dtype)
 
     def embed(self, token_ids: Tensor, weight: Tensor) -> Tensor:
+        """Rows of the table: `[n]` to `[n, width]`."""
         return weight[token_ids].to(self.dtype)
 
     def rms_norm(self, x: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+        """`[n, width]`: the mean square in `order`, the root and the product rounded."""
         wide = x.float()
         mean_square = self.order(wide * wide, torch.ones(1, x.shape[1])) / x.shape[1]
         return (wide / torch.sqrt(mean_square + eps)).to(self.dtype) * weight.to(self.dtype)
 
     def rope(self, q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbours turned; cosine and sine rounded to `dtype` from float64 angles."""
         angles = (positions.double()[:, None] * frequencies)[:, None]
         cos, sin = angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
@@ -100,14 +105,16 @@ class PlainProgram:
         return turn(q), turn(k)
 
     def qkv(self, x: Tensor, wq: Tensor, wk: Tensor, wv: Tensor, *, n_heads: int, n_kv_heads: int) -> Any:
+        """Three products, `[n, heads, head_dim]` each."""
         heads = (n_heads, n_kv_heads, n_kv_heads)
         return tuple(
-            self.product(x, w).unflatten(-1, (n, -1)) for w, n in zip((wq, wk, wv), heads, strict=True)
+            torch.unflatten(self.product(x, w), -1, (n, -1)) for w, n in zip((wq, wk, wv), heads, strict=True)
         )
 
     def attention(
         self, q: Tensor, k: Tensor, v: Tensor, wo: Tensor, *, positions: Tensor, tap: Any = None
     ) -> Tensor:
+        """Head by head, scores, probabilities and context each rounded; `[n, width]`."""
         group = q.shape[1] // k.shape[1]
         hidden = positions[None] > positions[:, None]
         heads: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -122,12 +129,14 @@ class PlainProgram:
         return self.product(context.flatten(1), wo)
 
     def swiglu(self, x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor, tap: Any = None) -> Tensor:
+        """Gate and up, their product rounded, down; `[n, width]`."""
         gate, up = self.product(x, w_gate), self.product(x, w_up)
         product = (gate.float() / (1 + torch.exp(-gate.float()))).to(self.dtype) * up
         see(tap, ffn_gate=gate, ffn_up=up, ffn_swiglu=product)
         return self.product(product, w_down)
 
     def block(self, x: Tensor, weights: Any, *, config: Any, positions: Tensor, tap: Any = None) -> Tensor:
+        """The steps of a block in their order, every result rounded; `[n, width]`."""
         w, eps = weights, config.rms_norm_eps
         attn_norm = self.rms_norm(x, w.attn_norm, eps=eps)
         q, k, v = self.qkv(attn_norm, w.wq, w.wk, w.wv, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads)
@@ -144,6 +153,7 @@ class PlainProgram:
         return ffn_inp + ffn_out
 
     def output_logits(self, x: Tensor, weights: Any, *, config: Any, tap: Any = None) -> Tensor:
+        """The last norm and the head: `[n, vocab]`."""
         output_norm = self.rms_norm(x, weights.output_norm, eps=config.rms_norm_eps)
         see(tap, output_norm=output_norm)
         return self.product(output_norm, weights.output)
@@ -151,6 +161,7 @@ class PlainProgram:
     def logits(
         self, token_ids: Tensor, weights: Any, *, config: Any, positions: Tensor, tap: Any = None
     ) -> Tensor:
+        """The whole model from token ids `[n]` to `[n, vocab]`."""
         x = self.embed(token_ids, weights.token_embd)
         see(tap, embd=x)
         for number, block_weights in enumerate(weights.blocks):

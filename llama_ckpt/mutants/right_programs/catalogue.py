@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.patched_oracle import Patch, PatchedOracle
 from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
-from llama_ckpt.mutants import benign_steps as steps
-from llama_ckpt.mutants.benign_steps import float32
-from llama_ckpt.mutants.benign_sums import ORDERS, Product, from_packed
+from llama_ckpt.mutants.right_programs import numpy_steps as steps
+from llama_ckpt.mutants.right_programs.numpy_steps import float32
+from llama_ckpt.mutants.right_programs.numpy_sums import ORDERS, Product, from_packed
 
 __all__ = ["ROUNDING", "VARIANTS", "Variant"]
 
@@ -102,7 +102,7 @@ def layers(dtype: str, **options: bool) -> Callable[[], PatchedOracle]:
     """The layers of `checkpoints/`, loaded when they are asked for."""
 
     def make() -> PatchedOracle:
-        from llama_ckpt.mutants.torch_layers import torch_layers
+        from llama_ckpt.mutants.right_programs.torch_layers import torch_layers
 
         return torch_layers(dtype, **options)
 
