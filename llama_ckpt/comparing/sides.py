@@ -69,8 +69,8 @@ class Sides:
 
     @property
     def tight(self) -> bool:
-        """Whether llama.cpp's tensors are those of float32 weights on the CPU."""
-        return self.dumps is not None and self.dumps.manifest.float32
+        """Whether llama.cpp's tensors are those of float32 throughout."""
+        return self.dumps is not None and self.dumps.manifest.tight
 
 
 def open_sides(

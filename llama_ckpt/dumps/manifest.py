@@ -171,13 +171,14 @@ class Manifest:
     dumps: tuple[DumpEntry, ...]
 
     @property
-    def float32(self) -> bool:
+    def tight(self) -> bool:
         """True where llama.cpp computed in float32 throughout: absolute limits hold for such dumps.
 
-        With F16 or quantized weights it rounds activations; on a GPU even float32 weights may go
-        through TF32.
+        With F16 or quantized weights it rounds activations, a KV cache in float16 rounds keys and
+        values; on a GPU even float32 weights may go through TF32.
         """
-        return self.model.tensor_types == ("F32",) and self.producer.backend == "cpu"
+        cache = {self.producer.type_k, self.producer.type_v}
+        return self.model.tensor_types == ("F32",) and self.producer.backend == "cpu" and cache == {"f32"}
 
 
 def manifest_text(manifest: Manifest) -> str:

@@ -144,18 +144,7 @@ def open_all(dumps: DumpSet, model: Model, weights: OracleWeights) -> Iterator[R
         if dumps.entry(name).last_row:
             yield from_last_row(dumps, name, model, weights)
         else:
-            yield from_dump(dumps, name, tight=is_tight(dumps, model.file))
-
-
-def is_tight(dumps: DumpSet, file: GGUFFile) -> bool:
-    """True where llama.cpp rounded nothing: float32 weights, on the CPU, float32 KV cache.
-
-    (On CUDA even float32 weights go through TF32.)
-    """
-    record, producer = dumps.manifest.model, dumps.manifest.producer
-    upcast = record.derived_from is not None and type_named(record.derived_from["how"]) == "F32"
-    own = record.sha256 == file.sha256() and all(info.type.name == "F32" for info in file.tensors.values())
-    return (upcast or own) and producer.backend == "cpu" and {producer.type_k, producer.type_v} == {"f32"}
+            yield from_dump(dumps, name, tight=dumps.manifest.tight)
 
 
 def derivable(path: Path, dumps: DumpSet) -> bool:

@@ -188,7 +188,7 @@ def test_a_long_prompt_is_one_pass(recorded: Path, tmp_path: Path) -> None:
 
 def test_the_manifest_says_what_was_recorded(recorded: Path) -> None:
     manifest = open_dumps(recorded / "plain").manifest
-    assert manifest.float32 and manifest.model.derived_from is None and manifest.model.name == "plain"
+    assert manifest.tight and manifest.model.derived_from is None and manifest.model.name == "plain"
     assert manifest.producer.name == "llama.cpp" and "ggml" in manifest.producer.version
     assert manifest.producer.system_info.startswith("CPU")
 

@@ -254,7 +254,7 @@ def test_a_refused_dump_changes_nothing(folder: Path, changed: dict[str, Any], m
 )
 def test_only_float32_weights_on_the_cpu_are_tight(types: tuple[str, ...], backend: str, tight: bool) -> None:
     manifest = Manifest(replace(MODEL, tensor_types=types), replace(PRODUCER, backend=backend), ())
-    assert manifest.float32 is tight
+    assert manifest.tight is tight
 
 
 @given(
