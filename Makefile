@@ -67,8 +67,9 @@ reference: $(REFERENCE)
 validate-all: setup
 	$(BIN)/llama-ckpt validate $(if $(MODEL),--model "$(MODEL)")
 
+# As many processes as there are cores: half the tests wait for a process of their own, and tensors are small.
 test: setup $(TRITON)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 
 # On a machine without a network the GPU's own Python runs the source tree as it lies there.
 ON_GPU := $(if $(SYSTEM),PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON),$(BIN)/python)
@@ -92,7 +93,7 @@ reference-dumps: reference
 	$(BIN)/python tools/make_reference_dumps.py
 
 docs: setup
-	$(BIN)/python tools/make_docs.py
+	$(BIN)/python -m tools.make_docs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

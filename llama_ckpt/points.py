@@ -92,7 +92,7 @@ def split_name(name: str) -> tuple[int | None, str]:
 
 @dataclass(frozen=True)
 class Case:
-    """One teacher-forced call of a layer function, and the points it answers for.
+    """One call of a layer function with recorded inputs, and the points it answers for.
 
     Attributes:
         function: the name of the function, the same in the checkpoint's module and in the oracle.
@@ -147,7 +147,7 @@ class Checkpoint:
         points: neutral point names (no block number) that this checkpoint answers for.
         max_abs: largest absolute difference from a float32 llama.cpp dump, times
             max(1, max|reference|); 0.0 means exact.
-        cases: given a recording (arrays of torch, or float64 of numpy), the teacher-forced calls.
+        cases: given a recording (arrays of torch, or float64 of numpy), the calls with recorded inputs.
         torch_function: the torch function it stands on, and why (one sentence, for the docs).
         mistakes: what people get wrong here, a sentence each, for `explain`.
     """

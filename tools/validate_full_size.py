@@ -4,7 +4,7 @@
     python -m tools.validate_full_size --folder DIR --type Q4_0   # one type; repeatable
 
 For each file type llama.cpp is recorded on the GPU, in a process of its own; then three programs climb the
-ladder against that recording and the float64 oracle, fed from the recording and running free: our float32
+ladder against that recording and the float64 oracle, for their own errors and in total: our float32
 layers, and the engine in both precisions. Several types are validated side by side. The figures go to
 `docs/full_size.json`, from which `make docs` writes the table.
 """

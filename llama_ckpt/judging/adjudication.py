@@ -38,7 +38,7 @@ class Choice:
         """What happened at this step."""
         verdict = {
             "tie": "a tie: the oracle's margin is within the noise",
-            "reference": "the oracle chooses as we do",
+            "reference": "the oracle chooses as yours does",
             "yours": "the oracle chooses as the reference does, or neither",
         }[self.blame]
         return f"step {self.step}: got {self.got}, wanted {self.wanted}, margin {self.margin:.1e}: {verdict}"

@@ -42,14 +42,14 @@ MARGIN = 4.0
 """A limit is this many times the largest error measured: for seeds, shapes and machines not tried."""
 
 MEASURED_LAYERS = 32
-"""Depth of the models that the free-running errors were measured on."""
+"""Depth of the models that the total errors were measured on."""
 
 MAY_BE_WIDER = frozenset({"attn_scores", "attn_probs"})
 """Points that a half-precision layer only shows, never hands on: float32 is right there too."""
 
 STRUCTURE_FLOOR = {"own": 1 / 16, "total": 1 / 4}
 """A gain or bias is never held to less than this share of the limit on err. Rounding has no direction of
-its own, but weights that share one lend it theirs; free-running, every layer before has done so."""
+its own, but weights that share one lend it theirs; in total, every layer before has done so."""
 
 ON_CUDA = {("float32", "own", "attn_out"): 3.9e-7}
 """Gains that a correct program has on a GPU alone: torch's fused float32 attention there is too large by so
@@ -125,7 +125,7 @@ def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = M
         dtype: what the program computes in, one of DTYPES, or a precision of the engine.
         error_kind: "own" where inputs are recorded ones, "total" where the model runs by itself.
         n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
-            one than was measured gets sqrt(n_layers / 32) of the free-running limit; a shallower
+            one than was measured gets sqrt(n_layers / 32) of the total limit; a shallower
             one gets the limit of 32 layers.
 
     Raises:

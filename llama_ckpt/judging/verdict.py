@@ -103,7 +103,7 @@ def judge(
         limit: what `limits.limit_for` gives for this point, precision and error_kind.
         r: llama.cpp's, float32, or None.
         max_abs: the ladder's absolute limit against r, times max(1, max|r|); it holds in float32 and
-            teacher-forced only. None where there is none.
+            own errors only. None where there is none.
         mask: broadcasts to the shape; only where it is True is anything judged.
         dtype: x's own dtype where numpy cannot show it ("bfloat16" handed over as float32).
     """
@@ -268,7 +268,7 @@ def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged
         if theirs <= most and own > most / 2:
             reason = f"max|x - llama.cpp| {facts.max_abs:.2e} > limit {most:.2e}"
             return dataclasses.replace(facts, verdict="fail", blame="yours", reason=reason)
-        reason = f"{within}; llama.cpp is {theirs:.1e} from exact, we {own:.1e}; judged by the oracle"
+        reason = f"{within}; llama.cpp is {theirs:.1e} from exact, yours {own:.1e}; judged by the oracle"
         return dataclasses.replace(facts, blame="reference", reason=reason)
     if facts.err_reference > facts.limit:
         reason = f"{within}; llama.cpp is further off than this precision needs: {facts.err_reference:.1e}"

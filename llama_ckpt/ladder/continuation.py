@@ -46,7 +46,7 @@ class Noise:
 
 
 def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording, noise: Noise) -> PointVerdict:
-    """The greedy token after every row of the free-running `logits [n, vocab]`."""
+    """The greedy token after every row of the own run's `logits [n, vocab]`."""
     ours = logits.float().cpu().numpy().astype(np.float64)
     chosen = oracle.argmax(ours)
     recorded = recording.greedy_tokens

@@ -65,7 +65,7 @@ class Bench:
 
     @cached_property
     def cases(self) -> dict[str, list[Case]]:
-        """The calls of each checkpoint; the free run of the model is one of checkpoint 8's."""
+        """The calls of each checkpoint; the whole run of the model is one of checkpoint 8's."""
         found = {checkpoint.id: list(checkpoint.cases(self.given)) for checkpoint in self.ladder}
         given = self.given
         arguments = {"token_ids": given.token_ids, "weights": given.weights}
@@ -233,7 +233,7 @@ def _killed(
 def _evidence(first: JudgedCase, by_case: list[list[JudgedCase]]) -> list[Evidence]:
     """The first failing tensor, then others of its function, right and wrong; right ones tell something too.
 
-    Of a free run nothing after the first failing point: what is made there and what was inherited mix.
+    Of a whole run nothing after the first failing point: what is made there and what was inherited mix.
     """
     call = first.evidence.case
     own = next(judged for judged in by_case if any(one is first for one in judged))
