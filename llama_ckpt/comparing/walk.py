@@ -1,8 +1,20 @@
 """Going through somebody's dump in the order of the data's flow, one block in memory at a time.
 
-For each block three things are computed: the oracle's own run from the tokens (`exact`), each step on
-their recorded inputs (`flow`), and the whole block on their input, which tells how much of the error at
-its end came in. numpy only.
+A dump's error has two parts that look alike in a tensor: what was done wrong in the step that made it, and
+what came in with its inputs. To tell them apart each block is computed three times in float64:
+
+    exact   from the tokens on, with nothing of theirs: their distance from it is the `total` error
+    flow    each step on the inputs that they recorded: the distance is the step's `own` error
+    whole   the block on what went into theirs: how much of the error at its end came in with that
+
+The walk goes in the order of the data, and hands on from block to block two vectors a token: what should go
+into the next block, and what does by their dump. One block's weights and tensors are in memory at a time; a
+float64 7B would not fit. Without weights (dumps of theirs against recorded ones) the recording stands in for
+`exact`.
+
+Before anything is judged, what is right but written down differently is put right: RoPE's pairs in halves, a
+norm recorded before its weight, layers under a neighbour's number. Else one such habit would be reported as
+an error of every point after it. numpy only, so that comparing starts fast.
 """
 
 from __future__ import annotations
@@ -36,6 +48,9 @@ class Walk(PointJudge):
 
     def run(self) -> None:
         """Judge every tensor that is there."""
+        # The order matters: what a block reads must have been judged, or repaired, before it; shifts are
+        # looked for first, as a shifted dump would fail in each block; the whole model comes last, since it
+        # needs all the ends.
         sides = self.sides
         self.flow = Flow(sides.config, np.asarray(sides.positions, np.int64))
         exact = self._exact_embedding()
@@ -53,6 +68,7 @@ class Walk(PointJudge):
         sides = self.sides
         if sides.weights is None or sides.file is None or not self.ends:
             return []
+        # All weights at once in float64, 8 bytes each: of a 7B that is 54 GB.
         if 8 * sum(math.prod(info.shape) for info in sides.file.tensors.values()) > KEPT_BYTES:
             return []
         names = [block_point(block, "out") for block in range(sides.n_layers)] + list(ENDS[:2])
@@ -70,7 +86,11 @@ class Walk(PointJudge):
         ]
 
     def _find_shifts(self, embedding: Array | None) -> None:
-        """Points whose tensors stand under the number of the block before or after."""
+        """Points whose tensors stand under the number of the block before or after.
+
+        Each of their first ends is held against the right ends of both neighbours. `take` then reads every
+        later block under the number that it should have.
+        """
         right = self._right_ends(embedding)
         if not right:
             return
@@ -80,6 +100,7 @@ class Walk(PointJudge):
                 name = block_point(block, point)
                 if name in self.sides.theirs.names:
                     x = self.take(name, lambda e=ends[block]: e)  # type: ignore[misc]
+                    # NaN equals nothing: it would say of a shifted dump that it is not.
                     if x is not None and np.isfinite(x).all():
                         theirs[block] = x
             shift = find_shift(theirs, ends, SAME)
@@ -92,12 +113,18 @@ class Walk(PointJudge):
                 self.result.findings.append(LintFinding("layers_shifted", first, message, hint))
 
     def _right_ends(self, embedding: Array | None) -> dict[str, dict[int, Array]]:
-        """What the ends (and first norms) of the first blocks should be, from whoever knows them."""
+        """What the ends (and first norms) of the first blocks should be, from whoever knows them.
+
+        Float64 [n, width] by point and block; block -1 is the embedding, what an end shifted by one would
+        hold.
+        """
+        # Four blocks are enough to see a displacement, and each is computed once more for it.
         n = min(4, self.sides.n_layers)
         right: dict[str, dict[int, Array]] = {"out": {}, "attn_norm": {}}
         if embedding is not None:
             right["out"][-1] = embedding
         x, weights = embedding, self.sides.weights
+        # Block 1, as it has a neighbour on either side; a dump without it is not searched.
         recorded = [p for p in right if block_point(1, p) in self.sides.theirs.names]
         if not recorded:
             return {}
@@ -118,6 +145,7 @@ class Walk(PointJudge):
         sides = self.sides
         if sides.weights is None:
             return self._reference("embd")
+        # A row at a time: the table has 32,000 of them, and a prompt needs a few.
         table = sides.file.float32 if sides.file else None
         assert table is not None
         rows = [table("token_embd.weight", slice(token, token + 1))[0] for token in sides.token_ids]
@@ -136,10 +164,17 @@ class Walk(PointJudge):
                 cases["embd"] = Case("embed", arguments, ("embd",))
             flow = BlockFlow({"embd": exact}, cases, {}, {"embd": ()})
             self._judge_step({"embd": x}, {"embd": exact}, flow, None, None)
+        # A NaN would go into every step after it and hide what is wrong there: the walk goes on with the
+        # right one.
         return x.astype(np.float64) if np.isfinite(x).all() else exact
 
     def _head(self, exact: Array | None, start: Array | None) -> None:
-        """Judge `output_norm` and `logits`."""
+        """Judge `output_norm` and `logits`.
+
+        Args:
+            exact: what should come out of the last block, float64 [n, width]; None where nobody knows.
+            start: what does by their dump.
+        """
         weights, sides = self.sides.weights, self.sides
         names = ("output_norm", "logits")
         right: dict[str, Array] = {}
@@ -149,6 +184,7 @@ class Walk(PointJudge):
         else:
             right = {name: r for name in names if (r := self._reference(name)) is not None}
         theirs = {n: x for n in names if (x := self.take(n, lambda n=n: right.get(n))) is not None}  # type: ignore[misc]
+        # As in `_settle`: put right what was recorded before its weight, then compute again what reads it.
         flow = self._head_flow(theirs, start)
         if weights is not None and "output_norm" in theirs and "output_norm" in flow.computed:
             repaired = self._recorded_early(
@@ -180,6 +216,9 @@ class Walk(PointJudge):
         arguments = {"x": start, "weights": weights, "config": self.sides.config}
         case = Case("output_logits", arguments, ("logits",), {"output_norm": "output_norm"})
         normed = oracle.rms_norm(start, weights.output_norm, eps=self._eps)
+        # Logits are asked of their own norm where there is one, so that an error in the norm is not counted
+        # twice; where there is none, of the norm of their last block, and `replaced` says so to whoever
+        # explains.
         own = theirs.get("output_norm")
         usable = own is not None and np.isfinite(own).all()
         read = np.asarray(own, np.float64) if usable else normed
@@ -194,7 +233,13 @@ class Walk(PointJudge):
     def _block(
         self, number: int, exact_in: Array | None, start: Array | None
     ) -> tuple[Array | None, Array | None]:
-        """Judge a block's points; what goes into the next one, exactly and by theirs."""
+        """Judge a block's points; what goes into the next one, exactly and by theirs.
+
+        Args:
+            number: which block.
+            exact_in: what should go in, float64 [n, width]; None where nobody knows.
+            start: what went in by their dump.
+        """
         weights = self.sides.weights.blocks[number] if self.sides.weights is not None else None
         right: dict[str, Array] = {}
         if weights is not None and exact_in is not None:
@@ -203,15 +248,19 @@ class Walk(PointJudge):
             for point in BLOCK_POINTS:
                 if (r := self._reference(block_point(number, point.name))) is not None:
                     right[point.name] = r
+        # Settled before it is judged: the verdict is of tensors in our order, with their weights in.
         theirs = self._theirs_of(number, right)
         flow = self._flow(number, theirs, start, weights)
         theirs, flow = self._settle(number, theirs, flow, start, weights, right)
+        # While their input is the exact one, both runs of the block are the same, and it is computed once.
         from_input, whole = right, None
         if weights is not None and start is not None:
             case = self.flow.block_case(number, start, weights)
             from_input = right if start is exact_in else whole_block(case)
             whole = case, from_input
         self._judge_step(theirs, right, flow, number, whole)
+        # What goes on into the next block is their end, wrong as it may be: the next block's own error is
+        # what it adds to that. Where they recorded none, or NaN, what the steps on their nearest inputs give.
         end = theirs.get("out")
         if end is None or not np.isfinite(end).all():
             end = flow.computed.get("out")
@@ -231,11 +280,9 @@ class Walk(PointJudge):
         return found
 
     def _flow(self, number: int, theirs: Mapping[str, Array], start: Array | None, weights: Any) -> BlockFlow:
-        usable = {
-            point: np.asarray(x, np.float64)
-            for point, x in theirs.items()
-            if np.isfinite(x).all() and block_point(number, point) not in self.distrusted
-        }
+        # Steps are computed in float64 whatever the dump's type, so that only their rounding is in the error.
+        # A tensor with a NaN is no input to judge a step by: the next nearest ones that they recorded are.
+        usable = {point: np.asarray(x, np.float64) for point, x in theirs.items() if np.isfinite(x).all()}
         return self.flow.block(number, usable, start, weights)
 
     def _settle(
@@ -248,11 +295,15 @@ class Walk(PointJudge):
         right: Mapping[str, Array],
     ) -> tuple[dict[str, Array], BlockFlow]:
         """Recognize what was only written differently, and compute again with it put right."""
+        # The pairs first: norms are repaired by what q and k say of them, which has to be in our order by
+        # then.
         if self.half_split is None and self._is_half_split(number, theirs, flow, right):
             theirs = self._theirs_of(number, right)
             flow = self._flow(number, theirs, start, weights)
         if weights is None:
             return theirs, flow
+        # `readers` are the products that read the norm: they tell a norm recorded too early from one that is
+        # wrong.
         for point, weight, readers in (
             ("attn_norm", weights.attn_norm, {"q": weights.wq, "k": weights.wk, "v": weights.wv}),
             ("ffn_norm", weights.ffn_norm, {"ffn_gate": weights.w_gate, "ffn_up": weights.w_up}),
@@ -286,12 +337,18 @@ class Walk(PointJudge):
     def _is_half_split(
         self, number: int, theirs: Mapping[str, Array], flow: BlockFlow, right: Mapping[str, Array]
     ) -> bool:
-        """Whether q and k lie in half-split order; decided at the first block that has one of them."""
+        """Whether q and k lie in half-split order; decided at the first block that has one of them.
+
+        Once for the whole dump: a layout does not change between blocks, and a wrong block must not look like
+        one.
+        """
         for point in TURNED:
             o = flow.computed.get(point, right.get(point))
             x = theirs.get(point)
             if x is None or o is None or x.shape != o.shape or not np.isfinite(x).all():
                 continue
+            # Taken for half-split only if it fails as it stands and passes reordered. A smaller error alone
+            # would not do: a bug that happens to be nearer reordered would be called a layout.
             limit = self._limit(block_point(number, point), "total")
             plain = judge(point, x, o, limit=limit, dtype=limit.dtype)
             halves = judge(point, interleave_halves(x), o, limit=limit, dtype=limit.dtype)
@@ -308,6 +365,7 @@ class Walk(PointJudge):
         )
         for before, after in (("q", "q_rope"), ("k", "k_rope")):
             if before in theirs and after in theirs:
+                # Another order of rows in wq and wk is harmless only if RoPE turns pairs in that same order.
                 kind = pair_kind(theirs[before], theirs[after], self.sides.positions)
                 if kind == "neighbours":
                     name = block_point(number, after)

@@ -50,7 +50,6 @@ class PointJudge:
     progress: Callable[[str, int, int], None] | None = None
     half_split: bool | None = None
     shifts: dict[str, int] = field(default_factory=dict)
-    distrusted: set[str] = field(default_factory=set)
     explainer: Explainer = field(default_factory=Explainer)
     ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)

@@ -3,8 +3,19 @@
     embed -> [qkv + RoPE + cache | attention | output + residual | gate, up, SwiGLU | down + residual] x n
           -> output head -> greedy choice
 
-Token, position and slot live on the device, so one token's step can be captured in a CUDA graph once
-and replayed. Activations are float32 throughout; only the cache may be narrower.
+One token of 32 blocks needs 163 launches, and the GPU is done with each in a few microseconds; launched one
+by one, the host would set the speed. So a step is captured once as a CUDA graph and replayed. A graph keeps
+addresses and arguments as they were: hence `Buffers`, which never move, and token, position and slot on the
+device, where a replay reads what is new. A kernel ends where the next one needs a whole vector that many
+programs wrote; what comes after a product and needs only its own rows (RoPE, SwiGLU, the residual sum) is
+done by the same program (docs/performance.md, step 2, has the first measurement of the whole).
+
+A norm has no kernel. Its factor 1 / rms is one number, W (x g / rms) = (W (x g)) / rms: the kernel that
+writes the stream x also writes x times the gain g and the sums of its rows' squares; the one that reads
+multiplies, adds those up and scales its own results. So every writer of the stream must know the gain of the
+norm that comes next, and every reader how many sums the last writer left.
+
+Activations are float32 throughout; only the cache may be narrower.
 """
 
 from __future__ import annotations
@@ -40,23 +51,40 @@ from llama_ckpt.weights.config import LlamaConfig
 __all__ = ["FEW", "SPLIT", "Buffers", "Step"]
 
 FEW = 16
-"""Most tokens that go through the step's kernels together."""
+"""Most tokens that go through the step's kernels together; longer prompts take the tensor cores (`prefill`).
+
+From 3 tokens on those would be faster, with a larger error and float16 copies of the weights: "Long prompts",
+step 6, says why it was left so.
+"""
 
 SPLIT = 64
-"""Slots that one program of the attention kernel looks at."""
+"""Slots that one program of the attention kernel looks at.
+
+A constant, because the order of sums, and with it the last bits, depends on it. 128 slots with 8 warps were
+no faster (docs/performance.md, step 10).
+"""
 
 ATTENTION_WARPS = {torch.float16: 2, torch.float32: 4}
-"""Of a program of the attention kernel, by the cache's type; measured, docs/performance.md."""
+"""Of a program of the attention kernel, by the cache's type.
 
+Tokens a second with a float16 cache: 796 (4 warps), 820 (2), 780 (1); with a float32 one 705 (4), 671 (2)
+(docs/performance.md, step 17).
+"""
 
 
 class Buffers:
-    """What steps read and write, at fixed addresses.
+    """What steps read and write, at fixed addresses: a captured step would go on using the old ones.
+
+    Vectors that products read lie "in pieces" (see `kernels.reading`); `from_pieces` puts them in order.
 
     Attributes:
         tokens: int32 [3, FEW], of the tokens in progress their token_ids, positions and slots, [FEW] each.
-        x, xg: float32, the residual stream,
-        and in pieces times the next norm's weight.
+        x: float32 [FEW, width], the residual stream, in order.
+        xg: float32 [FEW, width], in pieces: x times the next norm's weight, not yet divided by the RMS.
+        squares: float32 [FEW, parts], sums of squares of x, one for each program that wrote a part of it.
+        query: float32 [FEW, q_width], after RoPE, in order; context: as large, in pieces.
+        hidden: float32 [FEW, ffn], in pieces: silu(gate) * up.
+        parts, stats, counters: scratch of `attention_kernel`.
         history: int32 [capacity + 1], the token chosen for each slot.
         keys, values: [n_layers, n_kv_heads, capacity in whole splits, head_dim], float16 or float32.
         logits: float32 [FEW, vocab].
@@ -77,6 +105,7 @@ class Buffers:
         # Whole splits, and zeros: a masked slot has probability 0, and 0 times a stray NaN would be NaN.
         cache = (config.n_layers, config.n_kv_heads, -(-capacity // SPLIT) * SPLIT, config.head_dim)
         self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
+        # x twice: in order and plain for the sum, in pieces and times the gain for the product that reads it.
         self.x, self.xg, self.squares = (
             floats(FEW, config.width),
             floats(FEW, config.width),
@@ -88,6 +117,8 @@ class Buffers:
         splits = (FEW, config.n_heads, self.max_splits)
         self.parts, self.stats = floats(*splits, config.head_dim), floats(*splits, 2)
         self.counters = ints(FEW, config.n_heads)
+        # In float64: an angle is position times frequency; in float32 it is off by up to 2^-24 of itself, and
+        # at position 4,000 that shows in cos and sin.
         positions = torch.arange(max(config.context_length, capacity), dtype=torch.float64, device=device)
         angles = positions[:, None] * rope_frequencies(config, device)
         self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).float().contiguous()
@@ -108,7 +139,10 @@ class Step:
         self, config: LlamaConfig, weights: EngineWeights, buffers: Buffers, *, pdl: bool, fine: bool
     ) -> None:
         self.config, self.weights, self.buffers, self.pdl, self.fine = config, weights, buffers, pdl, fine
-        self.parts = self.parts2 = 1  # what the last writer of the residual stream left
+        # How many sums of squares the last writer of the stream left for each token, and the power of two
+        # above, which Triton wants as a length. Host state that launches depend on: kernels must be launched
+        # in order.
+        self.parts = self.parts2 = 1
 
     def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
         """Bring `n` tokens from `token_ids` to `logits`; `splits` programs a head look at the cache."""
@@ -123,14 +157,17 @@ class Step:
     def enter(self, number: int, rows: Tensor, table: Tensor, n: int) -> None:
         """Rows [n] of a table [rows, width] to the residual stream, for block `number` or the head."""
         b, c = self.buffers, self.config
-        self.parts = self.parts2 = 1
+        self.parts = self.parts2 = 1  # one program has the whole row
         embed_kernel[(n,)](
             rows, table, self._gains()[2 * number], b.x, b.xg, b.squares, c.width,
             PARTS=self.parts, PARTS2=self.parts2, WIDTH2=power_of_two(c.width), **self._plain(8),
         )  # fmt: skip
 
     def choose(self) -> None:
-        """The greedy token of row 0, and the state of the next step."""
+        """The greedy token of row 0, and the state of the next step: token, position and slot.
+
+        On the device, so that the next replay can follow at once: the host need not read the token first.
+        """
         b = self.buffers
         vocab = self.config.vocab_size
         choose_kernel[(1,)](
@@ -145,6 +182,7 @@ class Step:
         return [*gains, self.weights.output_norm]
 
     def _plain(self, warps: int) -> dict[str, Any]:
+        # Kernels without a product use no inline assembly: Triton refuses an argument that they do not have.
         options = launch_options(32 * warps, self.pdl)
         return {name: value for name, value in options.items() if name != "ASM"}
 
@@ -157,11 +195,21 @@ class Step:
         }
 
     def block(self, number: int, n: int, splits: int, tap: Tap | None) -> None:
-        """One block on the residual stream in the buffers."""
+        """One block on the residual stream in the buffers.
+
+        Args:
+            number: which block.
+            n: tokens in progress, up to FEW.
+            splits: programs of attention for each head, enough for the slots of the last token. More of them
+                change no bit; a captured step has one number for a range of lengths (docs/performance.md,
+                step 17).
+            tap: called with a name and a copy of each inner point. Copies, as the next kernel overwrites.
+        """
+        # Every norm's weight is multiplied in by the kernel before the one that it belongs to.
         w, gains = self.weights.blocks[number], self._gains()
         ffn_gain, next_gain = gains[2 * number + 1], gains[2 * number + 2]
         see = block_tap(number, tap)
-        for first_row, planes in w.qkv:
+        for first_row, planes in w.qkv:  # one, or one for each type where a mixed file keeps v in another
             self._qkv(number, first_row, planes, n)
         self._attention(number, n, splits)
         if see:
@@ -208,6 +256,9 @@ class Step:
     def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
         b, c = self.buffers, self.config
         tile, reading = self._reading(planes)
+        # Each program leaves one sum of squares. They are added up by the reader in their order: were they
+        # added to one number as programs finish, the order, and so the last bits, would change from run to
+        # run.
         self.parts = -(-c.width // tile.rows)
         self.parts2 = power_of_two(self.parts)
         residual_kernel[(n, self.parts)](
@@ -236,7 +287,7 @@ class Step:
         )  # fmt: skip
 
 
-LEAST_ROWS = 4  # of any tile
+LEAST_ROWS = 4  # of any tile: the buffer of sums of squares must do for the tile with the most programs
 
 
 def parts_of(config: LlamaConfig) -> int:

@@ -1,7 +1,11 @@
 """Weights repacked for kernels: rows of whole 16-byte pieces, scales in planes of their own.
 
-Blocks of 18, 34, 144 or 210 bytes cannot be read in aligned pieces. At load each matrix is taken
-apart once, on its device, into planes; no value changes:
+A file keeps quantized weights in blocks, each with its scale inside: 18 bytes for 32 weights (Q4_0), 34, 144,
+210. A thread reads fastest 16 bytes at once, at an address that 16 divides; such blocks begin anywhere, so
+they would have to be read in twos. So at load each matrix is taken apart once, on its device, into planes,
+each with one kind of thing only. No value changes, and bytes hardly do: what a product reads decides how fast
+it is. Step 1 of docs/performance.md began with this, step 13 made the integers bytes that `dp2a` multiplies,
+and step 15 packed six bits as six (Q4_K_M from 4.37 to 4.09 GB). The planes:
 
     q       int32 words. Plain types: the row itself. "nibble": 4 words for 32 weights, weight 8 i + n in
             bits 4 n of word i. "byte": two planes of 4 words for 32 weights (weights 0-15, then 16-31),
@@ -10,6 +14,13 @@ apart once, on its device, into planes; no value changes:
             ones' in the next two, and so on. A stored integer is never negative: it is q + offset.
     scale   for each 32 weights what multiplies them: see `Mode`
     super   for each 256 weights the float16 factors of the K-quants
+
+Why the nibbles of a byte are neighbours: a mask then takes the even weights out of a word as four bytes, and
+another mask the odd ones, without a shift (see `row_products.eight`). In the files they are 16 (Q4_0) or 32
+(Q4_K) apart.
+
+Why stored integers are never negative: `dp2a` takes a byte without a sign. What was added is taken off the
+whole sum once: sum (q - offset) x = sum q x - offset sum x.
 
 Rows are padded with zeros to a multiple of 32, so that no kernel has to check its rows.
 """
@@ -46,10 +57,15 @@ from llama_ckpt.weights.quants import PackedWeight, Weight
 
 __all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "repack", "stacked"]
 
+# No program takes more rows (`launching.Tile`): whatever the tile, the last program reads rows that are
+# there.
 ROW_PADDING: Final = 32
 GROUP: Final = 32  # weights that share one entry of the scale plane
 
 
+# The numbers of both enumerations are constants in kernels, which compare them: plain types come first, then
+# the modes with one scale for 32 weights, then those with two. Another order would break `PACK <= BFLOAT16`
+# and `MODE >= K_PAIR` there.
 class Pack(IntEnum):
     """How the integers, or plain numbers, of a row lie in its words."""
 
@@ -59,7 +75,7 @@ class Pack(IntEnum):
     NIBBLE = 3
     BYTE = 4
     SIX = 5
-    """Six bits, for types whose rows are whole blocks of 256."""
+    """Six bits, for types whose rows are whole blocks of 256: only then is a row a multiple of 16 bytes."""
 
 
 class Mode(IntEnum):
@@ -140,6 +156,8 @@ def repack(weight: Weight) -> Planes:
     if isinstance(weight, Tensor):
         empty = torch.empty(0, dtype=torch.int32, device=weight.device)
         return Planes(_PLAIN[weight.dtype], (rows, width), _padded(weight).view(torch.int32), empty, empty)
+    # Some rows at a time, as taking apart needs several times their bytes. A multiple of the padding, though
+    # each part may have any number of rows: only the whole is padded.
     layout, take_apart = _PACKED[weight.type]
     block_bytes = GGML_QUANT_SIZES[weight.type][1]
     step = max(1, _BLOCKS_AT_ONCE * block_bytes // max(1, weight.raw.shape[1]))
@@ -153,7 +171,11 @@ def repack(weight: Weight) -> Planes:
 
 
 def stacked(weights: tuple[Weight, ...]) -> Weight | None:
-    """Matrices under one another as one weight; None where their types differ."""
+    """Matrices under one another as one weight; None where their types differ.
+
+    So q, k and v are one launch instead of three. Mixed files (Q4_K_M) keep v in another type: then they stay
+    apart, since a kernel is compiled for one.
+    """
     if isinstance(weights[0], Tensor):
         tensors = [w for w in weights if isinstance(w, Tensor) and w.dtype == weights[0].dtype]
         return torch.cat(tensors) if len(tensors) == len(weights) else None
@@ -165,7 +187,11 @@ def stacked(weights: tuple[Weight, ...]) -> Weight | None:
 
 
 def interleaved(first: Weight, second: Weight) -> Weight | None:
-    """Rows of two matrices of one shape in turn, as one weight; None where their types differ."""
+    """Rows of two matrices of one shape in turn, as one weight; None where their types differ.
+
+    The program that computes row k of gate then has row k of up, too, and SwiGLU needs no kernel of its own
+    and no trip through memory: see `fused.gate_up_kernel`.
+    """
     rows, width = first.shape
     if isinstance(first, Tensor) and isinstance(second, Tensor) and first.dtype == second.dtype:
         return torch.stack((first, second), dim=1).reshape(2 * rows, width)
@@ -180,6 +206,8 @@ _BLOCKS_AT_ONCE: Final = 1 << 18  # bounds the temporaries of repacking; a block
 
 def _padded(plane: Tensor) -> Tensor:
     """Zero rows at the end, up to a multiple of the padding; always contiguous and aligned."""
+    # Also a copy where a tensor is a slice of a file's bytes: a load of 16 bytes at any other address is an
+    # error that ends the CUDA context.
     missing = -plane.shape[0] % ROW_PADDING
     if missing == 0 and plane.is_contiguous() and plane.data_ptr() % 16 == 0:
         return plane
@@ -198,8 +226,11 @@ def _pieces(
     integers, scale, factors = take_apart(raw.reshape(-1, block_bytes))
     groups = integers.reshape(rows, width // GROUP, GROUP)
     if layout.pack == Pack.BYTE:
+        # All groups' first 16 bytes, then all groups' second: each is one load of a thread, and neighbouring
+        # threads' loads stand side by side.
         words = groups.reshape(rows, -1, 2, 16).transpose(1, 2).reshape(rows, -1)
     else:
+        # The lower four bits of both; six-bit weights have two more, in words that follow.
         even, odd = groups[..., 0::2], groups[..., 1::2]
         words = ((even & 15) | (odd << 4)).reshape(rows, -1)
         if layout.pack == Pack.SIX:
@@ -209,6 +240,9 @@ def _pieces(
 
 def _upper_bits(even: Tensor, odd: Tensor) -> Tensor:
     """Bits 4 and 5 of the even and odd weights of groups, uint8 [..., 16] each -> [..., 8]: see `Planes`."""
+    # A byte holds four fields of two bits: first word even, first word odd, second word even, second word
+    # odd. A shift and a mask then bring the bits of four weights to their place at once: see
+    # `row_products.eight`.
     groups = even.shape[:-1]
     fields = torch.stack((even >> 4, odd >> 4), dim=-2).view(*groups, 2, 2, 2, 4)  # [..., parity, j, i, byte]
     first, second, third, fourth = fields.movedim(-4, -2).reshape(*groups, 2, 4, 4).unbind(-2)
@@ -235,6 +269,9 @@ _PLAIN: Final[Mapping[torch.dtype, Layout]] = MappingProxyType(
     }
 )
 
+# Of each type: its layout, and how n blocks [n, bytes of a block] are taken apart. The numbers are those of
+# ggml's block structs, e.g. block_q4_0: two bytes of float16 d, then 16 bytes of nibbles. Where a type has no
+# super plane, `_none`. Signed bytes (Q8_0) become 0 to 255 by flipping the top bit, which adds 128.
 _PACKED: Final[Mapping[T, tuple[Layout, Callable[[Tensor], Fields]]]] = MappingProxyType(
     {
         T.Q4_0: (Layout(Pack.NIBBLE, Mode.HALF, 8), lambda b: (nibbles_of_q4(b[:, 2:]), b[:, :2], _none(b))),
@@ -253,6 +290,8 @@ _PACKED: Final[Mapping[T, tuple[Layout, Callable[[Tensor], Fields]]]] = MappingP
             Layout(Pack.SIX, Mode.K_TWO, 32),
             lambda b: (bytes_of_q6_k(b), b[:, 192:208].reshape(-1, 8, 2), b[:, 208:210]),
         ),
+        # A nibble of the IQ4 types is an index into a table of 16 values, which do not lie evenly; looked up
+        # here, they are bytes, and kernels need no table. That costs twice the memory of a nibble.
         T.IQ4_NL: (
             Layout(Pack.BYTE, Mode.HALF, 128),
             lambda b: (bytes_of_iq4(nibbles_of_q4(b[:, 2:])), b[:, :2], _none(b)),
