@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.dumps.theirs import Declared, TheirDump
 from llama_ckpt.judging.metrics import relative_error
+from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
 
 __all__ = ["Scan", "find_shift", "lint_missing", "lint_run", "lint_scan", "scan", "wanted_points"]
@@ -69,7 +70,7 @@ def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def _few(numbers: Sequence[int]) -> str:
-    return "[" + ", ".join(str(n) for n in numbers[:8]) + (", …]" if len(numbers) > 8 else "]")
+    return f"[{some(numbers, 8)}]"
 
 
 @dataclass
@@ -166,7 +167,7 @@ def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> I
         else:
             twice.setdefault(tuple(sorted(points)), []).append(names)
     for each in twice.values():
-        others = ", ".join(each[0][1:4]) + (", …" if len(each[0]) > 4 else "")
+        others = some(each[0][1:], 3)
         more = f"; so are {len(each) - 1} such pairs more" if len(each) > 1 else ""
         message = f"{each[0][0]} and {others} are equal byte for byte{more}: one buffer was recorded twice"
         message += ", or a step between does nothing"
@@ -207,7 +208,7 @@ def lint_missing(names: Sequence[str], wanted: Sequence[str]) -> Iterator[LintFi
     hint = "record them, or say that only some were recorded: --partial"
     if len(missing) >= MANY:
         total = sum(len(each) for each in missing.values())
-        kinds = ", ".join(list(missing)[:6]) + (", …" if len(missing) > 6 else "")
+        kinds = some(list(missing), 6)
         message = f"{total} of {len(wanted)} points are missing: {kinds}"
         yield LintFinding("missing_point", next(iter(missing.values()))[0], message, hint)
         return

@@ -24,6 +24,7 @@ from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.judging.limits import MAY_BE_WIDER
 from llama_ckpt.judging.metrics import relative_error
+from llama_ckpt.listing import some
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import split_name
 from llama_ckpt.precisions import DTYPES
@@ -287,7 +288,7 @@ def _say_what_is_lacking(sides: Sides) -> None:
     if silent:
         sides.notes.append(f"not declared by the dump, so not checked: {', '.join(silent)}")
     if sides.theirs.unknown:
-        few = ", ".join(sides.theirs.unknown[:4]) + (", …" if len(sides.theirs.unknown) > 4 else "")
+        few = some(sides.theirs.unknown, 4)
         sides.notes.append(f"{len(sides.theirs.unknown)} tensors are no points and were left out: {few}")
 
 

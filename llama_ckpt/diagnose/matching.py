@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.verdict import judge
 
-__all__ = ["ROUNDED", "distance", "passes"]
+__all__ = ["ROUNDED", "distance", "leaves_at_most", "passes"]
 
 Array: TypeAlias = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -51,13 +51,20 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: fl
     return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted), spared=spared)
 
 
+def leaves_at_most(limit: Limit) -> float:
+    """The relative error that rounding may leave of a tensor whose explanation is right."""
+    if limit.exact:
+        return 0.0 if limit.dtype == "integer" else ROUNDED
+    return limit.err
+
+
 def passes(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -> bool:
     """Whether x would pass with p as the oracle's."""
     err = distance(x, p, mask)
-    if limit.exact:  # asked of right values; a wrong program's own are rounded where it computes them
-        return err == 0.0 if limit.dtype == "integer" else err <= ROUNDED
-    if err > limit.err:
+    if err > leaves_at_most(limit):
         return False
+    if limit.exact:  # asked of right values; a wrong program's own are rounded where it computes them
+        return True
     finite = np.isfinite(p) & np.isfinite(x)
     trial, predicted = np.where(finite, x, 0.0), np.where(finite, p, 0.0)
     return judge("", trial, predicted, limit=limit, mask=mask, dtype=limit.dtype).verdict == "pass"

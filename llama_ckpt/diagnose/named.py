@@ -1,7 +1,7 @@
 """Which bug of the catalogue gives the tensor on trial: the oracle is run with each, and compared.
 
 A bug explains a tensor when the oracle with that bug is as near to it as a right program is to the
-oracle. Two bugs are indistinguishable when their own tensors differ by no more than what the better one
+oracle; what leaves more is named as a part of the truth, with the share that it explains. Two bugs are indistinguishable when their own tensors differ by no more than what the better one
 leaves unexplained. numpy only.
 """
 
@@ -16,10 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug, candidates
 from llama_ckpt.diagnose.fits import fitted_bugs
-from llama_ckpt.diagnose.matching import distance, passes
+from llama_ckpt.diagnose.matching import distance, leaves_at_most, passes
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import Case
 
 __all__ = ["Evidence", "Predictions", "name_bugs"]
@@ -28,7 +29,7 @@ Array: TypeAlias = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
 
 EXPLAINS_MOST = 0.1
-"""A bug is named when it leaves less than this share of the error."""
+"""A bug is named, as a part of the truth, when it leaves less than this share of the error."""
 
 SPARED = 0.1
 """Share of the elements that a bug need not explain."""
@@ -86,6 +87,34 @@ class _Tried:
     errors: Sequence[float]
     explained: bool
     rank: float  # the largest error: in limits where it is explained, else as a share of the whole
+    share: float  # of the error that it explains
+    fits_most: bool  # all but SPARED of the elements fit within what rounding leaves
+
+    def named(self, evidence: Sequence[Evidence]) -> NamedBug:
+        """With the error that is the largest for its limit."""
+        allowed = [leaves_at_most(one.limit) for one in evidence]
+        worst = max(range(len(allowed)), key=lambda i: self.errors[i] / (allowed[i] or FINEST))
+        return NamedBug(
+            self.bug.name,
+            self.bug.sentence,
+            self.errors[worst],
+            self.explained,
+            self.bug.checkpoint,
+            self.share,
+            allowed[worst],
+            self._beyond(evidence),
+        )
+
+    def _beyond(self, evidence: Sequence[Evidence]) -> float:
+        """The share of elements beyond their limits where nearly all fit; NaN where they do not."""
+        if not self.fits_most:
+            return float("nan")
+        off = total = 0
+        for one, p in zip(evidence, self.predicted, strict=True):
+            errors = element_errors(np.nan_to_num(one.x), np.nan_to_num(p), one.mask)
+            off += int(np.sum(errors > max(one.limit.element_err, leaves_at_most(one.limit))))
+            total += errors.size
+        return off / total
 
 
 def name_bugs(
@@ -118,10 +147,7 @@ def name_bugs(
         )
         tried += [found for found in fitted if found and found.explained]
     tried.sort(key=lambda one: (not one.explained, one.rank))
-    named = [
-        NamedBug(t.bug.name, t.bug.sentence, max(t.errors), t.explained, t.bug.checkpoint) for t in tried
-    ]
-    return named, _alike(tried, evidence)
+    return [one.named(evidence) for one in tried], _alike(tried, evidence)
 
 
 def _errors(one: Evidence, p: ArrayLike) -> tuple[float, float]:
@@ -134,7 +160,7 @@ def _errors(one: Evidence, p: ArrayLike) -> tuple[float, float]:
 
 def _worst(errors: Sequence[tuple[float, float]], evidence: Sequence[Evidence]) -> tuple[float, float]:
     """The largest of each kind of error, in units of the limit."""
-    units = [one.limit.err or FINEST for one in evidence]
+    units = [leaves_at_most(one.limit) or FINEST for one in evidence]
     shares = [(whole / unit, most / unit) for (whole, most), unit in zip(errors, units, strict=False)]
     return max(whole for whole, _ in shares), max(most for _, most in shares)
 
@@ -146,6 +172,8 @@ def _try(
     predicted: list[Array] = []
     errors: list[tuple[float, float]] = []
     changes, enough = False, [EXPLAINS_MOST * error for error in unpatched]
+    if unpatched[1] <= 1.0:
+        enough[1] = 0.0  # most elements are right as it is, and need no bug
     for one in evidence:
         answers = made.of(bug, one.case)
         if answers is None:
@@ -161,8 +189,11 @@ def _try(
     explained = worst[0] <= 1.0 and all(passes(one.x, p, one.limit, one.mask) for one, p in parts)
     if not changes or not (explained or near):
         return None
-    share = min(left / (most or FINEST) for left, most in zip(worst, unpatched, strict=True))
-    return _Tried(bug, predicted, [whole for whole, _ in errors], explained, worst[0] if explained else share)
+    left = min(left / (most or FINEST) for left, most in zip(worst, unpatched, strict=True))
+    share = 1.0 if explained else 1.0 - worst[0] / unpatched[0] if np.isfinite(unpatched[0]) else 0.0
+    rank = worst[0] if explained else left
+    fits_most = not explained and worst[1] <= 1.0 < unpatched[1]
+    return _Tried(bug, predicted, [whole for whole, _ in errors], explained, rank, share, fits_most)
 
 
 def _alike(tried: Sequence[_Tried], evidence: Sequence[Evidence]) -> list[tuple[str, ...]]:

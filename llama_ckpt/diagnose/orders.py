@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.records import Change
+from llama_ckpt.listing import some
 
 __all__ = ["in_other_order", "other_axes"]
 
@@ -110,5 +111,4 @@ def _described(order: Order, what: str) -> str:
             )
             return f"each {what} is read as [{n // size}, {size}] of [{size}, {n // size}]{halves}"
     moved = np.flatnonzero(order != np.arange(n))
-    shown = ", ".join(f"{i} is {order[i]}" for i in moved[:4])
-    return f"{len(moved)} of {n} {what}s are others: {shown}{', …' if len(moved) > 4 else ''}"
+    return f"{len(moved)} of {n} {what}s are others: {some([f'{i} is {order[i]}' for i in moved], 4)}"

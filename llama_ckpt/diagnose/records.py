@@ -24,13 +24,21 @@ class Finding:
             "feature", "axes", "rounding", "saturation", "constant".
         sentence: what was found, with its figures.
         remaining_error: the relative error that is left when the change is undone.
-        explained: whether what is left would pass.
+        explained: whether what is left would pass; if not, it is at best a part of the truth.
+        share: of the error that it explains, 0 to 1.
+        allowed: what rounding may leave at this point in this precision, the limit on the error.
     """
 
     kind: str
     sentence: str
     remaining_error: float
     explained: bool = False
+    share: float = 1.0
+    allowed: float = math.nan
+
+    def said(self) -> str:
+        """The finding with what it leaves, a sentence for a report."""
+        return _with_what_is_left(self.sentence, self)
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,12 @@ class NamedBug:
 
     Attributes:
         name, sentence, checkpoint: the catalogue's.
-        remaining_error: relative error of the tensor on trial against the oracle with that bug.
-        explained: whether that would pass.
+        remaining_error: relative error of the tensor on trial against the oracle with that bug, where it
+            is the largest for the limit that holds.
+        explained: whether every tensor would pass; if not, it is at best a part of the truth.
+        share, allowed: as in `Finding`.
+        beyond: where all but a few elements fit within rounding, the share of those few: a bug that
+            rounds may round some the other way. NaN where more are off.
     """
 
     name: str
@@ -62,6 +74,31 @@ class NamedBug:
     remaining_error: float
     explained: bool = False
     checkpoint: str = ""
+    share: float = 1.0
+    allowed: float = math.nan
+    beyond: float = math.nan
+
+    def said(self, alike: str = "") -> str:
+        """The bug with what it leaves, a sentence for a report; `alike` stands behind its name."""
+        if not self.explained and math.isfinite(self.beyond):
+            few = f"{100 * self.beyond:.2g}% of the elements"
+            return f"{self.sentence}{alike}: remaining error {self.remaining_error:.1e}, made in {few}"
+        return _with_what_is_left(self.sentence + alike, self)
+
+
+def _with_what_is_left(sentence: str, found: Finding | NamedBug) -> str:
+    """What rounding may leave needs no word; more than that is said, since something else is wrong as well."""
+    left = found.remaining_error
+    if found.explained:
+        return f"{sentence}: remaining error {left:.1e}"
+    if not found.share > 0:
+        return f"a part of it, in most elements: {sentence}; {left:.1e} remains: something else as well"
+    share = min(math.floor(1000 * found.share) / 10, 99.9)  # never all of it
+    allowed = "nothing" if not found.allowed > 0 else f"{found.allowed:.1e}"
+    return (
+        f"a part of it: {sentence}; explains {share:.3g}% of the error; {left:.1e} remains where rounding "
+        f"leaves {allowed} at most: something else as well"
+    )
 
 
 @dataclass(frozen=True)
@@ -104,15 +141,15 @@ class Diagnosis:
     smallest_limit: SmallestLimit | None = None
 
     def sentence(self) -> str:
-        """The likeliest explanation in one sentence, with the remaining error; empty where there is none."""
-        if self.named:
-            best = self.named[0]
+        """The likeliest explanation in one sentence, with the remaining error; empty where there is none.
+
+        What explains the tensor whole goes before what explains a part, and a bug before a simple change.
+        """
+        best = min([*self.named[:1], *self.structure[:1]], key=lambda one: not one.explained, default=None)
+        if isinstance(best, NamedBug):
             alike = [name for group in self.indistinguishable if best.name in group for name in group[1:]]
-            also = f" (or, alike here: {', '.join(alike)})" if alike else ""
-            return f"{best.sentence}{also}: remaining error {best.remaining_error:.1e}"
-        if self.structure:
-            return f"{self.structure[0].sentence}: remaining error {self.structure[0].remaining_error:.1e}"
-        return ""
+            return best.said(f" (or, alike here: {', '.join(alike)})" if alike else "")
+        return "" if best is None else best.said()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; NaN and infinity become None."""

@@ -8,7 +8,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.diagnose.matching import leaves_at_most
 from llama_ckpt.diagnose.records import Change
+from llama_ckpt.judging.limits import Limit
+from llama_ckpt.listing import which
+from llama_ckpt.points import POINTS
 
 __all__ = ["one_for_each", "only_some"]
 
@@ -17,32 +21,41 @@ Array: TypeAlias = NDArray[np.float64]
 FEW = 0.25
 """Up to this share of the tokens, heads or features are called some."""
 
-BAD = 0.01
-"""A slice is bad when its error is more than this share of the worst one's."""
 
+def only_some(x: Array, o: Array, heads: tuple[Array, Array] | None, limit: Limit) -> Iterator[Change]:
+    """Everything is right but for some tokens, heads, or features.
 
-def only_some(x: Array, o: Array, heads: tuple[Array, Array] | None) -> Iterator[Change]:
-    """Everything is right but for some tokens, heads, or features."""
-    yield from _some(x, o, 0, "token")
+    Args:
+        x, o: the tensor on trial and the oracle's; heads: both as `[token, head, feature]`.
+        limit: what is within it is right, so it is not among those that are said to be off.
+    """
+    axes = POINTS[limit.point].axes if limit.point in POINTS else ()
+    yield from _some(x, o, 0, "token", "token", limit)
     if heads is not None:
-        for change in _some(*heads, 1, "head"):
-            yield Change(change.kind, change.sentence, change.changed.reshape(x.shape))
+        head = "KV head" if "kv_head" in axes else "head"
+        last = "key" if axes[-1:] == ("key",) else "feature of each head"
+        for axis, kind, noun in ((1, "head", head), (2, "feature", last)):
+            for change in _some(*heads, axis, kind, noun, limit):
+                yield Change(change.kind, change.sentence, change.changed.reshape(x.shape))
     if x.ndim == 2:
-        yield from _some(x, o, 1, "feature")
+        yield from _some(x, o, 1, "feature", "feature", limit)
 
 
-def _some(x: Array, o: Array, axis: int, what: str) -> Iterator[Change]:
+def _some(x: Array, o: Array, axis: int, kind: str, noun: str, limit: Limit) -> Iterator[Change]:
     n = x.shape[axis]
     others = tuple(i for i in range(x.ndim) if i != axis)
     errors = np.sqrt(np.sum((x - o) ** 2, axis=others))
-    bad = np.flatnonzero(errors > BAD * errors.max())
-    if n < 2 or len(bad) > max(1, int(FEW * n)):
+    norms = np.sqrt(np.sum(o * o, axis=others))
+    equal_share = leaves_at_most(limit) * np.linalg.norm(norms) / np.sqrt(n)
+    bad = np.flatnonzero(errors > np.maximum(equal_share, limit.row_err * norms))
+    if n < 2 or not 0 < len(bad) <= max(1, int(FEW * n)):
         return
     changed = o.copy()
     index = tuple(bad if i == axis else slice(None) for i in range(x.ndim))
     changed[index] = x[index]
-    names = f"{what} {bad[0]} is" if len(bad) == 1 else f"{what}s {', '.join(map(str, bad[:6]))} are"
-    yield Change(what, f"only {names} off, of {n}", changed)
+    names = which(noun, bad, n)
+    of = "" if f" of {n} " in names else f", of {n}"
+    yield Change(kind, f"only {names} {'is' if len(bad) == 1 else 'are'} off{of}", changed)
 
 
 def one_for_each(x: Array, o: Array, heads: tuple[Array, Array] | None) -> Iterator[Change]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose import orders, shares
-from llama_ckpt.diagnose.matching import ROUNDED, distance, passes
+from llama_ckpt.diagnose.matching import distance, leaves_at_most, passes
 from llama_ckpt.diagnose.records import Change, Finding
 from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.judging.limits import Limit
@@ -56,20 +56,22 @@ def find_structure(
     if mask is not None and trial.shape == oracle.shape:
         trial, oracle = np.where(mask, trial, 0.0), np.where(mask, oracle, 0.0)
     found: list[Finding] = []
-    for change in _changes(trial, oracle, n_heads, neighbours or {}):
+    for change in _changes(trial, oracle, n_heads, neighbours or {}, limit):
         if any(one.explained and one.kind == change.kind for one in found):
             continue  # the same with more numbers to fit
         left = distance(trial, change.changed)
-        explained = left <= max(limit.err, ROUNDED if limit.exact else 0.0)
-        explained = explained and passes(trial, change.changed, limit)
+        explained = passes(trial, change.changed, limit)
         if explained or left < MOST * err:
-            found.append(Finding(change.kind, change.sentence, left, explained))
+            share = 1.0 if explained or not np.isfinite(err) else 1.0 - left / err
+            found.append(
+                Finding(change.kind, change.sentence, left, explained, share, leaves_at_most(limit))
+            )
     whole = [one for one in found if one.explained]
     return whole or sorted(found, key=lambda one: one.remaining_error)
 
 
 def _changes(
-    x: Array, o: Array, n_heads: int | None, neighbours: Mapping[str, ArrayLike]
+    x: Array, o: Array, n_heads: int | None, neighbours: Mapping[str, ArrayLike], limit: Limit
 ) -> Iterator[Change]:
     """Every change that is tried, the simplest first."""
     if x.shape != o.shape:
@@ -85,7 +87,7 @@ def _changes(
     heads = _with_heads(x, o, n_heads)
     if x.ndim > 1:
         yield from orders.in_other_order(x, o, heads)
-        yield from shares.only_some(x, o, heads)
+        yield from shares.only_some(x, o, heads, limit)
         yield from shares.one_for_each(x, o, heads)
 
 

@@ -31,6 +31,7 @@ from safetensors.numpy import save_file
 
 from llama_ckpt.dumps.names_map import DumpMap, Rule
 from llama_ckpt.errors import DumpError, OptionError
+from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, split_name
 from llama_ckpt.precisions import DTYPES
 
@@ -185,7 +186,7 @@ def _points(
             raise DumpError(f"{path}: the type of {key}", got=kind, wanted="one of " + ", ".join(FLOATS))
         stored[point] = key, rule
     if not stored:
-        few = ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")
+        few = some(keys, 4)
         raise DumpError(
             f"{path}: names of tensors",
             got=few or "none at all",

@@ -79,7 +79,8 @@ def tokens_verdict(name: str, choices: Sequence[Choice], n: int, wanted: str) ->
         "fail" if worst.blame == "yours" else "pass",
         worst.blame,
         f"{n - len(choices)} of {n} tokens equal to {wanted}; "
-        + "; ".join(c.sentence() for c in choices[:3]),
+        + "; ".join(c.sentence() for c in choices[:3])
+        + (f"; and {len(choices) - 3} more" if len(choices) > 3 else ""),
         index=(worst.step,),
         got=float(worst.got),
         wanted=float(worst.wanted),

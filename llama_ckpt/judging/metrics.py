@@ -1,4 +1,4 @@
-"""How far one tensor is from another, and what simple change explains the distance.
+"""How far one tensor is from another. What the difference looks like is the diagnosis' to say.
 
 With x the tensor on trial and o the oracle's:
 
@@ -26,7 +26,6 @@ __all__ = [
     "averaging",
     "causal_mask",
     "element_errors",
-    "explain",
     "measure",
     "relative_error",
 ]
@@ -135,35 +134,6 @@ def _row_norms(oracle: Array) -> Array:
     norms = np.linalg.norm(oracle, axis=1)
     floored = np.maximum(norms, 0.1 * np.median(norms))
     return np.where(floored > 0, floored, 1.0)
-
-
-def explain(x: ArrayLike, o: ArrayLike, mask: Mask | None, *, err_limit: float) -> str | None:
-    """What simple change of o gives x, in a few words; None where none of those tried does.
-
-    A change explains x when it leaves less than a tenth of the residual.
-    """
-    trial, oracle, judged = _rows(x, o, mask)
-    residual, found = trial - oracle, measure(x, o, mask)
-    if not trial.any():
-        return "it is all zeros"
-    others = np.arange(len(trial)) != found.row
-    if others.any() and _norm(residual[others]) <= err_limit * _norm(oracle[others]):
-        return f"only token {found.row} is off"
-    offset = float(residual.sum()) / max(found.n, 1)
-    slope = 1.0 + found.gain
-    changes: list[tuple[str, Array, Array]] = [
-        ("the sign is flipped", trial, -oracle),
-        (f"explained by a gain of {slope:.6g}", trial, slope * oracle),
-        (f"explained by a bias of {offset:.3g}", trial, oracle + offset * judged),
-        ("each row is the next token's", trial[:-1], oracle[1:]),
-        ("each row is the token's before", trial[1:], oracle[:-1]),
-        ("the features are shifted by one", trial[:, 1:], oracle[:, :-1]),
-        ("the features are shifted by minus one", trial[:, :-1], oracle[:, 1:]),
-    ]
-    for sentence, part, changed in changes:
-        if part.size and _norm(part - changed) < 0.1 * _norm(residual):
-            return sentence
-    return None
 
 
 def _norm(array: Array) -> float:

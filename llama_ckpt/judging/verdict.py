@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
-from llama_ckpt.judging.metrics import Errors, averaging, causal_mask, element_errors, explain, measure
+from llama_ckpt.judging.metrics import Errors, averaging, causal_mask, element_errors, measure
 
 __all__ = ["PointVerdict", "causal_mask", "judge"]
 
@@ -119,9 +119,7 @@ def judge(
         return _exact(facts, trial, oracle, reference, judged, limit)
     problems = _problems(found, limit)
     if problems:
-        what = explain(trial, oracle, mask, err_limit=limit.err)
-        reason = "; ".join([*problems, what] if what else problems)
-        return dataclasses.replace(facts, verdict="fail", blame="yours", reason=reason)
+        return dataclasses.replace(facts, verdict="fail", blame="yours", reason="; ".join(problems))
     if reference is None:
         reason = f"err {facts.err:.1e} within {facts.limit:.1e}; llama.cpp: not compared"
         return dataclasses.replace(facts, reason=reason)

@@ -90,8 +90,10 @@ def _card(found: Mapping[str, Any]) -> str:
     """One diagnosis: named bugs, what the residual looks like, the smallest limit."""
     lines = [f"<h3><code>{escape(found['point'])}</code> <small>err {_number(found['err'])}</small></h3><ul>"]
     for bug in found["named"][:4]:
-        mark = "explains it" if bug["explained"] else "explains most of it"
         left = _number(bug["remaining_error"])
+        mark = "explains it" if bug["explained"] else "a part of the truth: something else as well"
+        if not bug["explained"] and bug.get("beyond") is not None:
+            mark = f"explains all but {100 * bug['beyond']:.2g}% of the elements"
         lines.append(
             f"<li><b>{escape(bug['sentence'])}</b> <small>{mark}; remaining error {left}</small></li>"
         )
@@ -99,7 +101,11 @@ def _card(found: Mapping[str, Any]) -> str:
         lines.append(f"<li>not to be told apart from this tensor: {escape(', '.join(group))}</li>")
     for one in found["structure"][:3]:
         left = _number(one["remaining_error"])
-        lines.append(f"<li>{escape(one['sentence'])} <small>remaining error {left}</small></li>")
+        part = "" if one["explained"] else "a part of the truth; "
+        lines.append(f"<li>{escape(one['sentence'])} <small>{part}remaining error {left}</small></li>")
+    hidden = max(len(found["named"]) - 4, 0) + max(len(found["structure"]) - 3, 0)
+    if hidden:
+        lines.append(f"<li>and {hidden} more that explain it less well, in the JSON</li>")
     least = found["smallest_limit"]
     if least:
         lines.append(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
 
 __all__ = ["Curve", "DrawnPoint", "View", "view"]
@@ -198,7 +199,7 @@ _WHO = {
 
 def _text(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(str(one) for one in value[:64]) + (", …" if len(value) > 64 else "")
+        return some(value, 64)
     return "—" if value is None else str(value)
 
 

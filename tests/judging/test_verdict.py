@@ -91,22 +91,22 @@ def one_element(q: Any) -> Any:
 
 
 WRONG: dict[str, tuple[Change, str]] = {
-    "gain of 1.04": (lambda q: q * 1.04, "explained by a gain of 1.04"),
+    "gain of 1.04": (lambda q: q * 1.04, "gain off by 4.00e-02"),
     "gain of 1.002": (lambda q: q * 1.002, "gain"),
-    "sign": (lambda q: -q, "the sign is flipped"),
+    "sign": (lambda q: -q, "gain off by 2.00e+00"),
     "bias": (lambda q: q + 0.02, "bias"),
-    "garbage last token": (garbage_last_token, "only token 23 is off"),
+    "garbage last token": (garbage_last_token, "(token 23)"),
     "half-split RoPE": (half_split, "err"),
     "no RoPE": (lambda q: oracle.rope(q, q, -POSITIONS, FREQUENCIES)[0], "err"),
     "RoPE one position late": (lambda q: oracle.rope(q, q, np.ones(N), FREQUENCIES)[0], "err"),
     "swapped heads": (lambda q: q[:, [1, 0, *range(2, HEADS)]], "err"),
     "heads transposed": (lambda q: q.reshape(N, HEAD_DIM, HEADS).transpose(0, 2, 1), "err"),
     "zeroed tail": (zeroed_tail, "err"),
-    "all zeros": (np.zeros_like, "it is all zeros"),
+    "all zeros": (np.zeros_like, "gain off by 1.00e+00"),
     "one element": (one_element, "element_err"),
-    "a token late": (lambda q: np.roll(q, 1, axis=0), "each row is the token's before"),
-    "a token early": (lambda q: np.roll(q, -1, axis=0), "each row is the next token's"),
-    "a feature late": (lambda q: np.roll(q, 1, axis=2), "the features are shifted by one"),
+    "a token late": (lambda q: np.roll(q, 1, axis=0), "row_err"),
+    "a token early": (lambda q: np.roll(q, -1, axis=0), "row_err"),
+    "a feature late": (lambda q: np.roll(q, 1, axis=2), "row_err"),
     "tokens permuted": (lambda q: q[[1, 0, *range(2, N)]], "err"),
 }
 

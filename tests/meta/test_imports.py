@@ -25,6 +25,7 @@ ARROWS: dict[str, str] = {
     "version": "",
     "spawning": "",
     "json_values": "",
+    "listing": "",
     "shadowing": "errors",
     # bytes, weights, tokens
     "gguf": "errors",
@@ -34,7 +35,7 @@ ARROWS: dict[str, str] = {
     # the mathematics, and what is held against it
     "oracle": "errors gguf weights",
     "judging": "errors json_values oracle points precisions",
-    "dumps": "errors judging points precisions",
+    "dumps": "errors judging listing points precisions",
     "capture": "dumps errors gguf points spawning weights",
     "making": "capture errors gguf reference_dumps spawning weights",
     "checkpoints": "errors points tokens weights",
@@ -42,10 +43,10 @@ ARROWS: dict[str, str] = {
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions tokens weights",
     # what a wrong tensor looks like
-    "diagnose": "errors json_values judging oracle points precisions",
+    "diagnose": "errors json_values judging listing oracle points precisions",
     "comparing": (
-        "diagnose dumps errors gguf json_values judging oracle points precisions reference_dumps "
-        "weights"
+        "diagnose dumps errors gguf json_values judging listing oracle points precisions "
+        "reference_dumps weights"
     ),
     # the ladder, and the catalogues on trial
     "ladder": (
@@ -58,8 +59,8 @@ ARROWS: dict[str, str] = {
     ),
     # what people run
     "report": (
-        "comparing diagnose errors gguf judging ladder mutants points precisions shadowing tokens "
-        "version weights"
+        "comparing diagnose errors gguf judging ladder listing mutants points precisions shadowing "
+        "tokens version weights"
     ),
     "worker": (
         "checkpoints engine errors generation gguf judging model precisions shadowing spawning "
