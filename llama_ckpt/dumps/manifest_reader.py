@@ -6,19 +6,14 @@ file and the field.
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from llama_ckpt.dumps.manifest import (
-    SCHEMA,
-    Continuation,
-    DumpEntry,
-    Manifest,
-    ModelRecord,
-    Producer,
-    Sampling,
-)
+from llama_ckpt.dumps.manifest import SCHEMA, DumpEntry, Manifest
 from llama_ckpt.errors import DumpError
 from llama_ckpt.points import BLOCK_POINTS
 
@@ -43,131 +38,72 @@ def read_manifest(path: Path) -> Manifest:
         raise DumpError(
             f"{path} is not readable", got=error, wanted="a manifest in JSON", hint="record it again"
         ) from error
-    root = _Fields(document, str(path))
-    if root.take("schema", int) != SCHEMA:
-        raise DumpError(f"{path}: schema", got=root.take("schema", int), wanted=SCHEMA)
-    dumps = tuple(_entry(fields) for fields in root.records("dumps"))
-    names = [entry.name for entry in dumps]
+    root = _typed(document, dict, str(path))
+    schema = _typed(_found(root, "schema", str(path)), int, f"{path}: schema")
+    if schema != SCHEMA:
+        raise DumpError(f"{path}: schema", got=schema, wanted=SCHEMA)
+    manifest: Manifest = _record(Manifest, root, str(path))
+    names = [entry.name for entry in manifest.dumps]
     if len(set(names)) != len(names):
         raise DumpError(f"{path}: names of dumps", got=names, wanted="each name once")
-    return Manifest(_model(root.record("model")), _producer(root.record("producer")), dumps)
+    if manifest.model.derived_from is not None:
+        for key in ("sha256", "how"):
+            _found(manifest.model.derived_from, key, f"{path}: model: derived_from")
+    return manifest
 
 
-class _Fields:
-    """A JSON object whose fields are taken with a check of their type."""
+def _record(kind: Any, value: object, where: str) -> Any:
+    """A dataclass from a JSON object: its annotations say what each field must be.
 
-    def __init__(self, value: object, where: str) -> None:
-        if not isinstance(value, dict):
-            raise DumpError(where, got=type(value).__name__, wanted="a JSON object")
-        self.value: dict[str, Any] = value
-        self.where = where
+    Written here and not left to pydantic, which takes 0.15 s to import and build its checks: `compare` and
+    `explain` read manifests, too, and their errors name the field in this program's one sentence.
+    """
+    fields = _typed(value, dict, where)
+    made = {}
+    for name, annotation in _annotations(kind).items():
+        # A field with a default in Python is wanted in the file all the same: only this one came later.
+        if name in fields or name != "last_row":
+            made[name] = _field(annotation, _found(fields, name, where), f"{where}: {name}")
+    record = kind(**made)
+    if isinstance(record, DumpEntry):
+        check_entry(record, where)
+    return record
 
-    def take(self, key: str, kind: type[T]) -> T:
-        return _typed(self._found(key), kind, f"{self.where}: {key}")
 
-    def optional(self, key: str, kind: type[T]) -> T | None:
-        return None if self._found(key) is None else self.take(key, kind)
+_annotations = functools.cache(get_type_hints)  # it evaluates strings, and a folder has many records
 
-    def several(self, key: str, kind: type[T]) -> tuple[T, ...]:
-        items = self.take(key, list)
-        return tuple(_typed(item, kind, f"{self.where}: {key}[{i}]") for i, item in enumerate(items))
 
-    def _found(self, key: str) -> Any:
-        if key not in self.value:
-            raise DumpError(f"{self.where}: {key}", got="nothing", wanted="a value")
-        return self.value[key]
+def _field(annotation: Any, value: Any, where: str) -> Any:
+    """A value as its annotation says: a plain type, a record, `tuple[X, ...]`, `Mapping[str, X]`, or None."""
+    items = get_args(annotation)
+    if type(None) in items:
+        return None if value is None else _field(items[0], value, where)
+    if get_origin(annotation) is tuple:
+        listed = _typed(value, list, where)
+        return tuple(_field(items[0], item, f"{where}[{i}]") for i, item in enumerate(listed))
+    if get_origin(annotation) is Mapping:
+        fields = _typed(value, dict, where)
+        return {name: _field(items[1], item, f"{where}: {name}") for name, item in fields.items()}
+    if is_dataclass(annotation):
+        return _record(annotation, value, where)
+    return _typed(value, annotation, where)
 
-    def record(self, key: str) -> _Fields:
-        return _Fields(self._found(key), f"{self.where}: {key}")
 
-    def records(self, key: str) -> list[_Fields]:
-        return [_Fields(item, f"{self.where}: {key}[{i}]") for i, item in enumerate(self.take(key, list))]
+def _found(fields: Mapping[str, Any], key: str, where: str) -> Any:
+    if key not in fields:
+        raise DumpError(f"{where}: {key}", got="nothing", wanted="a value")
+    return fields[key]
 
 
 def _typed(value: Any, kind: type[T], where: str) -> T:
+    if kind is dict and not isinstance(value, dict):
+        raise DumpError(where, got=type(value).__name__, wanted="a JSON object")
     if kind is float and type(value) is int:
         value = float(value)
     # bool is a subclass of int: `type() is` keeps `true` out of the numbers.
     if type(value) is not kind:
         raise DumpError(where, got=repr(value)[:60], wanted=kind.__name__)
     return value
-
-
-def _model(fields: _Fields) -> ModelRecord:
-    derived = None
-    if fields.optional("derived_from", dict) is not None:
-        origin = fields.record("derived_from")
-        derived = {"sha256": origin.take("sha256", str), "how": origin.take("how", str)}
-    return ModelRecord(
-        name=fields.take("name", str),
-        sha256=fields.take("sha256", str),
-        weights_sha256=fields.take("weights_sha256", str),
-        tensor_types=fields.several("tensor_types", str),
-        hyperparameters=_numbers(fields.record("hyperparameters")),
-        derived_from=derived,
-    )
-
-
-def _numbers(fields: _Fields) -> dict[str, float]:
-    return {name: fields.take(name, float) for name in fields.value}
-
-
-def _producer(fields: _Fields) -> Producer:
-    return Producer(
-        name=fields.take("name", str),
-        version=fields.take("version", str),
-        llama_cpp_python=fields.take("llama_cpp_python", str),
-        system_info=fields.take("system_info", str),
-        backend=fields.take("backend", str),
-        flash_attention=fields.take("flash_attention", bool),
-        type_k=fields.take("type_k", str),
-        type_v=fields.take("type_v", str),
-        threads=fields.take("threads", int),
-        extra_buffers=fields.take("extra_buffers", bool),
-    )
-
-
-def _entry(fields: _Fields) -> DumpEntry:
-    entry = DumpEntry(
-        name=fields.take("name", str),
-        file=fields.take("file", str),
-        sha256=fields.take("sha256", str),
-        prompt=fields.optional("prompt", str),
-        token_ids=fields.several("token_ids", int),
-        positions=fields.several("positions", int),
-        n_layers=fields.take("n_layers", int),
-        blocks=fields.several("blocks", int),
-        points=fields.several("points", str),
-        greedy_tokens=fields.several("greedy_tokens", int),
-        continuation=_continuation(fields.record("continuation")),
-        sampling=tuple(_sampling(item) for item in fields.records("sampling")),
-        penalized=tuple(_sampling(item) for item in fields.records("penalized")),
-        last_row="last_row" in fields.value and fields.take("last_row", bool),
-    )
-    check_entry(entry, fields.where)
-    return entry
-
-
-def _continuation(fields: _Fields) -> Continuation:
-    return Continuation(
-        token_ids=fields.several("token_ids", int),
-        margins=fields.several("margins", float),
-        ended_by=fields.take("ended_by", str),
-        text=fields.take("text", str),
-        text_base64=fields.take("text_base64", str),
-    )
-
-
-def _sampling(fields: _Fields) -> Sampling:
-    return Sampling(
-        temperature=fields.take("temperature", float),
-        top_k=fields.take("top_k", int),
-        top_p=fields.take("top_p", float),
-        min_p=fields.take("min_p", float),
-        row=fields.take("row", int),
-        repeat_penalty=fields.take("repeat_penalty", float),
-        penalty_tokens=fields.several("penalty_tokens", int),
-    )
 
 
 def check_entry(entry: DumpEntry, where: str) -> None:
