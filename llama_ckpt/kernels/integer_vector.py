@@ -5,6 +5,10 @@ two bytes and adds both products, exactly, in one instruction. Unpacking include
 0.75 of an instruction and one of 8 bits 0.5, where mask and multiply-add take two. With FINE q has 15 bits
 and x = unit * (q + rest / 256), with a byte `rest`; `dp4a` multiplies four of these: 23 bits in all.
 
+This is where step 13 of docs/performance.md found its gain (Q4_0 from 615 to 779 tokens a second), and step
+16 how `high`, that is FINE, comes by its further bits in one multiply-add: it is cut into bytes by
+permutations.
+
 An element that is not finite makes its unit not finite, and so every sum it takes part in.
 
 Elements come and go in eights, as words of weights hold them: `EVENS` first the even ones, then the odd ones,
@@ -29,7 +33,9 @@ def unit_of(x, FINE: tl.constexpr):
     """Of 32 elements, eight pieces of four; what their integers are to be multiplied by."""
     top = tl.zeros_like(x[0][0]) + 1e-30  # zeros have a unit, too
     for i in tl.static_range(8):
+        # With a maximum that drops NaN, a NaN of x would be lost here and the product would look sound.
         top = larger(larger(larger(larger(top, x[i][0]), x[i][1]), x[i][2]), x[i][3])
+    # The largest becomes 2^22 - 2 in units of 1/256, so that q + 2^14 stays below 2^15 in both directions.
     if FINE:
         return top * (256.0 / 4194302.0)
     else:
@@ -48,7 +54,11 @@ def integer(x, per_unit, FINE: tl.constexpr):
 
 @jit
 def pair(a, b, FINE: tl.constexpr, ASM: tl.constexpr):
-    """The q of two elements in one word, the first one low."""
+    """The q of two elements in one word, the first one low.
+
+    `prmt` takes four of the eight bytes of two words, in one instruction: each digit says which, last first.
+    Without FINE those are the two low bytes of both; with it the two above the rest.
+    """
     if ASM and FINE:
         both = tl.inline_asm_elementwise(
             "prmt.b32 $0, $1, $2, 0x6521;", "=r,r,r", [a, b], dtype=tl.int32, is_pure=True, pack=1
@@ -66,7 +76,11 @@ def pair(a, b, FINE: tl.constexpr, ASM: tl.constexpr):
 
 @jit
 def less_in_both(both, ASM: tl.constexpr):
-    """Two numbers of 15 bits, each less 2^14."""
+    """Two numbers of 15 bits, each less 2^14.
+
+    Together, as one addition of halves (32 instructions of 1,296 less, step 16). Before Hopper there is none:
+    there the top bits are set first, so that the lower half cannot borrow from the upper one.
+    """
     if ASM == 2:  # from compute capability 9.0 on
         return tl.inline_asm_elementwise(
             "{ .reg .b32 less; mov.b32 less, 0xC000C000; add.s16x2 $0, $1, less; }", "=r,r", [both],
@@ -99,7 +113,14 @@ def rests(a, b, c, d, ASM: tl.constexpr):
 
 @jit
 def integers(x, unit, EVENS: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr):
-    """32 elements: 16 pairs, and with FINE 8 words of rests, four and two of each eight."""
+    """32 elements: 16 pairs, and with FINE 8 words of rests, four and two of each eight.
+
+    Args:
+        x: eight pieces of four elements, float32 [NT] each.
+        unit: from `unit_of`.
+        EVENS: of each eight first the even elements, then the odd ones, as `row_products.eight` unpacks
+        nibbles.
+    """
     per_unit = 1.0 / unit
     pairs = ()
     rest = ()
@@ -112,7 +133,7 @@ def integers(x, unit, EVENS: tl.constexpr, FINE: tl.constexpr, ASM: tl.constexpr
         f = integer(x[2 * i + 1][1], per_unit, FINE)
         g = integer(x[2 * i + 1][2], per_unit, FINE)
         h = integer(x[2 * i + 1][3], per_unit, FINE)
-        if EVENS:
+        if EVENS:  # elements change places here, once, so that weights need not, in every row
             b, c, d, e, f, g = c, e, g, b, d, f
         pairs = pairs + (pair(a, b, FINE, ASM), pair(c, d, FINE, ASM))
         pairs = pairs + (pair(e, f, FINE, ASM), pair(g, h, FINE, ASM))
@@ -169,7 +190,7 @@ def half_sum(pairs, rest, HALF: tl.constexpr, FINE: tl.constexpr, ASM: tl.conste
 
 @jit
 def in_float(q, rest, FINE: tl.constexpr):
-    """q + rest / 256, float32."""
+    """q + rest / 256, float32. Both sums are exact up to here; each is rounded to 24 bits once."""
     y = q.to(tl.float32)
     if FINE:
         y += rest.to(tl.float32) * (1.0 / 256.0)

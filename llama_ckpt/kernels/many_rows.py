@@ -33,6 +33,8 @@ HALF_REST, BYTES_REST = constant(Rest.HALF), constant(Rest.BYTES)
 @jit
 def put(high_ptr, rest_ptr, row, k, y, width, inside, REST: tl.constexpr, LIFT: tl.constexpr):
     """Store y as element k of a row in float16, and its rest."""
+    # The rest is 2^-11 of y or less: times 2048 it is as large as y was, and does not fall below float16's
+    # range.
     high = y.to(tl.float16)
     tl.store(high_ptr + row * width + k, high, inside)
     low = (y - high.to(tl.float32)) * 2048.0
@@ -47,7 +49,10 @@ def put(high_ptr, rest_ptr, row, k, y, width, inside, REST: tl.constexpr, LIFT: 
 @jit
 def norm_kernel(x_ptr, gain_ptr, high_ptr, rest_ptr, width, eps, WIDTH2: tl.constexpr, REST: tl.constexpr,
                 LIFT: tl.constexpr):  # fmt: skip
-    """RMS norm of a float32 row, to half precision."""
+    """RMS norm of a float32 row, to half precision.
+
+    Not split between writer and reader as in a step: the product is cuBLAS's, which scales nothing.
+    """
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH2)
     inside = k < width
@@ -75,6 +80,9 @@ def turn_kernel(qkv_ptr, qkv_rest_ptr, turns_ptr, positions_ptr, span_ptr, query
     row = tl.load(qkv_ptr + at, k < width, 0.0).to(tl.float32)
     if PAIR:
         row += tl.load(qkv_rest_ptr + at, k < width, 0.0).to(tl.float32) / 2048.0
+    # Cos and sin of all columns as one contiguous row, taken apart in registers: strided loads were slower
+    # ("Long prompts", step 3, of docs/performance.md). Values are turned by cos 1, sin 0, so that no branch
+    # is needed.
     angle = tl.load(turns_ptr + tl.load(positions_ptr + token) * HEAD + k % HEAD)
     angle = tl.where(k < q_width + kv_width, angle, tl.where(k % 2 == 0, 1.0, 0.0))
     even, odd = tl.split(tl.reshape(row, (BLOCK // 2, 2)))
@@ -100,6 +108,7 @@ def swiglu_kernel(gate_up_ptr, gate_up_rest_ptr, high_ptr, rest_ptr, ffn, BLOCK:
     """silu(gate) * up of columns that stand in turn, to half precision."""
     row = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    # Gate and up stand in turn (`planes.interleaved`), so that their pair is one load of neighbours.
     pairs = tl.program_id(1) * BLOCK * 2 + tl.arange(0, 2 * BLOCK)
     at = row * 2 * ffn + pairs
     both = tl.load(gate_up_ptr + at, pairs < 2 * ffn, 0.0).to(tl.float32)
