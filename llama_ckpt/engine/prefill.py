@@ -29,7 +29,11 @@ from llama_ckpt.weights.quants import exact_matmul
 __all__ = ["CAPTURED_ROWS", "Prefill"]
 
 CAPTURED_ROWS = 1024
-"""Most rows whose kernels are captured: longer prompts keep the GPU busy while they are launched."""
+"""Most rows whose kernels are captured: longer prompts keep the GPU busy while they are launched.
+
+Capturing 2,048 rows brought 50.05 to 49.7 ms, which is not worth a graph's memory (docs/performance.md, "Long
+prompts", step 1).
+"""
 
 _NORM_LIFT = 4.0  # of a norm's output in 8 bits, which its width bounds to some hundreds
 
@@ -53,6 +57,7 @@ class Prefill:
         self.attention = PromptAttention(config, buffers, pair=pair)
         self._wide = torch.float32 if pair else torch.float16  # products that go on in half precision anyway
         self._device = buffers.keys.device
+        # Graphs keep the addresses of the room that they were captured in: one, kept for as long as they are.
         self._small: Room | None = None
         self._met: set[int] = set()
         self._captured: dict[int, torch.cuda.CUDAGraph] = {}
@@ -72,6 +77,7 @@ class Prefill:
         room, rows = self._room(n), padded(n)
         room.place(token_ids, positions, start)
         with exact_matmul():
+            # A tap is Python, which a replay does not run.
             if self.graphs and tap is None and rows <= CAPTURED_ROWS:
                 self._replay(room, rows)
             else:
@@ -105,6 +111,8 @@ class Prefill:
 
     def _replay(self, room: Room, rows: int) -> None:
         """All blocks on a prompt in place: launched the first time, captured the second, replayed then."""
+        # Not captured at once: the first launch of a kernel compiles it, and a size that comes once needs no
+        # graph.
         if rows not in self._met:
             self._met.add(rows)
             self._blocks(room, rows, rows, 0, None)
@@ -131,6 +139,8 @@ class Prefill:
     def _block(self, number: int, room: Room, rows: int, n: int, start: int, see: Tap | None) -> None:
         """One block on the residual stream in `room`; only taps need to know how many rows are tokens."""
         (qkv, wo, gate_up, down), block = self.weights.dense[number], self.weights.blocks[number]
+        # The stream stays float32 from block to block; only what goes into a product is rounded to half
+        # precision. With pairs, `spare` is room for what that takes off the products added to it.
         x = self._stream(room, rows)
         spare = room.take("sum", rows, self.config.width, torch.float16) if self.pair else None
         h = self._norm(room, x, block.attn_norm, qkv)
@@ -159,6 +169,8 @@ class Prefill:
 
     def _product(self, room: Room, name: str, h: Rows, w: Dense) -> tuple[Tensor, Tensor]:
         """A product in `room`, and what it misses times `LOW_PART`; without pairs both are the same."""
+        # Kept apart and added by the kernel that reads both, not as a float32 sum, which a second product
+        # would read and write once more: 106.3 to 102.2 ms for F16 ("Long prompts", step 5).
         n, rows = h.high.shape[0], w.high.shape[0]
         out = room.take(name, n, rows, self._wide)
         rest = room.take(f"{name} rest", n, rows, torch.float16) if self.pair else None
@@ -172,6 +184,9 @@ class Prefill:
             return Rows(high)
         if w.low is None:
             return Rows(high, room.take(f"{name} rest", *like, torch.float16))
+        # A norm's output is bounded, so three bits of mantissa and a fixed factor do; other activations may
+        # be any size and take the type with more exponent and fewer bits ("Long prompts", step 4: 1.0e-5 and
+        # 1.6e-5 a product).
         eight = torch.float8_e5m2 if lift == 1 else torch.float8_e4m3fn
         rest = room.take(f"{name} bytes", like[0], 2 * like[1], eight)
         return Rows(high, rest, self._units[lift])

@@ -5,6 +5,7 @@ all that separates such a product from one in float32. `Dense` and `Rows` carry 
 with a weight that is float16 in the file, as a second float16 activation and a second product; with any
 other, both rests matter (x_low W_high and x_high W_low), and one product in 8 bits of twice the
 depth, [x_high | x_low] [W_low | W_high], gives their sum to a part in 20 for the time of one in float16.
+What that was expected to cost and cost stands in docs/performance.md, "Long prompts", steps 4 and 5.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Dense:
     @classmethod
     def of(cls, weights: tuple[Weight, ...], *, exact: bool) -> Dense:
         """Matrices under one another; with `exact`, with what float16 cannot hold of them."""
+        # A file in float16 has no rest in its weights, and a quantized one has: scale times integer needs
+        # more bits.
         if not exact or all(isinstance(w, Tensor) and w.dtype == torch.float16 for w in weights):
             parts = [values(w, torch.float16) for w in weights]
             return cls(parts[0] if len(parts) == 1 else torch.cat(parts))
@@ -125,6 +128,7 @@ def _missing(h: Rows, w: Dense, out: Tensor) -> Tensor:
     if w.low is None:
         return _multiply(h.rest, w.high, out)
     assert h.unit is not None and w.unit is not None
+    # 8-bit products want rows in multiples of 16. Only where the weight has padding is a copy made.
     rows = out.shape[1]
     whole = out if rows == w.low.shape[0] else None
     made = torch._scaled_mm(
@@ -134,6 +138,8 @@ def _missing(h: Rows, w: Dense, out: Tensor) -> Tensor:
 
 
 def _multiply(a: Tensor, w: Tensor, out: Tensor) -> Tensor:
+    # float16 inputs with float32 sums are offered on CUDA alone; on the CPU, where tests come, float32 has
+    # the same.
     if not a.is_cuda:
         return out.copy_(a.float() @ w.float().t())
     if out.dtype == torch.float16:

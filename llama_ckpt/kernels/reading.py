@@ -1,7 +1,8 @@
 """Device functions: wide loads of weights and vectors, and products of plain numbers.
 
 A tensor has as many elements as a program has threads, one for each. Loads are 16 bytes a thread by inline
-assembly, because a thread's pieces must be its own; the interpreter takes plain loads instead.
+assembly, because a thread's pieces must be its own: Triton's own wide loads share a tensor out among threads
+as the compiler likes. The interpreter takes plain loads instead, one for each word.
 
 Vectors lie in pieces of four, so that 32 neighbouring lanes read 512 neighbouring bytes: piece j of
 the 32 elements that lane u works on stands at 4 * (j * U + u), with U = width / 32.
@@ -62,7 +63,11 @@ def load2(pointer, mask, ASM: tl.constexpr):
 
 @jit
 def load_x(pointer, mask, ASM: tl.constexpr):
-    """Four neighbouring float32, written by the kernel before: (a, b, c, d); 0 where masked."""
+    """Four neighbouring float32, written by the kernel before: (a, b, c, d); 0 where masked.
+
+    Not volatile: it comes after the wait in any case, and the programs of a multiprocessor read the same
+    vector, which its L1 cache may then keep.
+    """
     if ASM:
         return tl.inline_asm_elementwise(
             """{ .reg .pred p; setp.ne.b32 p, $5, 0;
@@ -133,7 +138,7 @@ def signed_byte(word):
 
 @jit
 def times(acc, field, x):
-    """acc + field * x, the field taken as the bits of a float32."""
+    """acc + field * x, the field taken as the bits of a float32: a bfloat16 is the upper half of one."""
     return acc + field.to(tl.float32, bitcast=True) * x
 
 
