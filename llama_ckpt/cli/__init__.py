@@ -1,4 +1,4 @@
-"""The command `llama-ckpt`: one module a command, loaded whole, though torch only by those that compute.
+"""The command `llama-ckpt`: one module a command, loaded when that command is asked for.
 
 Exit codes: 0 all is well; 1 a checkpoint fails; 2 bad input, said in one sentence on standard
 error; 130 interrupted; 141 nobody reads the output any more.
@@ -6,36 +6,52 @@ error; 130 interrupted; 141 nobody reads the output any more.
 
 from __future__ import annotations
 
+import importlib
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from llama_ckpt.cli import (
-    bench,
-    capture,
-    compare,
-    explain,
-    export,
-    generate,
-    inspect,
-    make_seeded,
-    mutants,
-    tokenize,
-    validate,
-)
 from llama_ckpt.cli.boundary import CommandGroup
 from llama_ckpt.version import __version__
 
 __all__ = ["COMMANDS", "app", "main"]
 
+COMMANDS: tuple[str, ...] = (
+    *("validate", "compare", "explain", "generate", "tokenize", "inspect"),
+    *("export", "capture", "make-seeded", "mutants", "bench"),
+)
+"""The names of the commands, in the order of the help; the module of "make-seeded" is `cli.make_seeded`."""
+
+STYLE: dict[str, Any] = {
+    "add_completion": False,
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+}
+
+
+class Commands(CommandGroup):
+    """Loads a command's module when that command runs: `explain` need not wait for what `capture` imports."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names of all commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
+        alone = typer.Typer(**STYLE)
+        alone.command(module.NAME, epilog=module.EXAMPLE)(module.command)
+        return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="llama-ckpt",
-    cls=CommandGroup,
-    add_completion=False,
+    cls=Commands,
     no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
+    **STYLE,
     epilog="Example: llama-ckpt validate --model llama-2-7b.Q4_0.gguf --device cuda",
 )
 
@@ -53,17 +69,6 @@ def _options(
     ] = False,
 ) -> None:
     """Name the first layer of a Llama-2 that is wrong, by how much, and compared with what."""
-
-
-_MODULES = (
-    *(validate, compare, explain, generate, tokenize, inspect),
-    *(export, capture, make_seeded, mutants, bench),
-)
-for _module in _MODULES:
-    app.command(_module.NAME, epilog=_module.EXAMPLE)(_module.command)
-
-COMMANDS: tuple[str, ...] = tuple(module.NAME for module in _MODULES)
-"""The names of the commands, in the order of the help."""
 
 
 def main() -> None:

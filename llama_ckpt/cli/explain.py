@@ -1,4 +1,4 @@
-"""`llama-ckpt explain`: a checkpoint's page."""
+"""`llama-ckpt explain`: the page of a checkpoint, a point or a bug."""
 
 from __future__ import annotations
 
@@ -10,21 +10,26 @@ import typer
 __all__ = ["EXAMPLE", "NAME", "command"]
 
 NAME = "explain"
-EXAMPLE = "Example: llama-ckpt explain 1B"
+EXAMPLE = "Example: llama-ckpt explain attn_probs"
 
 
 def command(
-    id: Annotated[  # noqa: A002 - the word that the help shows
-        str | None, typer.Argument(metavar="ID", help="A checkpoint, such as 1B; the ladder without it.")
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A checkpoint (RoPE), a point (attn_probs) or a bug (norm-eps-other); else the ladder.",
+        ),
     ] = None,
 ) -> None:
-    """Print the page of a checkpoint.
+    """Print the page of a checkpoint, a point or a bug.
 
-    It has the formula, shapes, what it stands on, limits and what people get wrong.
+    A checkpoint's has the formula, shapes, what it stands on, limits and what people get wrong.
     """
-    from llama_ckpt.report.pages import ladder_table, page
+    from llama_ckpt.report.pages import ladder_table
+    from llama_ckpt.report.topics import explanation
 
-    text = ladder_table() if id is None else page(id)
+    text = ladder_table() if name is None else explanation(name)
     if sys.stdout.isatty():
         from rich.console import Console
         from rich.markdown import Markdown

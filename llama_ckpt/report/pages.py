@@ -1,17 +1,18 @@
-"""A checkpoint's page, in Markdown: what `explain` prints and `docs/` holds, made from the module itself."""
+"""A checkpoint's page, in Markdown: what `explain` prints and `docs/` holds, made from the module's source.
+
+Nothing here loads torch, so that a page of text appears at once.
+"""
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
-from llama_ckpt.judging.limits import DTYPES, ErrorKind, limit_for
-from llama_ckpt.ladder.discovery import discover, normalize_ids
-from llama_ckpt.points import POINTS, Checkpoint
+from llama_ckpt.judging.limits import ErrorKind, limit_for
+from llama_ckpt.points import POINTS
+from llama_ckpt.precisions import DTYPES
+from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 
-__all__ = ["file_name", "ladder_table", "page", "torch_functions"]
+__all__ = ["file_name", "ladder_table", "limits_table", "markdown_table", "page", "torch_functions"]
 
 ERROR_KINDS: tuple[ErrorKind, ...] = ("own", "total")
 TOKENS = {
@@ -21,56 +22,33 @@ TOKENS = {
 """Points that are not tensors, and how they are compared."""
 
 
-def page(id: str) -> str:  # noqa: A002 - the ladder's own word
-    """The page of one checkpoint.
-
-    Args:
-        id: the checkpoint's id, "1B" or "1b".
-
-    Raises:
-        OptionError: no such checkpoint.
-    """
-    (wanted,) = normalize_ids([id])
-    checkpoint = next(one for one in discover() if one.id == wanted)
+def page(checkpoint: CheckpointSource) -> str:
+    """The page of one checkpoint."""
     parts = (_introduction, _function, _answers_for, _stands_on, _limits, _torch_function, _mistakes)
     return "\n\n".join("\n".join(part(checkpoint)) for part in parts) + "\n"
 
 
-def file_name(checkpoint: Checkpoint) -> str:
+def file_name(checkpoint: CheckpointSource) -> str:
     """The page's file under `docs/checkpoints/`: the module's name."""
-    return checkpoint.function.__module__.rpartition(".")[2] + ".md"
+    return checkpoint.module + ".md"
 
 
-def ladder_table(link: Callable[[Checkpoint], str] = lambda checkpoint: checkpoint.title) -> str:
+def ladder_table(link: Callable[[CheckpointSource], str] = lambda checkpoint: checkpoint.title) -> str:
     """The ladder: each checkpoint's id, title, function, points and absolute limit.
 
     Args:
         link: how a title is written, so that a page can link to the others.
     """
-    rows = ((one.id, link(one), f"`{_name(one)}`", _quoted(one.points), _absolute(one)) for one in discover())
+    rows = (
+        (one.id, link(one), f"`{one.function}`", _quoted(one.points), _absolute(one))
+        for one in checkpoint_sources()
+    )
     heads = ("id", "checkpoint", "function", "answers for", "largest difference from a float32 dump")
-    return "\n".join(_table(heads, rows)) + "\n"
+    return "\n".join(markdown_table(heads, rows)) + "\n"
 
 
-def torch_functions() -> str:
-    """Which torch function each layer stands on, and why."""
-    rows = ((one.id, f"`{_name(one)}`", one.torch_function) for one in discover())
-    return "\n".join(_table(("id", "layer", "stands on"), rows)) + "\n"
-
-
-def _name(checkpoint: Checkpoint) -> str:
-    return checkpoint.function.__name__
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
-
-
-def _absolute(checkpoint: Checkpoint) -> str:
-    return f"{checkpoint.max_abs:g}" if checkpoint.max_abs else "exact"
-
-
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+def markdown_table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    """A table's lines."""
     heads = list(heads)
     yield "| " + " | ".join(heads) + " |"
     yield "|" + " --- |" * len(heads)
@@ -78,41 +56,44 @@ def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
 
 
-def _introduction(checkpoint: Checkpoint) -> Iterator[str]:
+def torch_functions() -> str:
+    """Which torch function each layer stands on, and why."""
+    rows = ((one.id, f"`{one.function}`", one.torch_function) for one in checkpoint_sources())
+    return "\n".join(markdown_table(("id", "layer", "stands on"), rows)) + "\n"
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _absolute(checkpoint: CheckpointSource) -> str:
+    return f"{checkpoint.max_abs:g}" if checkpoint.max_abs else "exact"
+
+
+def _introduction(checkpoint: CheckpointSource) -> Iterator[str]:
     """The module's docstring: its first line is the heading, its last points to the mistakes below."""
-    lines = inspect.cleandoc(_module(checkpoint).__doc__ or "").splitlines()
+    lines = checkpoint.doc.splitlines()
     yield f"# {lines[0].rstrip('.')}"
     yield from (line for line in lines[1:] if not line.startswith("What goes wrong here"))
 
 
-def _module(checkpoint: Checkpoint) -> Any:
-    return sys.modules[checkpoint.function.__module__]
-
-
-def _function(checkpoint: Checkpoint) -> Iterator[str]:
+def _function(checkpoint: CheckpointSource) -> Iterator[str]:
     yield "## The function"
     yield ""
     yield "```"
-    yield f"{_name(checkpoint)}{_signature(checkpoint.function)}"
+    yield f"{checkpoint.function}{checkpoint.signature}"
     yield ""
-    yield inspect.getdoc(checkpoint.function) or ""
+    yield checkpoint.function_doc
     yield "```"
 
 
-def _signature(function: Callable[..., Any]) -> str:
-    """Names and defaults; what the types are stands in the docstring below."""
-    parameters = inspect.signature(function).parameters.values()
-    plain = [one.replace(annotation=one.empty) for one in parameters]
-    return str(inspect.Signature(plain))
-
-
-def _answers_for(checkpoint: Checkpoint) -> Iterator[str]:
+def _answers_for(checkpoint: CheckpointSource) -> Iterator[str]:
     yield "## The points it answers for"
     yield ""
-    yield from _table(("point", "axes", "llama.cpp's tensor", "made by"), _points(checkpoint))
+    yield from markdown_table(("point", "axes", "llama.cpp's tensor", "made by"), _points(checkpoint))
 
 
-def _points(checkpoint: Checkpoint) -> Iterator[tuple[str, ...]]:
+def _points(checkpoint: CheckpointSource) -> Iterator[tuple[str, ...]]:
     for name in checkpoint.points:
         point = POINTS.get(name)
         if point is None:
@@ -121,8 +102,8 @@ def _points(checkpoint: Checkpoint) -> Iterator[tuple[str, ...]]:
             yield f"`{name}`", ", ".join(point.axes), f"`{point.llama_cpp}`", f"`{point.op}`"
 
 
-def _stands_on(checkpoint: Checkpoint) -> Iterator[str]:
-    titles = {one.id: one.title for one in discover()}
+def _stands_on(checkpoint: CheckpointSource) -> Iterator[str]:
+    titles = {one.id: one.title for one in checkpoint_sources()}
     yield "## Stands on"
     yield ""
     if not checkpoint.stands_on:
@@ -131,26 +112,35 @@ def _stands_on(checkpoint: Checkpoint) -> Iterator[str]:
         yield f"- {one}, {titles[one]}: if it fails, look there first."
 
 
-def _limits(checkpoint: Checkpoint) -> Iterator[str]:
+def _limits(checkpoint: CheckpointSource) -> Iterator[str]:
     yield "## Limits"
     yield ""
     if checkpoint.max_abs:
         yield f"Against a float32 dump: at most {checkpoint.max_abs:g} × max(1, max|reference|) anywhere."
     else:
         yield "Against a float32 dump: exact."
-    yield "Against the oracle, ‖x − o‖ / ‖o‖, fed from the recording / fed by the layers before it:"
     yield ""
-    yield from _table(("point", *DTYPES), _relative(checkpoint))
-    yield ""
-    yield from _reasons(checkpoint)
+    yield from limits_table(checkpoint.points)
 
 
-def _relative(checkpoint: Checkpoint) -> Iterator[tuple[str, ...]]:
-    for name in checkpoint.points:
-        yield (
-            f"`{name}`",
-            *(" / ".join(_shown(name, dtype, error_kind) for error_kind in ERROR_KINDS) for dtype in DTYPES),
-        )
+def limits_table(points: Iterable[str]) -> Iterator[str]:
+    """The lines of a table of points: the error allowed in each precision, and why.
+
+    Args:
+        points: neutral names, without a block's number.
+    """
+    points = tuple(points)
+    yield "Error ‖x − o‖ / ‖o‖ against the exact tensor o, own (made here, fed with recorded inputs) / total"
+    yield "(the model runs by itself from its tokens):"
+    yield ""
+    yield from markdown_table(("point", *DTYPES), ((f"`{name}`", *_allowed(name)) for name in points))
+    yield ""
+    yield from (f"- `{name}`: {_reason(name)}." for name in points)
+
+
+def _allowed(point: str) -> Iterator[str]:
+    for dtype in DTYPES:
+        yield " / ".join(_shown(point, dtype, error_kind) for error_kind in ERROR_KINDS)
 
 
 def _shown(point: str, dtype: str, error_kind: ErrorKind) -> str:
@@ -158,20 +148,18 @@ def _shown(point: str, dtype: str, error_kind: ErrorKind) -> str:
     return "exact" if limit is None or limit.exact else f"{limit.err:.1e}"
 
 
-def _reasons(checkpoint: Checkpoint) -> Iterator[str]:
-    """Why each limit is what it is, for float32."""
-    for name in checkpoint.points:
-        reason = TOKENS.get(name) or limit_for(name, "float32", "own").reason
-        yield f"- `{name}`: {reason}."
+def _reason(point: str) -> str:
+    """Why the limit is what it is, for float32."""
+    return TOKENS.get(point) or limit_for(point, "float32", "own").reason
 
 
-def _torch_function(checkpoint: Checkpoint) -> Iterator[str]:
+def _torch_function(checkpoint: CheckpointSource) -> Iterator[str]:
     yield "## The torch function"
     yield ""
     yield checkpoint.torch_function
 
 
-def _mistakes(checkpoint: Checkpoint) -> Iterator[str]:
+def _mistakes(checkpoint: CheckpointSource) -> Iterator[str]:
     yield "## What people get wrong"
     yield ""
     yield from (f"- {mistake}" for mistake in checkpoint.mistakes)

@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
-from llama_ckpt.errors import OptionError
 from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.report.checkpoint_sources import checkpoint_sources
 from llama_ckpt.report.pages import ladder_table, page, torch_functions
+from tools import make_docs
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def make_docs() -> ModuleType:
-    """The tool, which is no module of any package."""
-    spec = importlib.util.spec_from_file_location("make_docs", ROOT / "tools" / "make_docs.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_docs_are_up_to_date(make_docs: ModuleType) -> None:
+def test_docs_are_up_to_date() -> None:
     assert make_docs.stale() == [], "run `make docs`"
 
 
-def test_a_changed_a_missing_and_a_stray_page_are_seen(make_docs: ModuleType, tmp_path: Path) -> None:
+def test_a_changed_a_missing_and_a_stray_page_are_seen(tmp_path: Path) -> None:
     for name, text in make_docs.documents().items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
@@ -43,20 +32,15 @@ def test_a_changed_a_missing_and_a_stray_page_are_seen(make_docs: ModuleType, tm
     assert make_docs.stale(tmp_path) == changed
 
 
-@pytest.mark.parametrize("checkpoint", discover(), ids=lambda checkpoint: checkpoint.id)
+@pytest.mark.parametrize("checkpoint", checkpoint_sources(), ids=lambda checkpoint: checkpoint.id)
 def test_a_page_has_all_that_is_known(checkpoint) -> None:  # type: ignore[no-untyped-def]
-    text = page(checkpoint.id.lower())
+    text = page(checkpoint)
     for wanted in (*checkpoint.mistakes, *checkpoint.points, checkpoint.torch_function):
         assert wanted in text
     for heading in ("The function", "Stands on", "Limits", "The torch function", "What people get wrong"):
         assert f"\n## {heading}\n" in text
     assert checkpoint.torch_function in torch_functions()
     assert f"| {checkpoint.id} | {checkpoint.title} |" in ladder_table()
-
-
-def test_an_unknown_page_is_refused() -> None:
-    with pytest.raises(OptionError, match="got 4, wanted one of 0, 1, 1B"):
-        page("4")
 
 
 def test_the_readme_lists_the_ladder_and_the_tree() -> None:

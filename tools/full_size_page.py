@@ -19,10 +19,13 @@ Seeded weights in the shape of Llama-2-7B, 32 layers, validated on {gpu} by `mak
 greedy tokens in one pass. Every figure is the largest relative error ‖x − o‖/‖o‖ against the float64
 oracle over those five recordings.
 
-- **float32**: our layers, TF32 off. Fed from the recording, an error is that of one layer.
-- **high**, **fast**: the engine's fused kernels. Fed, an error is that of the block up to there.
+An error is *own* where the program is fed with recorded inputs, *total* where it runs by itself from the
+tokens.
+
+- **float32**: the layers here, TF32 off. An own error is that of one layer.
+- **high**, **fast**: the engine's fused kernels. An own error is that of the block up to there.
 - **llama.cpp**: {producer} on the same GPU, with a float32 KV cache and without flash attention;
-  fed from its own recording, as the layers are.
+  for its own errors fed from its own recording, as the layers are.
 
 """
 
@@ -39,7 +42,7 @@ def full_size_page(found: Mapping[str, Any]) -> str:
 
 
 def _summary(types: list[Mapping[str, Any]]) -> Iterator[str]:
-    yield "## Logits of 16 tokens, running free\n"
+    yield "## Logits of 16 tokens, total errors\n"
     yield "| | " + " | ".join(PROGRAMS) + " | checkpoints that pass: float32, high, fast |"
     yield "| --- |" + " --- |" * (len(PROGRAMS) + 1)
     for one in types:
@@ -61,7 +64,7 @@ def _type(one: Mapping[str, Any]) -> Iterator[str]:
     yield f"\n## {one['type']}\n"
     memory = f"{one['peak_gpu_gb']:.0f} GB of GPU memory and {one['peak_host_gb']:.0f} GB of the host's"
     yield f"{took:.0f} s, up to {memory}.\n"
-    heads = [f"{program}, {error_kind}" for error_kind in ("fed", "total") for program in PROGRAMS]
+    heads = [f"{program}, {error_kind}" for error_kind in ("own", "total") for program in PROGRAMS]
     yield "| checkpoint | point | " + " | ".join(heads) + " |"
     yield "| --- | --- |" + " --- |" * len(heads)
     for name, row in one["errors"].items():
