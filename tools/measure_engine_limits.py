@@ -33,7 +33,7 @@ from llama_ckpt.points import split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
-from tools.measure_limits import Maxima, Prompt, Table, table_lines
+from tools.measure_limits import Maxima, Prompt, Table, data
 from tools.measured_models import EMBEDDED, SHAPES, Shape, model_for
 
 KINDS = ("F16", "Q8_0", "Q4_0", "Q4_K", "Q6_K")
@@ -194,38 +194,19 @@ def measure_all(jobs: int) -> Table:
     return maxima.table
 
 
-TEMPLATE = '''"""The largest errors measured of the engine, written by `tools/measure_engine_limits.py`."""
-
-from __future__ import annotations
-
-from typing import Final
-
-__all__ = ["ENGINE_MEASURED", "ENGINE_MEASURED_ON"]
-
-ENGINE_MEASURED_ON: Final = "{on}"
-"""What the figures are the largest of."""
-
-ENGINE_MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, float, float]]]]] = {{
-{lines}
-}}
-"""By precision, error_kind and point, as in `measured_errors`; teacher-forced: a block on given inputs."""
-'''
-
-
-def source(table: Table) -> str:
-    """The source of `measured_engine_errors.py`."""
-    on = f"{len(SEEDS)} seeds, {len(ENGINE_SHAPES)} shapes, {len(KINDS)} types, 2 to 300 tokens, on a GPU"
-    return TEMPLATE.format(on=on, lines="\n".join(table_lines(table)))
+def measured_on() -> str:
+    """What the figures are the largest of."""
+    return f"{len(SEEDS)} seeds, {len(ENGINE_SHAPES)} shapes, {len(KINDS)} types, 2 to 300 tokens, on a GPU"
 
 
 def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    default = Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_engine_errors.py"
+    default = Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_engine_errors.json"
     parser.add_argument("--out", type=Path, default=default, help="where to write")
     parser.add_argument("--jobs", type=int, default=4, help="shapes measured side by side")
     options = parser.parse_args()
-    options.out.write_text(source(measure_all(options.jobs)), encoding="utf-8")
+    options.out.write_text(data(measure_all(options.jobs), measured_on()), encoding="utf-8")
 
 
 if __name__ == "__main__":

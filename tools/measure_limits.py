@@ -1,6 +1,6 @@
 """Measure how far from exact correct programs are, and write the table that the limits stand on.
 
-    python -m tools.measure_limits            # about 15 minutes; writes llama_ckpt/judging/measured_errors.py
+    python -m tools.measure_limits            # 15 minutes; writes llama_ckpt/judging/measured_errors.json
     python -m tools.measure_limits --print    # the same, to the terminal only
 
 Every correct program (see `correct_programs`) runs every layer on inputs from the oracle, and whole
@@ -10,8 +10,9 @@ models from their tokens; the largest error of each kind at each point is kept.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from llama_ckpt.judging.measured import Errors
+from llama_ckpt.judging.measured import Table as MeasuredTable
 from llama_ckpt.judging.metrics import averaging, causal_mask, measure
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.right_programs.torch_programs import ORDERS, PlainProgram, correct_programs
@@ -29,8 +32,6 @@ from tools.measured_models import SHAPES, Shape, model_for
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SEEDS = range(10)
-Errors = tuple[float, float, float, float, float]
-"""err, row_err, element_err, and |gain| and |bias| as of 4,096 elements."""
 Table = dict[str, dict[str, dict[str, Errors]]]
 """dtype -> error_kind -> point -> errors."""
 
@@ -223,56 +224,32 @@ def measure_all(shapes: Iterable[Shape] = SHAPES, seeds: Iterable[int] = SEEDS) 
 ORDER = ("embd", *(point.name for point in BLOCK_POINTS), "output_norm", "logits", "sampling")
 
 
-def row(errors: Errors) -> str:
-    """Five figures as source."""
-    return "(" + ", ".join(f"{error:.1e}" for error in errors) + ")"
-
-
-def table_lines(table: Table) -> list[str]:
-    """A table as lines of source."""
+def table_lines(table: MeasuredTable) -> list[str]:
+    """A table as JSON, a line each point, so that a change reads well."""
     lines = []
     for dtype, error_kinds in table.items():
-        lines.append(f'    "{dtype}": {{')
+        kinds = []
         for error_kind, points in error_kinds.items():
-            lines.append(f'        "{error_kind}": {{')
-            lines += [f'            "{point}": {row(points[point])},' for point in ORDER if point in points]
-            lines.append("        },")
-        lines.append("    },")
+            rows = [f'    "{point}": {row(points[point])}' for point in ORDER if point in points]
+            kinds.append(f'   "{error_kind}": {{\n' + ",\n".join(rows) + "\n   }")
+        lines.append(f'  "{dtype}": {{\n' + ",\n".join(kinds) + "\n  }")
     return lines
 
 
-def source(maxima: Maxima, on: str) -> str:
-    """The source of `measured_errors.py`."""
-    lines, worst = table_lines(maxima.table), []
-    for (dtype, error_kind, point), (shape, seed, program) in maxima.worst.items():
-        worst.append(f'    ("{dtype}", "{error_kind}", "{point}"): ("{shape}", {seed}, "{program}"),')
-    return TEMPLATE.format(on=on, lines="\n".join(lines), worst="\n".join(worst))
+def row(errors: Errors) -> str:
+    """Five figures, of two digits each."""
+    return "[" + ", ".join(f"{error:.1e}" for error in errors) + "]"
 
 
-TEMPLATE = '''"""The largest errors measured of correct programs, written by `tools/measure_limits.py`."""
-
-from __future__ import annotations
-
-from typing import Final
-
-__all__ = ["MEASURED", "MEASURED_ON", "WORST"]
-
-MEASURED_ON: Final = (
-    "{on}"
-)
-"""What the figures are the largest of."""
-
-MEASURED: Final[dict[str, dict[str, dict[str, tuple[float, float, float, float, float]]]]] = {{
-{lines}
-}}
-"""By precision, error_kind and point: err, row_err, element_err, |gain| and |bias|, as `metrics` defines
-them, gain and bias as of 4,096 elements."""
-
-WORST: Final[dict[tuple[str, str, str], tuple[str, int, str]]] = {{
-{worst}
-}}
-"""The shape, seed and program that had the largest err, so that it can be run again."""
-'''
+def data(
+    table: MeasuredTable, on: str, worst: Mapping[tuple[str, str, str], tuple[str, int, str]] | None = None
+) -> str:
+    """The text of a data file that `llama_ckpt.judging.measured` reads."""
+    parts = [f' "on": {json.dumps(on)}', ' "errors": {\n' + ",\n".join(table_lines(table)) + "\n }"]
+    if worst:
+        runs = ["  " + json.dumps([*where, *run]) for where, run in worst.items()]
+        parts.append(' "worst": [\n' + ",\n".join(runs) + "\n ]")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
@@ -281,11 +258,12 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="to the terminal only")
     options = parser.parse_args()
     torch.set_num_threads(1)  # small products: two threads mostly wait for each other
-    text = source(measure_all(), measured_on(len(SEEDS)))
+    maxima = measure_all()
+    text = data(maxima.table, measured_on(len(SEEDS)), maxima.worst)
     if options.print:
-        print(text)
+        print(text, end="")
     else:
-        (Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_errors.py").write_text(text)
+        (Path(__file__).parents[1] / "llama_ckpt" / "judging" / "measured_errors.json").write_text(text)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 A limit is `MARGIN` times the largest error that was measured of a correct program: the layers here and a
 plain program, in several summation orders, over several shapes and ten seeds. `tools/measure_limits.py`
-measures again and writes `measured_errors.py`; a test measures a sample of it, so that neither a limit
+measures again and writes `measured_errors.json`; a test measures a sample of it, so that neither a limit
 too tight nor one that was loosened by hand gets through.
 
 What counts as correct in half precision: weights and inputs rounded to it, products summed in float32,
@@ -19,8 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.judging.measured_engine_errors import ENGINE_MEASURED, ENGINE_MEASURED_ON
-from llama_ckpt.judging.measured_errors import MEASURED, MEASURED_ON
+from llama_ckpt.judging.measured import ENGINE, LAYERS
 from llama_ckpt.points import split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
@@ -138,15 +137,15 @@ def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = M
     if point == "sampling":  # chosen from logits in float32, whatever made them
         dtype, error_kind = "float32", "own"
     engine = dtype in ENGINE_PRECISIONS
+    measured = ENGINE if engine else LAYERS
     try:
-        largest = (ENGINE_MEASURED if engine else MEASURED)[dtype][error_kind][point]
+        largest = measured.errors[dtype][error_kind][point]
     except KeyError:
         raise OptionError(
             "limit", got=f"{point}, {dtype}, {error_kind}", wanted="a row of the table"
         ) from None
     deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if error_kind == "total" else 1.0
-    on = ENGINE_MEASURED_ON if engine else MEASURED_ON
-    why = f"{WHY[point]}; {MARGIN:g} x the largest of {on}: {largest[0]:.2g}"
+    why = f"{WHY[point]}; {MARGIN:g} x the largest of {measured.on}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
     err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
     gain = max(gain, MARGIN * ON_CUDA.get((dtype, error_kind, point), 0.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -19,11 +20,11 @@ from llama_ckpt.judging.limits import (
     ErrorKind,
     limit_for,
 )
-from llama_ckpt.judging.measured_errors import MEASURED, WORST
+from llama_ckpt.judging.measured import ENGINE, LAYERS, Measured, read_measured
 from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
-from tools.measure_limits import Maxima, measure_sampling, measure_shape
+from tools.measure_limits import Maxima, data, measure_sampling, measure_shape
 from tools.measured_models import SHAPES
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def test_what_is_not_in_the_table_has_no_default(bad: tuple[str, str]) -> None:
 
 def test_limits_are_the_margin_times_the_measurement_and_no_more() -> None:
     assert MARGIN <= 4
-    for dtype, error_kinds in MEASURED.items():
+    for dtype, error_kinds in LAYERS.errors.items():
         for error_kind in ERROR_KINDS:
             for point, largest in error_kinds[error_kind].items():
                 limit = limit_for(point, dtype, error_kind)
@@ -123,7 +124,7 @@ REPEATED = [
 def test_a_measurement_can_be_repeated(row: tuple[str, str, str]) -> None:
     """The run that a row of the table came from is that far off again, and within every limit."""
     dtype, error_kind, point = row
-    name, seed, program = WORST[row]
+    name, seed, program = LAYERS.worst[row]
     shape = next(shape for shape in SHAPES if shape.name == name)
     maxima = Maxima()
     threads = torch.get_num_threads()
@@ -134,7 +135,11 @@ def test_a_measurement_can_be_repeated(row: tuple[str, str, str]) -> None:
         torch.set_num_threads(threads)
     again = maxima.table[dtype][error_kind][point][0]
     # Another machine's BLAS adds in another order; a limit that somebody doubled is still found out.
-    assert MEASURED[dtype][error_kind][point][0] / 2 < again < MEASURED[dtype][error_kind][point][0] * 2
+    assert (
+        LAYERS.errors[dtype][error_kind][point][0] / 2
+        < again
+        < LAYERS.errors[dtype][error_kind][point][0] * 2
+    )
     for found_kind, points in maxima.table[dtype].items():
         for found_point, largest in points.items():
             limit = limit_for(found_point, dtype, found_kind)  # type: ignore[arg-type]
@@ -154,9 +159,37 @@ def test_sampling_can_be_repeated() -> None:
 def test_every_row_says_which_run_it_came_from() -> None:
     names = {shape.name for shape in SHAPES} | {"sampling"}
     programs = {*correct_programs(torch.float32), "plain"}
-    for dtype, error_kinds in MEASURED.items():
+    for dtype, error_kinds in LAYERS.errors.items():
         for error_kind, points in error_kinds.items():
             for point, largest in points.items():
                 if largest[0] > 0:
-                    shape, seed, program = WORST[dtype, error_kind, point]
+                    shape, seed, program = LAYERS.worst[dtype, error_kind, point]
                     assert shape in names and 0 <= seed < 10 and program in programs
+
+
+FINGERPRINTS = {
+    "measured_errors": (LAYERS, "c35e05dbdd18f81095d1c80837f1a2f96b2b1052519e65e1ec9796d35d944e0a"),
+    "measured_engine_errors": (ENGINE, "2fe26b4bda70266c43b62cdf500daca5af8e3d040f7a0b2618cd13c983841cf9"),
+}
+"""Of every figure's bits: whoever measures again, and only they, change these with the tables."""
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_the_tables_hold_what_was_measured_to_the_bit(name: str) -> None:
+    measured, fingerprint = FINGERPRINTS[name]
+    rows = [
+        f"{dtype} {kind} {point} {' '.join(value.hex() for value in errors)}"
+        for dtype, kinds in measured.errors.items()
+        for kind, points in kinds.items()
+        for point, errors in points.items()
+    ]
+    assert hashlib.sha256("\n".join(rows).encode()).hexdigest() == fingerprint
+
+
+@pytest.mark.parametrize("name", FINGERPRINTS)
+def test_what_a_tool_writes_is_read_back_the_same(name: str, tmp_path: Path) -> None:
+    measured: Measured = FINGERPRINTS[name][0]
+    path = tmp_path / f"{name}.json"
+    path.write_text(data(measured.errors, measured.on, measured.worst))
+    assert read_measured(path) == measured
+    assert path.read_bytes() == (ROOT / "llama_ckpt" / "judging" / path.name).read_bytes()
