@@ -1,8 +1,9 @@
 """Which bug of the catalogue gives the tensor on trial: the oracle is run with each, and compared.
 
 A bug explains a tensor when the oracle with that bug is as near to it as a right program is to the
-oracle; what leaves more is named as a part of the truth, with the share that it explains. Two bugs are indistinguishable when their own tensors differ by no more than what the better one
-leaves unexplained. numpy only.
+oracle; what leaves more is named as a part of the truth, with the share that it explains. Two bugs are
+indistinguishable when their own tensors differ by no more than what the better one leaves unexplained.
+numpy only.
 """
 
 from __future__ import annotations

@@ -81,24 +81,24 @@ class NamedBug:
     def said(self, alike: str = "") -> str:
         """The bug with what it leaves, a sentence for a report; `alike` stands behind its name."""
         if not self.explained and math.isfinite(self.beyond):
-            few = f"{100 * self.beyond:.2g}% of the elements"
-            return f"{self.sentence}{alike}: remaining error {self.remaining_error:.1e}, made in {few}"
+            few = f"{100 * self.beyond:.2g}% of the elements, where {self.remaining_error:.1e} remains"
+            return f"{self.sentence}{alike}: all but {few}: rounded another way, or something else as well"
         return _with_what_is_left(self.sentence + alike, self)
 
 
 def _with_what_is_left(sentence: str, found: Finding | NamedBug) -> str:
-    """What rounding may leave needs no word; more than that is said, since something else is wrong as well."""
+    """What rounding may leave needs no word; where more is left, something else is wrong as well."""
     left = found.remaining_error
     if found.explained:
         return f"{sentence}: remaining error {left:.1e}"
     if not found.share > 0:
         return f"a part of it, in most elements: {sentence}; {left:.1e} remains: something else as well"
     share = min(math.floor(1000 * found.share) / 10, 99.9)  # never all of it
-    allowed = "nothing" if not found.allowed > 0 else f"{found.allowed:.1e}"
-    return (
-        f"a part of it: {sentence}; explains {share:.3g}% of the error; {left:.1e} remains where rounding "
-        f"leaves {allowed} at most: something else as well"
-    )
+    part = f"a part of it: {sentence}; explains {share:.3g}% of the error; {left:.1e} remains"
+    if left <= found.allowed:
+        return f"{part}, too much of it in a row, in an element or one way: something else as well"
+    allowed = f"{found.allowed:.1e} at most" if found.allowed > 0 else "nothing"
+    return f"{part} where rounding leaves {allowed}: something else as well"
 
 
 @dataclass(frozen=True)

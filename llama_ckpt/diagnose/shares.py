@@ -33,7 +33,7 @@ def only_some(x: Array, o: Array, heads: tuple[Array, Array] | None, limit: Limi
     yield from _some(x, o, 0, "token", "token", limit)
     if heads is not None:
         head = "KV head" if "kv_head" in axes else "head"
-        last = "key" if axes[-1:] == ("key",) else "feature of each head"
+        last = "key" if axes[-1:] == ("key",) else "head feature"
         for axis, kind, noun in ((1, "head", head), (2, "feature", last)):
             for change in _some(*heads, axis, kind, noun, limit):
                 yield Change(change.kind, change.sentence, change.changed.reshape(x.shape))
@@ -55,7 +55,8 @@ def _some(x: Array, o: Array, axis: int, kind: str, noun: str, limit: Limit) -> 
     changed[index] = x[index]
     names = which(noun, bad, n)
     of = "" if f" of {n} " in names else f", of {n}"
-    yield Change(kind, f"only {names} {'is' if len(bad) == 1 else 'are'} off{of}", changed)
+    verb = "is" if len(bad) == 1 or names.startswith("every ") else "are"
+    yield Change(kind, f"only {names} {verb} off{of}", changed)
 
 
 def one_for_each(x: Array, o: Array, heads: tuple[Array, Array] | None) -> Iterator[Change]:

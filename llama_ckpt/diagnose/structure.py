@@ -63,9 +63,7 @@ def find_structure(
         explained = passes(trial, change.changed, limit)
         if explained or left < MOST * err:
             share = 1.0 if explained or not np.isfinite(err) else 1.0 - left / err
-            found.append(
-                Finding(change.kind, change.sentence, left, explained, share, leaves_at_most(limit))
-            )
+            found.append(Finding(change.kind, change.sentence, left, explained, share, leaves_at_most(limit)))
     whole = [one for one in found if one.explained]
     return whole or sorted(found, key=lambda one: one.remaining_error)
 

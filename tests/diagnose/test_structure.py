@@ -15,6 +15,7 @@ from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.diagnose.structure import find_structure
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.judging.verdict import causal_mask
+from llama_ckpt.listing import which
 
 Array = NDArray[np.float64]
 
@@ -184,3 +185,71 @@ def test_a_vector_has_gains_but_no_tokens() -> None:
     x = o.copy()
     x[4] = 9
     assert found(x, o) == []
+
+
+BAD_SETS: list[tuple[list[int], str]] = [
+    (list(range(512, 535)), "only tokens 512 to 534 are off, of 600"),
+    ([3, 7, 8, 9, *range(40, 63)], "only tokens 3, 7 to 9 and 40 to 62 are off, of 600"),
+    (list(range(3, 600, 9)), "only every 9th token from 3 to 597 is off, of 600"),
+    ([i * i for i in range(24)], "only 24 of 600 tokens (first 0, 1, 4, last 529) are off"),
+]
+
+
+@pytest.mark.parametrize(("bad", "sentence"), BAD_SETS, ids=[row[1] for row in BAD_SETS])
+def test_every_bad_token_is_said(bad: list[int], sentence: str) -> None:
+    o = normal(600, 8)
+    x = o.copy()
+    x[bad] += normal(len(bad), 8, seed=2)
+    assert found(x, o)[0].sentence == sentence
+
+
+def test_a_slightly_bad_token_beside_a_very_bad_one_is_said() -> None:
+    o = normal(20, 32)
+    x = o.copy()
+    x[4] *= 1e4
+    x[9] *= 1.001
+    assert found(x, o)[0].sentence == "only tokens 4 and 9 are off, of 20"
+
+
+@pytest.mark.parametrize(
+    ("point", "axis", "words"),
+    [
+        ("k", 1, "only KV heads 1 to 3 are off, of 16"),
+        ("q", 1, "only heads 1 to 3 are off, of 16"),
+        ("q", 2, "only head features 1 to 3 are off, of 16"),
+        ("attn_probs", 2, "only keys 1 to 3 are off, of 16"),
+    ],
+)
+def test_bad_heads_keys_and_features_of_heads_are_said(point: str, axis: int, words: str) -> None:
+    o = np.abs(normal(6, 16, 16)) + 1
+    x = np.moveaxis(o.copy(), axis, 0)
+    x[1:4] = normal(*x[1:4].shape, seed=4)
+    back = np.moveaxis(x, 0, axis).astype(np.float32)
+    first = find_structure(back, o, limit=limit_for(point, "float32", "own"))[0]
+    assert first.sentence == words and first.explained
+
+
+@given(bad=st.sets(st.integers(0, 79), min_size=1, max_size=20), axis=st.sampled_from([0, 1]))
+@settings(max_examples=60)
+def test_what_is_said_to_be_bad_is_what_was_made_bad(bad: set[int], axis: int) -> None:
+    o = normal(80, 80)
+    x = np.moveaxis(o.copy(), axis, 0)
+    x[sorted(bad)] += 1
+    first = found(np.moveaxis(x, 0, axis), o)[0]
+    noun = ("token", "feature")[axis]
+    assert first.kind == noun and f"only {which(noun, bad, 80)} " in first.sentence
+
+
+def test_many_heads_in_another_order_are_counted() -> None:
+    o = normal(6, 16, 8)
+    order = [1, 0, 3, 2, 5, 4, *range(6, 16)]
+    first = next(one for one in found(o[:, order], o) if one.kind == "heads")
+    assert first.sentence == "6 of 16 heads are others: 0 is 1, 1 is 0, 2 is 3, 3 is 2 and 2 more"
+
+
+def test_what_rounding_does_not_leave_is_said_to_be_a_part() -> None:
+    o = normal(8, 64)
+    first = found(2 * o + 0.01 * normal(8, 64, seed=3), o)[0]
+    assert first.said().startswith(f"a part of it: {first.sentence}; explains 99.5% of the error; 4.7e-03 ")
+    assert first.said().endswith(f"where rounding leaves {LIMIT.err:.1e} at most: something else as well")
+    assert 0.98 < first.share < 1 and first.allowed == LIMIT.err < first.remaining_error

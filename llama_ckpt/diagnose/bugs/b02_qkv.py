@@ -20,7 +20,6 @@ from llama_ckpt.diagnose.rounding import to_tf32
 __all__ = ["BUGS"]
 
 Array: TypeAlias = NDArray[Any]
-Split: TypeAlias = Callable[[Array, int], Array]
 
 
 def projected(weights: Callable[[Array, Array, Array, int, int], tuple[Array, Array, Array]]) -> Patch:

@@ -71,11 +71,6 @@ def highest_id(x: Array) -> Array:
     return found
 
 
-def after_half(x: Array) -> Array:
-    found: Array = np.argmax(to_float16(x), axis=-1)
-    return found
-
-
 def by_size(x: Array) -> Array:
     found: Array = np.argmax(np.abs(x), axis=-1)
     return found
