@@ -11,7 +11,7 @@ steps are the oracle's functions; numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -38,7 +38,6 @@ class FlowStep:
     inputs: tuple[str, ...]
     returns: tuple[str, ...]
     taps: tuple[str, ...] = ()
-    needs_weights: bool = True
 
     @property
     def points(self) -> tuple[str, ...]:
@@ -56,10 +55,10 @@ STEPS: tuple[FlowStep, ...] = (
         ("attn_out",),
         taps=("attn_scores", "attn_probs", "attn_context"),
     ),
-    FlowStep("add", (INPUT, "attn_out"), ("ffn_inp",), needs_weights=False),
+    FlowStep("add", (INPUT, "attn_out"), ("ffn_inp",)),
     FlowStep("rms_norm", ("ffn_inp",), ("ffn_norm",)),
     FlowStep("swiglu", ("ffn_norm",), ("ffn_out",), taps=("ffn_gate", "ffn_up", "ffn_swiglu")),
-    FlowStep("add", ("ffn_inp", "ffn_out"), ("out",), needs_weights=False),
+    FlowStep("add", ("ffn_inp", "ffn_out"), ("out",)),
 )
 """The steps of a block, in order."""
 
@@ -182,8 +181,3 @@ def block_case(number: int, start: Array, weights: Any, config: Any, positions: 
 def whole_block(case: Case) -> dict[str, Array]:
     """Every point of a block by neutral name, from a `block_case`."""
     return {name.rpartition(".")[2]: array for name, array in answers(oracle.block, case).items()}
-
-
-def missing_inputs(flow: BlockFlow, points: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """For each of `points` the inputs that were not recorded, where there are any."""
-    return {point: flow.replaced[point] for point in points if flow.replaced.get(point)}

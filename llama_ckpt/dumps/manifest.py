@@ -49,14 +49,6 @@ class ModelRecord:
     hyperparameters: Mapping[str, float]
     derived_from: Mapping[str, str] | None = None
 
-    @property
-    def weight_type(self) -> str:
-        """The type of the matrices, as `derive` takes it: `"Q8_0"`. Norms are float32 in every file.
-
-        Of a mixture (`Q4_K_M`) it is the first in the alphabet, and no file can be made from it.
-        """
-        return next((kind for kind in self.tensor_types if kind != "F32"), "F32")
-
 
 @dataclass(frozen=True)
 class Producer:

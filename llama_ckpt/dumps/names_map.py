@@ -40,7 +40,6 @@ __all__ = ["LAYOUTS", "DumpMap", "Rule", "interleave_halves", "pair_kind", "read
 LAYOUTS = ("half-split", "ne", "scaled")
 """What a map may say of how values are stored."""
 
-AXES = {axis for point in POINTS.values() for axis in point.axes}
 BLOCK = "{N}"
 
 
