@@ -55,8 +55,8 @@ def read_manifest(path: Path) -> Manifest:
 def _record(kind: Any, value: object, where: str) -> Any:
     """A dataclass from a JSON object: its annotations say what each field must be.
 
-    Written here and not left to pydantic, which takes 0.1 s to import and build its checks, in commands that need
-    nothing else of it, and whose errors would have to be put into this program's one sentence.
+    Written here and not left to pydantic, which takes 0.1 s to import and build its checks, in commands that
+    need nothing else of it, and whose errors would have to be put into this program's one sentence.
     """
     fields = _typed(value, dict, where)
     made = {}

@@ -22,6 +22,7 @@ from llama_ckpt.engine.prompt_attention import PromptAttention
 from llama_ckpt.engine.room import Room, padded
 from llama_ckpt.engine.step import Buffers
 from llama_ckpt.engine.weights import EngineWeights
+from llama_ckpt.kernels.launching import power_of_two
 from llama_ckpt.kernels.many_rows import norm_kernel, swiglu_kernel
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import exact_matmul
@@ -35,6 +36,7 @@ Capturing 2,048 rows brought 50.05 to 49.7 ms, which is not worth a graph's memo
 prompts", step 1).
 """
 
+_SWIGLU_COLUMNS = 1024  # of a row that one program takes
 _NORM_LIFT = 4.0  # of a norm's output in 8 bits, which its width bounds to some hundreds
 
 
@@ -196,15 +198,15 @@ class Prefill:
         h = self._rows(room, "norm", (n, width), w, _NORM_LIFT)
         norm_kernel[(n,)](
             x, gain, *h.both, width, self.config.rms_norm_eps,
-            WIDTH2=1 << (width - 1).bit_length(), **h.keeping(_NORM_LIFT), num_warps=8,
+            WIDTH2=power_of_two(width), **h.keeping(_NORM_LIFT), num_warps=8,
         )  # fmt: skip
         return h
 
     def _swiglu(self, room: Room, gate_up: tuple[Tensor, Tensor], w: Dense) -> Rows:
         n, ffn = gate_up[0].shape[0], gate_up[0].shape[1] // 2
         h = self._rows(room, "hidden", (n, ffn), w, 1.0)
-        swiglu_kernel[(n, -(-ffn // 1024))](
-            *gate_up, *h.both, ffn, BLOCK=1024, PAIR=self.pair, **h.keeping(1.0), num_warps=4
+        swiglu_kernel[(n, -(-ffn // _SWIGLU_COLUMNS))](
+            *gate_up, *h.both, ffn, BLOCK=_SWIGLU_COLUMNS, PAIR=self.pair, **h.keeping(1.0), num_warps=4
         )
         return h
 

@@ -38,6 +38,7 @@ from llama_ckpt.kernels.fused import (
     residual_kernel,
 )
 from llama_ckpt.kernels.launching import (
+    WARP,
     Tile,
     from_pieces,
     launch_options,
@@ -183,7 +184,7 @@ class Step:
 
     def _plain(self, warps: int) -> dict[str, Any]:
         # Kernels without a product use no inline assembly: Triton refuses an argument that they do not have.
-        options = launch_options(32 * warps, self.pdl)
+        options = launch_options(WARP * warps, self.pdl)
         return {name: value for name, value in options.items() if name != "ASM"}
 
     def _reading(self, planes: Planes) -> tuple[Tile, dict[str, Any]]:

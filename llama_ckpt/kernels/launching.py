@@ -18,6 +18,7 @@ from llama_ckpt.kernels.planes import Layout, Mode, Pack, Planes
 
 __all__ = [
     "HOPPER",
+    "WARP",
     "Tile",
     "from_pieces",
     "launch_options",
@@ -28,6 +29,9 @@ __all__ = [
     "power_of_two",
 ]
 
+
+WARP = 32
+"""Threads that run in step; Triton counts programs' threads in warps."""
 
 HOPPER = (9, 0)
 """The compute capability from which on kernels overlap and add pairs of 16-bit integers."""
@@ -67,7 +71,7 @@ def tile_for(planes: Planes, *, fine: bool) -> Tile:
         tile = _packed_tile(layout, few=few, one_step=pieces <= 128, fine=fine)
     else:
         tile = Tile(8, 128, ahead=2 if few else 1)
-    threads = min(tile.threads, power_of_two(pieces, 32))
+    threads = min(tile.threads, power_of_two(pieces, WARP))
     return replace(tile, threads=threads, ahead=min(tile.ahead, tile.passes * -(-pieces // threads)))
 
 
@@ -118,7 +122,7 @@ def launch_options(threads: int, pdl: bool, registers: int | None = None) -> dic
     return {
         "ASM": 2 if torch.cuda.get_device_capability() >= HOPPER else 1,
         "PDL": pdl,
-        "num_warps": threads // 32,
+        "num_warps": threads // WARP,
         "launch_pdl": pdl,
         "enable_fp_fusion": True,  # Triton's default, but not for good
         **limit,

@@ -65,8 +65,7 @@ def load2(pointer, mask, ASM: tl.constexpr):
 def load_x(pointer, mask, ASM: tl.constexpr):
     """Four neighbouring float32, written by the kernel before: (a, b, c, d); 0 where masked.
 
-    Not volatile: it comes after the wait in any case, and the programs of a multiprocessor read the same
-    vector, which its L1 cache may then keep.
+    Not volatile as weights are: it may be read only after the wait for that kernel in any case.
     """
     if ASM:
         return tl.inline_asm_elementwise(
