@@ -127,10 +127,10 @@ class _Written:
 def _parameters(found: ast.arguments) -> Iterator[inspect.Parameter]:
     """Names, kinds and defaults; what the types are stands in the docstring."""
     kinds = inspect.Parameter
-    positional = [(one, kinds.POSITIONAL_ONLY) for one in found.posonlyargs]
-    positional += [(one, kinds.POSITIONAL_OR_KEYWORD) for one in found.args]
+    positional = [*found.posonlyargs, *found.args]
     without = len(positional) - len(found.defaults)
-    for i, (one, kind) in enumerate(positional):
+    for i, one in enumerate(positional):
+        kind = kinds.POSITIONAL_ONLY if i < len(found.posonlyargs) else kinds.POSITIONAL_OR_KEYWORD
         default = kinds.empty if i < without else _Written(found.defaults[i - without])
         yield kinds(one.arg, kind, default=default)
     if found.vararg:
