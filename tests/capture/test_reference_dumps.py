@@ -91,7 +91,7 @@ def test_manifests_belong_to_the_derived_files(weights: str, models: dict[str, P
 def test_the_upcast_has_the_same_weights() -> None:
     f16, f32 = FOLDERS["f16"].manifest, FOLDERS["f32"].manifest
     assert f16.model.weights_sha256 == f32.model.weights_sha256
-    assert f32.float32 and not f16.float32
+    assert f32.tight and not f16.tight
 
 
 @each_dump
