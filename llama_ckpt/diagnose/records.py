@@ -145,7 +145,8 @@ class Diagnosis:
 
         What explains the tensor whole goes before what explains a part, and a bug before a simple change.
         """
-        best = min([*self.named[:1], *self.structure[:1]], key=lambda one: not one.explained, default=None)
+        found: list[NamedBug | Finding] = [*self.named[:1], *self.structure[:1]]
+        best = min(found, key=lambda one: not one.explained, default=None)
         if isinstance(best, NamedBug):
             alike = [name for group in self.indistinguishable if best.name in group for name in group[1:]]
             return best.said(f" (or, alike here: {', '.join(alike)})" if alike else "")
