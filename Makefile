@@ -66,6 +66,7 @@ reference: $(REFERENCE)
 
 validate-all: setup
 	$(BIN)/llama-ckpt validate $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/llama-ckpt check-worker $(if $(MODEL),--model "$(MODEL)")
 
 # As many processes as there are cores: half the tests wait for a process of their own, and tensors are small.
 test: setup $(TRITON)

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_ckpt.errors import LlamaCkptError
-from llama_ckpt.report.terminal import checkpoint_row, failure_lines, header, repeat_command
+from llama_ckpt.report.repeat import repeat_command
+from llama_ckpt.report.terminal import checkpoint_row, failure_lines, header
 
 if TYPE_CHECKING:
     from llama_ckpt.ladder.report import LadderReport
@@ -136,11 +137,11 @@ def check(layer: Any, checkpoint: str | None, chosen: dict[str, Any]) -> None:
 
 def _lines(report: LadderReport, chosen: dict[str, Any]) -> Iterator[str]:
     """The report of one layer, as the command line prints it."""
-    yield header()
+    yield from header()
     for result in report.checkpoints:
         yield checkpoint_row(result)
         repeat = repeat_command(
-            result.id,
+            (*result.stands_on_failed, result.id),
             model=chosen.get("model"),
             dumps=chosen.get("dumps"),
             device=report.device,

@@ -15,8 +15,8 @@ from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_pa
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.cli.threads import fit_threads
-from llama_ckpt.cli.worker_points import worker_points
 from llama_ckpt.report import terminal
+from llama_ckpt.report.repeat import repeat_command, started_as
 
 if TYPE_CHECKING:
     from llama_ckpt.ladder.report import CheckpointResult, LadderReport
@@ -57,6 +57,9 @@ def command(
     arrays: Annotated[
         Literal["auto", "torch", "numpy"], typer.Option(help="What --impl is called with.")
     ] = "auto",
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="All about a failure, not its first six lines.")
+    ] = False,
     json_file: JsonFile = None,
     junit_file: JunitFile = None,
     html_file: HtmlFile = None,
@@ -65,7 +68,7 @@ def command(
 
     These are the tensors of the real llama.cpp and a float64 oracle.
 
-    Exit code 0 when all pass, 1 when one fails, 2 for bad input.
+    Exit code 0 when all pass, 1 when one fails or nothing was compared, 2 for bad input.
     """
     from llama_ckpt.model import pick_device
 
@@ -81,26 +84,30 @@ def command(
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))
     files = ReportFiles(json_file, junit_file, html_file)
-    report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, maps=html_file is not None)
+    report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, verbose=verbose)
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)
 
 
 def _climb(
-    ids: list[str] | None, options: dict[str, Any], files: ReportFiles, *, stop_on_failure: bool, maps: bool
+    ids: list[str] | None,
+    options: dict[str, Any],
+    files: ReportFiles,
+    *,
+    stop_on_failure: bool,
+    verbose: bool,
 ) -> LadderReport:
     """Climb the ladder, and show each checkpoint as soon as it stands."""
     with ProgressBar() as bar:
         console = _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
-        screen = _Screen(console, bar, options)
+        screen = _Screen(console, bar, options, verbose)
         report = llama_ckpt.validate(
             ids,
             **options,
-            maps=maps,
+            maps=files.html is not None,
             stop_on_failure=stop_on_failure,
             progress=bar,
             on_checkpoint=screen.show,
-            probes={"0": worker_points},
         )
     screen.finish(report)
     return report
@@ -115,21 +122,23 @@ class _Console(Console):
 class _Screen:
     """Prints each checkpoint as soon as it stands, and what it all comes to."""
 
-    def __init__(self, console: Console, bar: ProgressBar, options: Mapping[str, Any]) -> None:
-        self._console, self._bar, self._options = console, bar, options
+    def __init__(self, console: Console, bar: ProgressBar, options: Mapping[str, Any], verbose: bool) -> None:
+        self._console, self._bar, self._options, self._verbose = console, bar, options, verbose
         self._headed = False
 
     def show(self, result: CheckpointResult) -> None:
         """Print a checkpoint's row, and below it all about a failure."""
         self._bar.clear()
         if not self._headed:  # not sooner: bad input is one sentence and nothing else
-            self._print(terminal.header(), "dim")
+            for line in terminal.header():
+                self._print(line, "dim")
             self._headed = True
         self._print(terminal.checkpoint_row(result), STYLES[result.verdict])
         if result.verdict == "fail":
-            repeat = terminal.repeat_command(result.id, **self._options)
+            ids = (*result.stands_on_failed, result.id)
+            repeat = repeat_command(ids, program=started_as(), **self._options)
             where = {name: self._options[name] for name in ("device", "dtype")}
-            for line in terminal.failure_lines(result, **where, repeat=repeat):
+            for line in terminal.failure_lines(result, **where, repeat=repeat, verbose=self._verbose):
                 self._print(line)
 
     def finish(self, report: LadderReport) -> None:

@@ -26,7 +26,7 @@ __all__ = [
     "TokenChoice",
 ]
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the comparison's JSON."""
 
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
@@ -26,15 +24,11 @@ from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.ladder.trials import check_engine, open_trials
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.points import Checkpoint
-from reference_dumps import embedded_model
 
 if TYPE_CHECKING:
     from llama_ckpt.ladder.engine_trial import EngineTrial
 
-__all__ = ["Probe", "climb_all", "conclude", "validate"]
-
-Probe = Callable[[Path, str, str], Iterable[PointVerdict]]
-"""Something that a checkpoint answers for beyond its layer: called with model, device and dtype."""
+__all__ = ["climb_all", "conclude", "validate"]
 
 
 def validate(
@@ -53,7 +47,6 @@ def validate(
     maps: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     on_checkpoint: Callable[[CheckpointResult], None] | None = None,
-    probes: Mapping[str, Probe] | None = None,
 ) -> LadderReport:
     """Climb the ladder.
 
@@ -71,7 +64,6 @@ def validate(
         maps: keep histograms and errors by token for a page.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
-        probes: by checkpoint id, what is judged with it once; the command line adds the worker to 0.
 
     Raises:
         LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
@@ -89,9 +81,7 @@ def validate(
         observer = Observer(keep_tally=maps)
         report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
         trials = open_trials(selection, progress, own, observer, report.engine)
-        asked = {} if own is not None else probes or {}
-        probe = partial(run_probe, asked, Path(model or embedded_model()), report)
-        for result in climb_all(ladder, trials, observer, stop_on_failure, progress, probe):
+        for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
             report.checkpoints.append(result)
             if on_checkpoint:
                 on_checkpoint(result)
@@ -123,9 +113,8 @@ def climb_all(
     observer: Observer,
     stop_on_failure: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
-    probe: Callable[[CheckpointResult], None] | None = None,
 ) -> Iterator[CheckpointResult]:
-    """Every checkpoint's result as soon as it stands; `probe` adds to each what it answers for besides."""
+    """Every checkpoint's result as soon as it stands."""
     failed: list[str] = []
     for checkpoint in ladder:
         result = CheckpointResult(checkpoint.id, checkpoint.title)
@@ -133,8 +122,6 @@ def climb_all(
             result.reason = f"skipped: {failed[0]} failed"
         else:
             climb(checkpoint, trials, result, progress)
-            if probe:
-                probe(result)
             conclude(result, checkpoint, failed)
             result.diagnoses = observer.take()
         if result.verdict == "fail":
@@ -177,22 +164,10 @@ def climb(
     result.seconds = time.perf_counter() - began
 
 
-def run_probe(
-    probes: Mapping[str, Probe], model: Path, report: LadderReport, result: CheckpointResult
-) -> None:
-    """Judge what a checkpoint answers for beyond its layer, if there is a probe for it."""
-    if result.id not in probes:
-        return
-    began = time.perf_counter()
-    found = probes[result.id](model, report.device, report.dtype)
-    result.points += [JudgedPoint("worker", verdict) for verdict in found]
-    result.seconds += time.perf_counter() - began
-
-
 def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[str]) -> None:
     """Total a checkpoint's points: a verdict, and one sentence for it.
 
-    A checkpoint whose free run only carries on an error fails with what it stands on, and where that is
+    A checkpoint whose whole run only carries on an error fails with what it stands on, and where that is
     right, as RMSNorm is below a wrong RoPE, it passes: the error is made elsewhere.
     """
     result.of = len(result.points)
@@ -210,6 +185,7 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
         result.reason = (
             f"{first.verdict.shown_name} of {first.dump} ({first.verdict.error_kind}): {first.verdict.reason}"
         )
+        result.stands_on_failed = tuple(below)
         if below:
             result.reason += f"; it stands on {', '.join(below)}, which failed"
     else:

@@ -11,7 +11,7 @@ from llama_ckpt.judging.verdict import PointVerdict
 
 __all__ = ["SCHEMA", "CheckpointResult", "JudgedPoint", "LadderReport"]
 
-SCHEMA = 1
+SCHEMA = 2
 """The version of the report's JSON."""
 
 Verdict = Literal["pass", "fail", "skipped", "hidden"]
@@ -42,6 +42,7 @@ class CheckpointResult:
         points: every point judged, in order.
         diagnoses: what the first failures look like.
         hidden: points that the engine does not show.
+        stands_on_failed: ids of failed checkpoints that this failing one stands on.
     """
 
     id: str
@@ -54,6 +55,7 @@ class CheckpointResult:
     points: list[JudgedPoint] = field(default_factory=list)
     diagnoses: list[Diagnosis] = field(default_factory=list)
     hidden: tuple[str, ...] = ()
+    stands_on_failed: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The record that stands under `checkpoints` in the report."""
@@ -62,6 +64,7 @@ class CheckpointResult:
             **plain,
             "seconds": round(self.seconds, 3),
             "hidden": list(self.hidden),
+            "stands_on_failed": list(self.stands_on_failed),
             "points": [point.to_json() for point in self.points],
             "diagnoses": [one.to_json() for one in self.diagnoses],
         }
@@ -94,9 +97,17 @@ class LadderReport:
 
     @property
     def exit_code(self) -> int:
-        """0 where every checkpoint asked for passes and all was compared, else 1."""
+        """0 where every checkpoint that shows something passes and all was compared, else 1.
+
+        A run that compared nothing is never a success: the engine may hide all that was asked for.
+        """
         fine = all(c.verdict in ("pass", "hidden") for c in self.checkpoints)
-        return 0 if self.compared and fine else 1
+        return 0 if self.compared and fine and self.n_compared else 1
+
+    @property
+    def n_compared(self) -> int:
+        """How many points were compared."""
+        return sum(checkpoint.compared for checkpoint in self.checkpoints)
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it."""

@@ -1,16 +1,15 @@
 """A validation as lines of text: a row a checkpoint, and all that is known about a failure below it.
 
-    id  checkpoint             verdict compared           err llama.cpp  distance     limit closer
-    1   RMS norm               pass    384 of 384     4.1e-08   5.2e-08   6.0e-08   4.0e-07 ours
+    id  checkpoint       verdict compared       yours llama.cpp  allowed closer
+    1   RMS norm         pass    384 of 384   4.1e-08   5.2e-08  4.0e-07 yours
 
-The numbers of a row are those of the point that comes closest to its limit, or of the first that fails:
-`err` of ours and of llama.cpp against the oracle, the distance between the two, the limit.
+The numbers of a row are those of the point that comes closest to what is allowed, or of the first that
+fails: the error of yours and of llama.cpp against exact, and what is allowed.
 """
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -22,24 +21,29 @@ if TYPE_CHECKING:  # records to be read; importing what makes them would load to
     from llama_ckpt.judging.verdict import PointVerdict
     from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 
-__all__ = ["checkpoint_row", "failure_lines", "header", "repeat_command", "summary_lines"]
+__all__ = ["checkpoint_row", "failure_lines", "header", "summary_lines"]
 
-WIDTHS = (3, 22, 7, 12, 9, 9, 9, 9, 9)
+WIDTHS = (3, 16, 7, 12, 7, 9, 8, 9)
 HEADINGS = (
     "id",
     "checkpoint",
     "verdict",
     "compared",
-    "err",
+    "yours",
     "llama.cpp",
-    "distance",
-    "limit",
+    "allowed",
     "closer",
 )
-RIGHT = slice(4, 8)  # the numbers
-CLOSER = {"yours": "ours", "reference": "llama.cpp", "equal": "equal", "": "-"}
+WORDS = (
+    "error = |x - o| / |o| against exact, o: the same mathematics in float64.",
+    "yours is x, the layer on trial; llama.cpp is the reference.",
+)
+"""What the headings mean, before they are used."""
+
+RIGHT = slice(4, 7)  # the numbers
+CLOSER = {"yours": "yours", "reference": "llama.cpp", "equal": "equal", "": "-"}
 BLAME = {
-    "yours": "ours is off",
+    "yours": "yours is off",
     "reference": "llama.cpp is off",
     "noise": "neither: they differ by rounding",
     "tie": "neither: two tokens within rounding of each other",
@@ -49,9 +53,9 @@ FEW_BLOCKS = 4  # below so many a strip shows less than the names do
 MAX_NAMED = 6  # further failing points that are named after the one that is shown in full
 
 
-def header() -> str:
-    """The line of headings."""
-    return _row(HEADINGS)
+def header() -> tuple[str, ...]:
+    """What the words mean, and the line of headings."""
+    return (*WORDS, _row(HEADINGS))
 
 
 def checkpoint_row(result: CheckpointResult) -> str:
@@ -60,10 +64,10 @@ def checkpoint_row(result: CheckpointResult) -> str:
     head = (result.id, result.title.partition(":")[0], _shouted(result.verdict), compared)
     shown = _shown_point(result.points)
     if shown is None:
-        return _row((*head, "-", "-", "-", "-", result.reason))
+        return _row((*head, "-", "-", "-", result.reason))
     point = shown.verdict
     limit = "exact" if point.limit == 0 else _number(point.limit)
-    numbers = (_number(point.err), _number(point.err_reference), _number(point.distance), limit)
+    numbers = (_number(point.err), _number(point.err_reference), limit)
     return _row((*head, *numbers, CLOSER[point.closer]))
 
 
@@ -100,8 +104,17 @@ def _share(point: JudgedPoint) -> float:
     return -1.0 if math.isnan(share) or carried else share
 
 
-def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: str) -> Iterator[str]:
-    """Everything about the first point that fails, the names of the others, how to repeat it."""
+BRIEF = ("point", "reason", "who is off", "inherited", "looks like", "repeat", "next")
+"""What is told of a failure at first, six lines at most; with `verbose` all of it.
+
+An inherited failure is explained where it is made, so it has no line on what it looks like.
+"""
+
+
+def failure_lines(
+    result: CheckpointResult, *, device: str, dtype: str, repeat: str, verbose: bool = True
+) -> Iterator[str]:
+    """The first point that fails and how to repeat it; `verbose`: all about it, and the others' names."""
     failing = [point for point in result.points if point.verdict.verdict == "fail"]
     if not failing:
         yield f"    {result.reason}"
@@ -116,19 +129,19 @@ def failure_lines(result: CheckpointResult, *, device: str, dtype: str, repeat: 
         "dump": first.dump,
         "inherited": _inherited(failing),
         **_strips(result.points, first),
-        **_explained(result),
+        **({} if _inherited(failing) else _explained(result)),
         "stands on": result.reason.partition("it stands on ")[2],
         "also fail": _named(rest),
         "repeat": repeat,
         "next": f"llama-ckpt explain {result.id}",
     }
     for name, fact in facts.items():
-        if fact:
+        if fact and (verbose or name in BRIEF):
             yield f"    {name:<12}{fact}"
 
 
 def _strips(points: Sequence[JudgedPoint], first: JudgedPoint) -> dict[str, str]:
-    """The first failing kind of point over the blocks, fed either way; nothing where there are few blocks."""
+    """The first failing kind of point over the blocks, own and total; nothing where there are few blocks."""
     kind = split_name(first.verdict.name)[1]
     found: dict[str, dict[int, str]] = {"own": {}, "total": {}}
     for point in points:
@@ -157,11 +170,11 @@ def _explained(result: CheckpointResult) -> dict[str, str]:
 def _inherited(failing: Sequence[JudgedPoint]) -> str:
     if any(point.verdict.error_kind == "own" for point in failing):
         return ""
-    return "all that was fed from the recording passes, so look at the layers before this one"
+    return "no own error is beyond what is allowed, so look at the layers before this one"
 
 
 def _forced(point: PointVerdict) -> str:
-    return "fed from the recording" if point.error_kind == "own" else "fed by the layers before it"
+    return "its own error" if point.error_kind == "own" else "its total error"
 
 
 def _difference(point: PointVerdict) -> dict[str, str]:
@@ -187,38 +200,17 @@ def _named(points: Sequence[JudgedPoint]) -> str:
     return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def repeat_command(
-    checkpoint: str,
-    *,
-    model: object,
-    dumps: object,
-    device: str,
-    dtype: str,
-    oracle_only: bool,
-    implementation: str | None = None,
-    arrays: str = "auto",
-    engine: str = "layers",
-    precision: str = "fast",
-) -> str:
-    """The command line that runs just this checkpoint again, on the same device in the same dtype."""
-    words = ["llama-ckpt", "validate", checkpoint]
-    for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
-        words += [option, str(value)] if value is not None else []
-    words += ["--engine", engine, "--precision", precision] if engine != "layers" else []
-    words += ["--impl", implementation] if implementation is not None else []
-    words += ["--arrays", arrays] if arrays != "auto" else []
-    return shlex.join(words + (["--oracle-only"] if oracle_only else []))
-
-
 def summary_lines(report: LadderReport) -> Iterator[str]:
     """What it all comes to, the notes last."""
     passed = sum(result.verdict == "pass" for result in report.checkpoints)
     hidden = [result.id for result in report.checkpoints if result.verdict == "hidden"]
     seconds = sum(result.seconds for result in report.checkpoints)
-    total = len(report.checkpoints)
+    total = len(report.checkpoints) - len(hidden)
     what = report.dtype if report.engine is None else f"the engine ({report.engine})"
     where = f"{report.model}, {what} on {report.device}, {seconds:.1f} s"
     yield f"{passed} of {total} checkpoints pass: {where}"
+    if not report.n_compared:
+        yield "nothing was compared, so nothing is known: exit code 1"
     if hidden:
         yield f"the engine shows nothing of checkpoint {', '.join(hidden)}: judged by what comes after"
     off = Counter(

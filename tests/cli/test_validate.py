@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def test_a_pass_says_what_was_compared(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "1 of 1 checkpoints pass: embedded tiny-32l, float32 on cpu" in done.stdout
     report = json.loads(report_file.read_text())
-    assert report["schema"] == 1 and (report["device"], report["dtype"]) == ("cpu", "float32")
+    assert report["schema"] == 2 and (report["device"], report["dtype"]) == ("cpu", "float32")
     (checkpoint,) = report["checkpoints"]
     assert (checkpoint["id"], checkpoint["verdict"]) == ("1", "pass")
     assert 0 < checkpoint["compared"] == checkpoint["of"] == len(checkpoint["points"])
@@ -52,14 +53,14 @@ def test_a_pass_says_what_was_compared(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("wrong_epsilon")
 def test_a_failure_says_everything_and_how_to_repeat_it() -> None:
-    done = run("1", "0", "--dumps", dump_folder("f32"), "--device", "cpu")
+    done = run("1", "0", "-v", "--dumps", dump_folder("f32"), "--device", "cpu")
     assert done.exit_code == 1, done.output
     rows = [line.split()[0] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert rows[:2] == ["0", "1"], "in the ladder's order, however they were asked for"
     facts = {line[4:16].strip(): line[16:] for line in done.stdout.splitlines() if line.startswith("    ")}
     wanted = "point reason index got wanted difference limit differing computed dump repeat".split()
     assert set(wanted) <= set(facts)
-    assert facts["point"].startswith("blk.0.attn_norm, fed from the recording")
+    assert facts["point"].startswith("blk.0.attn_norm, its own error")
     assert facts["computed"] == "in float32 on cpu" and facts["dump"].startswith("f32/")
     words = shlex.split(facts["repeat"])
     assert words[:3] == ["llama-ckpt", "validate", "1"]
@@ -122,3 +123,21 @@ def test_a_model_without_dumps_is_recorded_first_and_can_be_recorded_by_hand(tmp
     assert held.exit_code == 0, held.output
     points = json.loads(held.stdout)["checkpoints"][0]["points"]
     assert {point["dump"] for point in points} == {"dumps/first", "dumps/second"}
+
+
+def test_the_repeat_of_the_example_fails_again() -> None:
+    """What the example prints as a repeat is run as it stands, in the folder that it was printed in."""
+    words = [sys.executable, "examples/wrong_epsilon.py", "1", "--device", "cpu"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    (repeat,) = (line[16:] for line in done.stdout.splitlines() if line.startswith("    repeat"))
+    program, *rest = shlex.split(repeat)
+    assert program == "python"
+    again = subprocess.run([sys.executable, *rest], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert again.returncode == 1 and "0 of 1 checkpoints pass" in again.stdout
+
+
+def test_checkpoint_0_judges_embeddings_and_tokens_alone() -> None:
+    report = json.loads(run("0", "--device", "cpu", "--json", "-").stdout)
+    (checkpoint,) = report["checkpoints"]
+    assert {point["name"] for point in checkpoint["points"]} == {"token_ids", "embd"}

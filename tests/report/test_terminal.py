@@ -10,6 +10,7 @@ import pytest
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.report import terminal
+from llama_ckpt.report.repeat import repeat_command, started_as
 
 PASSING = PointVerdict(
     "blk.0.attn_norm", "own", "pass", "", "", err=1e-8, err_reference=2e-8, distance=3e-8, limit=4e-7,
@@ -44,33 +45,35 @@ def failure(*points: PointVerdict, reason: str = "") -> dict[str, str]:
 
 def test_row_shows_the_point_that_comes_closest_to_its_limit() -> None:
     row = terminal.checkpoint_row(result(PASSING, CLOSEST))
-    assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-06 1.0e-05 llama.cpp".split()
+    assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-05 llama.cpp".split()
 
 
 def test_row_shows_the_first_failing_point_before_all_others() -> None:
     row = terminal.checkpoint_row(result(CLOSEST, FAILING, MISSING))
-    assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-03 4.0e-07 llama.cpp".split()
+    assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-07 llama.cpp".split()
     row = terminal.checkpoint_row(result(CLOSEST, MISSING, FAILING))
-    assert row.split() == "1 RMS norm FAIL 2 of 3 - - - - -".split()
+    assert row.split() == "1 RMS norm FAIL 2 of 3 - - - -".split()
 
 
 def test_row_of_what_is_exact_and_of_what_was_skipped() -> None:
     exact = PointVerdict("embd", "own", "pass", "", "", err=0.0, limit=0.0, n_judged=4, closer="equal")
-    assert terminal.checkpoint_row(result(exact)).split()[-5:] == ["0", "-", "-", "exact", "equal"]
+    assert terminal.checkpoint_row(result(exact)).split()[-4:] == ["0", "-", "exact", "equal"]
     assert terminal.checkpoint_row(result(reason="skipped: 1 failed")).endswith("skipped: 1 failed")
 
 
 def test_columns_stand_below_their_headings() -> None:
-    heads, row = terminal.header(), terminal.checkpoint_row(result(PASSING))
-    for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("closer", "ours")):
+    *words, heads = terminal.header()
+    assert "error = |x - o| / |o|" in words[0] and all(len(line) <= 80 for line in (*words, heads))
+    row = terminal.checkpoint_row(result(PASSING))
+    for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("closer", "yours")):
         assert heads.index(heading) == row.index(cell)
-    for heading, cell in ((" err", "1.0e-08"), ("limit", "4.0e-07")):
+    for heading, cell in ((" yours", "1.0e-08"), ("allowed", "4.0e-07")):
         assert heads.index(heading) + len(heading) == row.index(cell) + len(cell)
 
 
 def test_failure_says_everything() -> None:
     assert failure(PASSING, FAILING) == {
-        "point": "blk.3.ffn_norm, fed from the recording",
+        "point": "blk.3.ffn_norm, its own error",
         "reason": "err 4e-3 is above 4e-7",
         "index": "[1, 17]",
         "got": "1.5125",
@@ -78,7 +81,7 @@ def test_failure_says_everything() -> None:
         "difference": "0.0125",
         "limit": "err 0.004, limit 4e-07; largest difference allowed 1e-05",
         "differing": "120 of 128 elements beyond their limit",
-        "who is off": "ours is off",
+        "who is off": "yours is off",
         "computed": "in float32 on cpu",
         "dump": "f32/hello",
         "repeat": "again",
@@ -99,7 +102,7 @@ def test_many_further_failures_are_counted_once() -> None:
     assert failure(*many, *many)["also fail"].endswith(" and 14 more")
 
 
-def test_a_fault_that_only_shows_free_running_is_inherited() -> None:
+def test_a_fault_that_only_shows_in_total_is_inherited() -> None:
     inherited = replace(FAILING, error_kind="total")
     assert "layers before this one" in failure(PASSING, inherited)["inherited"]
     assert "inherited" not in failure(FAILING, inherited)
@@ -114,9 +117,7 @@ def test_failure_without_points_gives_its_reason() -> None:
 
 @pytest.mark.parametrize("model", [None, "a model.gguf"])
 def test_the_command_that_repeats_can_be_pasted(model: str | None) -> None:
-    command = terminal.repeat_command(
-        "1B", model=model, dumps=None, device="cpu", dtype="float16", oracle_only=True
-    )
+    command = repeat_command(["1B"], model=model, dumps=None, device="cpu", dtype="float16", oracle_only=True)
     given = ["--model", "a model.gguf"] if model else []
     wanted = [
         "llama-ckpt",
@@ -130,6 +131,39 @@ def test_the_command_that_repeats_can_be_pasted(model: str | None) -> None:
         "--oracle-only",
     ]
     assert shlex.split(command) == wanted
+
+
+def test_a_script_that_runs_the_command_is_repeated_as_itself() -> None:
+    assert started_as(["python", "mine.py", "1", "2"]) == ("python", "mine.py")
+    assert started_as(["python", "mine.py", "validate", "1"]) == ("python", "mine.py", "validate")
+    for others in (["python", "bin/llama-ckpt", "validate"], ["python", "-m", "llama_ckpt"], ["python"]):
+        assert started_as(others) == ("llama-ckpt", "validate")
+
+
+def test_what_a_failure_stands_on_is_repeated_with_it() -> None:
+    command = repeat_command(
+        ["1", "2"], model=None, dumps=None, device="cpu", dtype="float32", oracle_only=False
+    )
+    assert command == "llama-ckpt validate 1 2 --device cpu --dtype float32"
+
+
+def test_a_failure_takes_six_lines_at_first() -> None:
+    given = {"device": "cpu", "dtype": "float32", "repeat": "again"}
+    brief = list(terminal.failure_lines(result(FAILING), **given, verbose=False))
+    assert 4 <= len(brief) <= 6
+    assert len(list(terminal.failure_lines(result(FAILING), **given))) > 6
+
+
+def test_a_run_that_compared_nothing_is_no_success() -> None:
+    hidden = CheckpointResult("1", "RMS norm", "hidden", "in registers", hidden=("attn_norm",))
+    report = LadderReport("m.gguf", "cuda", "float32", [], True, [hidden], engine="fast")
+    assert report.exit_code == 1
+    assert list(terminal.summary_lines(report))[1].startswith("nothing was compared")
+    report.checkpoints.append(result(PASSING))
+    report.checkpoints[-1].compared = 1
+    report.checkpoints[-1].verdict = "pass"
+    assert report.exit_code == 0
+    assert list(terminal.summary_lines(report))[0].startswith("1 of 1 checkpoints pass")
 
 
 def test_summary_counts_and_ends_with_the_notes() -> None:

@@ -1,0 +1,59 @@
+"""The command line that repeats a failure: what is printed as a repeat has to fail again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["repeat_command", "started_as"]
+
+COMMAND = ("llama-ckpt", "validate")
+
+
+def started_as(argv: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The words before a checkpoint's id that start this program anew.
+
+    A script that replaces a layer and then runs the command line must be run again as itself: the
+    command alone would try the right layer.
+
+    Args:
+        argv: the interpreter's own words, `sys.orig_argv`.
+    """
+    words = list(sys.orig_argv if argv is None else argv)
+    if len(words) < 2 or Path(words[1]).suffix != ".py" or Path(words[1]).name == "__main__.py":
+        return COMMAND
+    script = ("python", words[1])
+    return (*script, "validate") if words[2:3] == ["validate"] else script
+
+
+def repeat_command(
+    checkpoints: Sequence[str],
+    *,
+    model: object,
+    dumps: object,
+    device: str,
+    dtype: str,
+    oracle_only: bool,
+    implementation: str | None = None,
+    arrays: str = "auto",
+    engine: str = "layers",
+    precision: str = "fast",
+    program: Sequence[str] = COMMAND,
+) -> str:
+    """The command line that runs a failing checkpoint again, on the same device in the same dtype.
+
+    Args:
+        checkpoints: ids; before the failing one those that failed and that it stands on, without which a
+            checkpoint that only carries on their error passes.
+        program: the words that start it.
+        model, …: as `validate` takes them.
+    """
+    words = [*program, *checkpoints]
+    for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
+        words += [option, str(value)] if value is not None else []
+    words += ["--engine", engine, "--precision", precision] if engine != "layers" else []
+    words += ["--impl", implementation] if implementation is not None else []
+    words += ["--arrays", arrays] if arrays != "auto" else []
+    return shlex.join(words + (["--oracle-only"] if oracle_only else []))
