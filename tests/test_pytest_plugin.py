@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -48,7 +50,10 @@ def test_layers_given_as_options(project: Path) -> None:
     code, shown = pytest_says(project, "-k", "llama_ckpt", *options)
     assert code == 1 and "1 failed, 1 passed, 2 deselected" in shown, shown
     assert "llama_ckpt[1B=layers:rope]" in shown and NAMED in shown
-    assert "repeat      llama-ckpt validate 1B" in shown and "--impl layers:rope" in shown
+    (repeat,) = re.findall("repeat      llama-ckpt (validate 1B .*--impl layers:rope.*)", shown)
+    command = [sys.executable, "-m", "llama_ckpt", *shlex.split(repeat)]
+    again = subprocess.run(command, cwd=project, capture_output=True, text=True)
+    assert again.returncode == 1 and "1B  RoPE" in again.stdout and NAMED in again.stdout, again.stderr
 
 
 def test_layers_of_the_ini_file_without_a_line_of_test(project: Path) -> None:

@@ -119,7 +119,7 @@ def climb_all(
     for checkpoint in ladder:
         result = CheckpointResult(checkpoint.id, checkpoint.title)
         if stop_on_failure and failed:
-            result.reason = f"skipped: {failed[0]} failed"
+            result.reason = f"skipped: checkpoint {failed[0]} failed"
         else:
             climb(checkpoint, trials, result, progress)
             conclude(result, checkpoint, failed)
@@ -177,8 +177,6 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
     below = [one for one in checkpoint.stands_on if one in failed]
     if result.hidden and not result.points:
         result.verdict, result.reason = "hidden", f"in registers of fused kernels: {', '.join(result.hidden)}"
-    elif not result.points:
-        result.verdict, result.reason = "fail", "nothing was compared"
     elif bad or (carried and below):
         first = [*bad, *carried][0]
         result.verdict = "fail"
@@ -188,6 +186,8 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
         result.stands_on_failed = tuple(below)
         if below:
             result.reason += f"; it stands on {', '.join(below)}, which failed"
+    elif not result.compared:
+        result.verdict, result.reason = "fail", "nothing was compared"
     else:
         result.verdict = "pass"
         off = sum(point.verdict.blame == "reference" for point in result.points)

@@ -177,11 +177,15 @@ class MutantReport:
 
     @property
     def exit_code(self) -> int:
-        """0 where every bug is killed by its checkpoint, 95% named first, and nothing right is condemned."""
+        """0 where every bug is killed by its checkpoint, 95% named first, and nothing right is condemned.
+
+        1 where nothing was tried.
+        """
         totals = self.totals()
         killed = totals["killed_by_named_checkpoint"] == totals["bugs"]
         named = totals["named_first"] >= 0.95 * totals["bugs"]
-        return 0 if killed and named and not totals["false_alarms"] else 1
+        tried = any(row.runs for row in self.bugs) or any(row.runs for row in self.variants)
+        return 0 if tried and killed and named and not totals["false_alarms"] else 1
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it: the totals first, then what they are made of."""

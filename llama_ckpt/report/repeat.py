@@ -10,6 +10,11 @@ from pathlib import Path
 __all__ = ["repeat_command", "started_as"]
 
 COMMAND = ("llama-ckpt", "validate")
+WITH_A_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+"""The interpreter's options whose value is a word of its own."""
+
+RUNNERS = ("", "llama_ckpt", "pytest", "coverage")
+"""Modules started with `-m` that replace no layer themselves."""
 
 
 def started_as(argv: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -20,12 +25,22 @@ def started_as(argv: Sequence[str] | None = None) -> tuple[str, ...]:
 
     Args:
         argv: the interpreter's own words, `sys.orig_argv`.
+
+    Returns:
+        the interpreter as it was typed, its options and the script or `-m module`; else the command.
     """
     words = list(sys.orig_argv if argv is None else argv)
-    if len(words) < 2 or Path(words[1]).suffix != ".py" or Path(words[1]).name == "__main__.py":
+    at = 1
+    while at < len(words) and words[at].startswith("-") and words[at] not in ("-m", "-c", "-"):
+        at += 2 if words[at] in WITH_A_VALUE else 1  # the interpreter's own options
+    module = words[at : at + 1] == ["-m"]
+    at += module
+    program = words[at] if at < len(words) else ""
+    others = program.partition(".")[0] in RUNNERS if module else Path(program).suffix != ".py"
+    if others or Path(program).name == "__main__.py":
         return COMMAND
-    script = ("python", words[1])
-    return (*script, "validate") if words[2:3] == ["validate"] else script
+    given = words[at + 1 : at + 2] == ["validate"]  # typed by the user, or put there by the script itself
+    return (*words[: at + 1], "validate") if given else tuple(words[: at + 1])
 
 
 def repeat_command(

@@ -206,15 +206,19 @@ def _text(value: Any) -> str:
 def _ladder(report: Record) -> View:
     checkpoints = report["checkpoints"]
     failed = [one for one in checkpoints if one["verdict"] == "fail"]
-    passed = sum(one["verdict"] in ("pass", "hidden") for one in checkpoints)
-    sentence = failed[0]["reason"] if failed else "every point within its limits"
+    shown = [one for one in checkpoints if one["verdict"] != "hidden"]
+    passed = sum(one["verdict"] == "pass" for one in shown)
+    hidden = f", {len(checkpoints) - len(shown)} hidden" if len(shown) < len(checkpoints) else ""
+    sentence = "every point within its limits" if shown else "nothing was compared"
+    if failed:
+        sentence = failed[0]["reason"]
     if failed and failed[0]["diagnoses"]:
         sentence = failed[0]["diagnoses"][0]["sentence"] or sentence
-    verdict = "pass" if checkpoints and passed == len(checkpoints) else "fail"
+    verdict = "pass" if shown and passed == len(shown) else "fail"
     made = View("Validation", verdict, sentence)
     made.facts = [
         ("model", report["model"]),
-        ("checkpoints", f"{passed} of {len(checkpoints)} pass"),
+        ("checkpoints", f"{passed} of {len(shown)} pass{hidden}"),
         ("precision", f"{report['dtype']} on {report['device']}"),
     ]
     if report["implementation"]:
@@ -230,8 +234,10 @@ def _ladder(report: Record) -> View:
             name, variant = point["name"], point["variant"]
             block, neutral = split_name(name)
             kind = "own" if point["error_kind"] == "own" else "total"
-            shown = f"{name} ({variant})" if variant else name
-            made.judged.append(DrawnPoint(shown, block, neutral.split(".")[0], kind, point["dump"], point))
+            full_name = f"{name} ({variant})" if variant else name
+            made.judged.append(
+                DrawnPoint(full_name, block, neutral.split(".")[0], kind, point["dump"], point)
+            )
     made.curves, made.curve_point = _ladder_curves(made.judged)
     made.provenance = [(key, _text(report[key])) for key in ("model", "device", "dtype", "implementation")]
     made.provenance.append(("recordings", ", ".join(dict.fromkeys(one.dump for one in made.judged))))

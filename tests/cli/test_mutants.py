@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from llama_ckpt.cli import app
 from llama_ckpt.diagnose.bugs import catalogue
 from llama_ckpt.mutants.models import SHAPES
-from llama_ckpt.mutants.report import SCHEMA
+from llama_ckpt.mutants.report import SCHEMA, run_mutants
 from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import run_bug
@@ -101,3 +101,8 @@ def test_pages_say_what_the_report_says(recorded: dict[str, Any]) -> None:
     for metric in recorded["metrics"]:
         assert f"| {metric['missed']} ({metric['always_missed']}) |" in metrics
     assert all(line.count(" | ") == 4 for line in bugs.splitlines() if line.startswith("| `"))
+
+
+def test_nothing_tried_is_no_success() -> None:
+    assert run_mutants(1, embedded=False, bugs=[], variants=()).exit_code == 1
+    assert run_mutants(0, embedded=False, bugs=[]).exit_code == 1

@@ -18,7 +18,8 @@ from llama_ckpt.ladder.report import CheckpointResult, LadderReport
 from llama_ckpt.ladder.subjects import select
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.report.junit import junit
-from llama_ckpt.report.terminal import repeat_command, summary_lines
+from llama_ckpt.report.repeat import repeat_command
+from llama_ckpt.report.terminal import summary_lines
 
 
 def test_every_point_that_the_engine_shows_has_a_limit_in_both_precisions() -> None:
@@ -48,13 +49,17 @@ def test_the_engine_wants_a_gpu_and_the_layers_place() -> None:
         lc.validate("1", device="cpu", engine="fast", implementation=lambda x, weight, *, eps: x)
 
 
-def test_a_checkpoint_that_shows_nothing_is_hidden_and_no_failure() -> None:
+def test_a_checkpoint_that_shows_nothing_is_hidden_and_alone_no_success() -> None:
     norm = next(one for one in discover() if one.id == "1")
     result = CheckpointResult("1", norm.title, hidden=EngineTrial.hidden_points(norm))
     conclude(result, norm, ())
     assert result.verdict == "hidden"
     assert "attn_norm" in result.reason
     report = LadderReport("m", "cuda", "float32", [], True, [result], engine="high")
+    assert report.exit_code == 1 and "nothing was compared, so nothing is known: exit code 1" in [
+        *summary_lines(report)
+    ]
+    report.checkpoints.append(CheckpointResult("2", "QKV", "pass", compared=1, of=1))
     assert report.exit_code == 0
     assert any("checkpoint 1: judged by what comes after" in line for line in summary_lines(report))
     assert "<skipped" in junit(report.to_json())
@@ -63,7 +68,7 @@ def test_a_checkpoint_that_shows_nothing_is_hidden_and_no_failure() -> None:
 
 def test_a_failure_is_repeated_with_the_engine() -> None:
     options = {"model": None, "dumps": None, "device": "cuda", "dtype": "float32", "oracle_only": False}
-    line = repeat_command("3", **options, engine="fast", precision="high")  # type: ignore[arg-type]
+    line = repeat_command(["3"], **options, engine="fast", precision="high")  # type: ignore[arg-type]
     assert "--engine fast --precision high" in line
 
 

@@ -135,8 +135,15 @@ def test_the_command_that_repeats_can_be_pasted(model: str | None) -> None:
 
 def test_a_script_that_runs_the_command_is_repeated_as_itself() -> None:
     assert started_as(["python", "mine.py", "1", "2"]) == ("python", "mine.py")
+    assert started_as(["v/python", "-X", "dev", "-O", "m.py", "1"]) == ("v/python", "-X", "dev", "-O", "m.py")
+    assert started_as(["python", "-m", "mine.wrong", "1"]) == ("python", "-m", "mine.wrong")
     assert started_as(["python", "mine.py", "validate", "1"]) == ("python", "mine.py", "validate")
-    for others in (["python", "bin/llama-ckpt", "validate"], ["python", "-m", "llama_ckpt"], ["python"]):
+    for others in (
+        ["python", "bin/llama-ckpt", "validate"],
+        ["python", "-m", "llama_ckpt"],
+        ["python"],
+        ["p", "-c", "1"],
+    ):
         assert started_as(others) == ("llama-ckpt", "validate")
 
 
