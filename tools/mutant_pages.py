@@ -33,14 +33,14 @@ the metrics of other tools that miss it on some prompt (see [metrics](metrics.md
 """
 
 METRICS = """\
-# Metrics: ours, and other tools'
+# Metrics: this project's, and other tools'
 
-With x the tensor on trial and o the oracle's on the same inputs, a point passes when five measures are
-within their limits, each the largest of a correct program of that precision, times a margin:
+With x yours, the tensor on trial, and o exact (see the [glossary](glossary.md)), a point passes when five
+measures are within what is allowed: the largest of a correct program of that precision, times a margin:
 
 | measure | formula | what it is for |
 | --- | --- | --- |
-| err | ‖x − o‖ / ‖o‖ | the whole tensor |
+| error (`err` in JSON) | ‖x − o‖ / ‖o‖ | the whole tensor |
 | row_err | the same for each token's row, the largest | one bad token among many |
 | element_err | abs(x − o) / (abs(o) + rms of its row), the largest | one bad element |
 | gain | ⟨x − o, o⟩ / ⟨o, o⟩ | a scale that is slightly off |

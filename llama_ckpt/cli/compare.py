@@ -18,7 +18,7 @@ __all__ = ["EXAMPLE", "NAME", "command"]
 
 NAME = "compare"
 EXAMPLE = (
-    "Example: llama-ckpt compare theirs.safetensors --model mine.gguf --reference dumps --html report.html"
+    "Example: llama-ckpt compare mine.safetensors --model mine.gguf --reference dumps --html report.html"
 )
 
 
@@ -42,6 +42,9 @@ def command(
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Only some points were recorded: the others are not missing.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="All about what is wrong, not its first six lines.")
     ] = False,
     json_file: JsonFile = None,
     junit_file: JunitFile = None,
@@ -67,7 +70,7 @@ def command(
             progress=bar,
         )
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
-    for line in comparison_lines(report):
+    for line in comparison_lines(report, verbose=verbose):
         console.print(Text.assemble(*line))
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)

@@ -1,7 +1,7 @@
 """Comparing a dump that any program wrote: one call, from the file to the verdict.
 
-    report = compare_dump("theirs.safetensors")                       # a dump of the embedded model
-    report = compare_dump("theirs.safetensors", reference="dumps", model="mine.gguf")
+    report = compare_dump("mine.safetensors")                         # a dump of the embedded model
+    report = compare_dump("mine.safetensors", reference="dumps", model="mine.gguf")
     report.verdict, report.first_wrong, report.diagnoses[0].sentence()
 
 Memory holds one block of the model and of the dump at a time. No torch.

@@ -251,7 +251,7 @@ class Comparison:
             "first_wrong": None if first is None else first.name,
             "made": None if first is None else first.made,
             "blame": None if first is None else first.blame,
-            "theirs": dict(self.theirs),
+            "yours": dict(self.theirs),
             "reference": None if self.reference is None else dict(self.reference),
             "model": None if self.model is None else dict(self.model),
             "dtype": self.dtype,

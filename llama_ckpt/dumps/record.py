@@ -4,7 +4,7 @@
 
     recorded = lc.record(model, [1, 15043])                  # transformers' LlamaForCausalLM is known
     recorded = lc.record(mine, x, mapping={"layers.{N}.norm1": "blk.{N}.attn_norm"})
-    recorded.save("theirs.safetensors")                      # llama-ckpt compare theirs.safetensors
+    recorded.save("mine.safetensors")                        # llama-ckpt compare mine.safetensors
 
 A mapping says which submodule's output is which point; a path that ends in `:input` means what goes in.
 Tensors are copied at the moment they are made. What a known model does in a layout of its own is

@@ -121,7 +121,7 @@ def judge(
     if problems:
         return dataclasses.replace(facts, verdict="fail", blame="yours", reason="; ".join(problems))
     if reference is None:
-        reason = f"err {facts.err:.1e} within {facts.limit:.1e}; llama.cpp: not compared"
+        reason = f"error {facts.err:.1e} within the allowed {facts.limit:.1e}; llama.cpp: not compared"
         return dataclasses.replace(facts, reason=reason)
     if max_abs is not None and limit.error_kind == "own" and limit.dtype == "float32":
         facts = dataclasses.replace(facts, max_abs_limit=max_abs * max(1.0, _largest(reference, judged)))
@@ -226,13 +226,13 @@ def _problems(found: Errors, limit: Limit) -> list[str]:
     """A phrase for each limit that is broken."""
     gain, bias = limit.gain * averaging(found.n_gain), limit.bias * averaging(found.n)
     checks = (
-        ("err", found.err, limit.err, ""),
+        ("error", found.err, limit.err, ""),
         ("row_err", found.row_err, limit.row_err, f" (token {found.row})"),
         ("element_err", found.element_err, limit.element_err, ""),
         ("gain off by", abs(found.gain), gain, ""),
         ("bias", abs(found.bias), bias, ""),
     )
-    return [f"{what} {got:.2e} > limit {most:.2e}{at}" for what, got, most, at in checks if not got <= most]
+    return [f"{what} {got:.2e} > allowed {most:.2e}{at}" for what, got, most, at in checks if not got <= most]
 
 
 def _exact(
@@ -255,7 +255,7 @@ def _exact(
 
 def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged: Mask) -> PointVerdict:
     """The last word on an x that the oracle finds right: is it also where llama.cpp is?"""
-    within = f"err {facts.err:.1e} within {facts.limit:.1e}"
+    within = f"error {facts.err:.1e} within the allowed {facts.limit:.1e}"
     most = facts.max_abs_limit
     theirs, own = _largest(r - o, judged), _largest(x - o, judged)
     if not math.isfinite(theirs):
@@ -264,7 +264,7 @@ def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged
     if facts.max_abs > most:
         # Two tensors more than a limit apart cannot both be within half of it of what is exact.
         if theirs <= most and own > most / 2:
-            reason = f"max|x - llama.cpp| {facts.max_abs:.2e} > limit {most:.2e}"
+            reason = f"max|x - llama.cpp| {facts.max_abs:.2e} > allowed {most:.2e}"
             return dataclasses.replace(facts, verdict="fail", blame="yours", reason=reason)
         reason = f"{within}; llama.cpp is {theirs:.1e} from exact, yours {own:.1e}; judged by the oracle"
         return dataclasses.replace(facts, blame="reference", reason=reason)

@@ -244,7 +244,7 @@ def inherited(found: PointVerdict, own: PointVerdict | None) -> PointVerdict:
     """A total error beyond its limit, excused where the layer makes no error of its own on these inputs."""
     if own is None or own.verdict == "fail":
         return found
-    reason = f"inherited: err {found.err:.1e} came with its inputs, on which its own is {own.err:.1e}"
+    reason = f"inherited: error {found.err:.1e} came with its inputs, on which its own is {own.err:.1e}"
     return replace(found, verdict="pass", blame="", reason=reason, inherited=True)
 
 

@@ -17,7 +17,7 @@ __all__ = ["LEVELS", "curves", "heat_map", "histogram", "level"]
 
 WIDTH = 420
 LEVELS = ("≤ 0.1", "≤ 0.5", "≤ 1", "≤ 10", "≤ 100", "≤ 1000", "more")
-"""The steps of a heat map, error over limit; a class `l0` to `l6` each, `nan` for what is not finite."""
+"""The steps of a heat map, error over what is allowed; a class `l0` to `l6` each, else `bad` or `none`."""
 
 BOUNDS = (0.1, 0.5, 1.0, 10.0, 100.0, 1000.0)
 
@@ -73,7 +73,7 @@ def curves(lines: Sequence[Curve], label: str) -> str:
         parts.append(_text(x(block), bottom + 15, str(block), "middle", "axis"))
     parts.append(_text((left + right) / 2, bottom + 30, "block", "middle", "axis"))
     for line in lines:
-        css = line.name.replace(".", "")
+        css = line.name
         for run in _runs(line.values):
             points = " ".join(f"{x(block):.1f},{y(value):.1f}" for block, value in run)
             parts.append(f'<polyline points="{points}" class="line {css}"/>')
@@ -135,7 +135,7 @@ def heat_map(
 
 
 def histogram(edges: Sequence[int], counts: Sequence[int], limit: float | None, label: str) -> str:
-    """Bars over powers of ten, as high as the logarithm of their counts; a line where the limit is."""
+    """Bars over powers of ten, as high as the logarithm of their counts; a line at what is allowed."""
     width, height, bottom = 200.0, 92.0, 66.0
     bar = width / len(counts)
     tallest = math.log10(1 + max(counts)) or 1.0
@@ -153,7 +153,7 @@ def histogram(edges: Sequence[int], counts: Sequence[int], limit: float | None, 
     parts.append(f'<line x1="0" x2="{width}" y1="{bottom}" y2="{bottom}" class="grid"/>')
     if limit:
         at = min(max((math.log10(limit) - edges[0]) * bar, 0.0), width)
-        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="2" y2="{bottom}" class="limit line"/>')
+        parts.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="2" y2="{bottom}" class="allowed line"/>')
     for place in range(0, len(edges), 4):
         anchor = "start" if place == 0 else "middle"
         parts.append(_text(place * bar, bottom + 17, _superscript(edges[place]), anchor, "axis"))

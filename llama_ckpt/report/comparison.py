@@ -5,14 +5,18 @@
     own            ·······█························
     inherited      ········▄▄▄▅▅▅▆▆▆▇▇▇████████████
 
-A cell's height is the error over its limit, by powers of ten: a dot is within half of the limit.
+A cell's height is the error over what is allowed, by powers of ten: a dot is within half of it.
+`report/words.py` has what is said before.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+from llama_ckpt.report.words import COMPARISON, MEASURES, WHO
 
 if TYPE_CHECKING:  # records to be read
     from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LayerErrors
@@ -29,20 +33,15 @@ WIDTH = 64
 
 STATES = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red")}
 MADE = {
-    "here": "the error is made here: its inputs are right",
-    "inherited": "inherited: the step itself is right, its inputs were off",
-    "unknown": "whether made here or inherited cannot be told without the oracle",
-}
-BLAME = {
-    "yours": "yours",
-    "reference": "llama.cpp",
-    "noise": "nobody: the two differ by rounding",
-    "tie": "nobody: two tokens within rounding of each other",
-    "unknown": "cannot be told without the oracle",
-    "": "nobody",
+    "here": "made here: its inputs are right",
+    "inherited": "inherited: its step is right, its inputs were off",
+    "unknown": "made here or inherited: cannot be told without the model",
 }
 MOST_LINES = 8
-"""So many further wrong points, findings and tokens are listed."""
+"""So many further wrong points, findings and tokens are listed with `verbose`."""
+
+FEW_LINES = 2
+"""So many findings and tokens without."""
 
 
 def cell(ratio: float) -> tuple[str, str]:
@@ -56,12 +55,12 @@ def cell(ratio: float) -> tuple[str, str]:
 
 
 def strip(layers: Sequence[LayerErrors]) -> Iterator[Line]:
-    """The layers' own and inherited error, and llama.cpp's, a character each."""
+    """The layers' own, inherited and total error, and the reference's, a character each."""
     rows: dict[str, list[float]] = {
         "own": [one.own / one.own_limit for one in layers],
         "inherited": [one.inherited / one.limit for one in layers],
         "total": [one.total / one.limit for one in layers],
-        "llama.cpp": [one.reference / one.limit for one in layers],
+        "reference": [one.reference / one.limit for one in layers],
     }
     for first in range(0, len(layers), WIDTH):
         part = layers[first : first + WIDTH]
@@ -77,77 +76,90 @@ def _tens(block: int) -> str:
     return str(block // 10 % 10) if block % 10 == 0 else " "
 
 
-def comparison_lines(report: Comparison) -> Iterator[Line]:
-    """Everything that the terminal shows."""
+def comparison_lines(report: Comparison, *, verbose: bool = True) -> Iterator[Line]:
+    """What the terminal shows: of a wrong point six lines at most, with `verbose` all that is known."""
+    yield from ([(line, "dim")] for line in COMPARISON)
+    yield []
     yield from _header(report)
-    yield from _findings(report)
+    yield from _findings(report, MOST_LINES if verbose else FEW_LINES)
     if report.layers:
         yield []
         yield from strip(report.layers)
-        yield [
-            ("               error over limit: · within, ▁ close, then a step for each power of ten", "dim")
-        ]
+        yield [("  error over what is allowed: · up to 0.5, ▁ up to 1, then a step for each 10x", "dim")]
     yield []
     first = report.first_wrong
     if first is not None:
-        yield from _first_wrong(report, first)
-    yield from _tokens(report)
+        yield from _first_wrong(report, first, verbose)
+    yield from _tokens(report, MOST_LINES if verbose else FEW_LINES)
     yield from _plain(report)
+    yield from _next(report)
     yield []
     word, style = STATES[report.verdict]
-    yield [(word, style), (f"  {report.reason}", "")]
+    reason = report.reason if first is None or verbose else f"{first.name} is the first wrong point"
+    yield [(word, style), (f"  {reason}", "")]
     yield [(f"compared {report.compared} of {report.of} points in {report.seconds:.1f} s", "")]
+
+
+def _next(report: Comparison) -> Iterator[Line]:
     for step in report.next:
-        yield [("next: ", "bold"), (step.why + (":" if step.command else ""), "")]
-        if step.command:
-            yield [(f"    {step.command}", "")]
+        yield _fact("next", f"{step.command}   # {step.why}" if step.command else step.why)
 
 
 def _header(report: Comparison) -> Iterator[Line]:
-    theirs = report.theirs
-    facts = f"{theirs['tensors']} tensors, {len(report.token_ids)} tokens, {report.dtype}"
-    yield [("yours          ", "dim"), (f"{theirs['path']}: {facts}", "")]
+    yours = report.theirs
+    facts = f"{yours['tensors']} tensors, {len(report.token_ids)} tokens, {report.dtype}"
+    yield _fact("yours", f"{_near(yours['path'])}: {facts}")
     if report.reference is not None:
-        name = report.reference["dump"] or "not compared"
-        yield [
-            ("llama.cpp      ", "dim"),
-            (f"{report.reference['path']}: {name}; {report.reference['producer']}", ""),
-        ]
+        name = report.reference["dump"]
+        path, producer = _near(report.reference["path"]), report.reference["producer"]
+        yield _fact("reference", f"recording {name} of {path}" if name else f"{path}, not compared")
+        yield _fact("", f"by {producer}")
     if report.model is not None:
-        yield [("oracle         ", "dim"), (f"float64, weights of {report.model['path']}", "")]
+        yield _fact("exact", f"float64, weights of {_near(report.model['path'])}")
 
 
-def _findings(report: Comparison) -> Iterator[Line]:
-    for finding in report.findings[:MOST_LINES]:
-        yield [("lint           ", "dim"), (finding.kind, "bold red"), (f"  {finding.message}", "")]
+def _near(path: str) -> str:
+    """A path as a reader would type it: relative where it lies below the current folder."""
+    return str(Path(path).relative_to(Path.cwd())) if Path(path).is_relative_to(Path.cwd()) else path
+
+
+def _findings(report: Comparison, most: int) -> Iterator[Line]:
+    for finding in report.findings[:most]:
+        yield [("in the dump    ", "dim"), (finding.kind, "bold red"), (f"  {finding.message}", "")]
         if finding.hint:
             yield [(f"               {finding.hint}", "dim")]
-    more = len(report.findings) - MOST_LINES
+    more = len(report.findings) - most
     if more > 0:
         yield [(f"               and {more} more", "dim")]
 
 
-def _first_wrong(report: Comparison, first: ComparedPoint) -> Iterator[Line]:
+def _first_wrong(report: Comparison, first: ComparedPoint, verbose: bool) -> Iterator[Line]:
     yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {MADE[first.made]}", "")]
-    if first.own is not None:
-        reads = f", given your {', '.join(first.read)}" if first.read else ""
-        yield _fact("own error", f"{_ratio(first.own.err, first.own.limit)}{reads}")
-        if first.computed:
-            yield _fact("", f"not recorded, so computed from what is before: {', '.join(first.computed)}")
-    if first.total is not None:
-        yield _fact("total", _ratio(first.total.err, first.total.limit))
-        if not math.isnan(first.total.err_reference):
-            yield _fact("llama.cpp's", f"{first.total.err_reference:.1e}")
     leading = first.leading
+    yield _fact("error", f"{leading.error_kind} {_ratio(leading.err, leading.limit) or leading.reason}")
+    yield _fact("who is off", WHO[first.blame])
+    for number, found in enumerate(report.diagnoses if verbose else report.diagnoses[:1]):
+        yield from _diagnosis(found, number == 0, verbose)
+    if verbose:
+        yield from _details(report, first)
+
+
+def _details(report: Comparison, first: ComparedPoint) -> Iterator[Line]:
+    """All else about the first wrong point, and how many there are besides."""
+    leading = first.leading
+    if first.total is not None and first.total is not leading:
+        yield _fact("total error", _ratio(first.total.err, first.total.limit) or first.total.reason)
+    if first.own is not None and first.read:
+        yield _fact("own", f"given your {', '.join(first.read)}")
+    if first.computed:
+        yield _fact("", f"not recorded, so computed from what is before: {', '.join(first.computed)}")
+    if first.total is not None and not math.isnan(first.total.err_reference):
+        yield _fact("reference's", f"{first.total.err_reference:.1e}")
     yield _fact("reason", leading.reason)
     if leading.index is not None and not math.isnan(leading.got):
         where = f"at {list(leading.index)}: got {leading.got:.9g}, wanted {leading.wanted:.9g}"
-        yield _fact(
-            "largest", f"{where}; {leading.n_differ} of {leading.n_judged} elements beyond their limit"
-        )
-    yield _fact("who is off", BLAME[first.blame])
-    for number, found in enumerate(report.diagnoses):
-        yield from _diagnosis(found, number == 0)
+        beyond = f"{leading.n_differ} of {leading.n_judged} elements beyond what is allowed"
+        yield _fact("largest", f"{where}; {beyond}")
     others = [point for point in report.points if point.made and point is not first]
     made = [point.name for point in others if point.made == "here"]
     if made:
@@ -158,7 +170,7 @@ def _first_wrong(report: Comparison, first: ComparedPoint) -> Iterator[Line]:
         yield _fact("inherited", f"{inherited} points after it are off only because their inputs are")
 
 
-def _diagnosis(found: Diagnosis, leading: bool) -> Iterator[Line]:
+def _diagnosis(found: Diagnosis, leading: bool, verbose: bool) -> Iterator[Line]:
     sentence = found.sentence()
     if sentence:
         where = "" if leading else f"{found.point}: "
@@ -166,32 +178,36 @@ def _diagnosis(found: Diagnosis, leading: bool) -> Iterator[Line]:
             (f"{'looks like' if leading else '':<15}", "dim"),
             (where + sentence, "bold" if leading else ""),
         ]
-    if leading and found.smallest_limit is not None:
+    if verbose and leading and found.smallest_limit is not None:
         least = found.smallest_limit
-        text = f"{least.factor:.3g} times the limit ({least.metric} {getattr(least, least.metric):.3g})"
-        yield _fact("would pass", f"with {text}")
+        measure = f"{MEASURES[least.metric]}, {getattr(least, least.metric):.3g}"
+        yield _fact("would pass", f"with {least.factor:.3g} times what is allowed ({measure})")
 
 
 def _ratio(err: float, limit: float) -> str:
+    """The error against what is allowed; nothing where it cannot be measured."""
     if math.isnan(err):
-        return "cannot be measured"
-    return f"{err:.2e}, limit {limit:.2e}" if limit else f"{err:.2e}, wanted equality"
+        return ""
+    if not limit:
+        return f"{err:.1e}, wanted equality"
+    times = f"{err / limit:.3g} times the allowed" if err > limit else "within the allowed"
+    return f"{err:.1e}, {times} {limit:.1e}"
 
 
 def _fact(name: str, text: str) -> Line:
     return [(f"{name:<15}", "dim"), (text, "")]
 
 
-def _tokens(report: Comparison) -> Iterator[Line]:
+def _tokens(report: Comparison, most: int) -> Iterator[Line]:
     if not report.tokens:
         return
     differing = [token for token in report.tokens if token.blame]
     n = len(report.tokens)
-    whose = "llama.cpp's" if report.reference and report.reference["dump"] else "the oracle's"
+    whose = "the reference's" if report.reference and report.reference["dump"] else "exact's"
     equal = sum(token.got == token.wanted for token in report.tokens)
-    yield _fact("greedy", f"{equal} of {n} tokens equal to {whose}")
-    for token in differing[:MOST_LINES]:
-        who = BLAME[token.blame]
+    yield _fact("tokens", f"{equal} of {n} likeliest next ones are {whose}")
+    for token in differing[:most]:
+        who = WHO[token.blame]
         margin = "" if math.isnan(token.margin) else f", margin {token.margin:.1e}, noise {token.noise:.1e}"
         yield _fact("", f"after row {token.row}: got {token.got}, wanted {token.wanted}{margin}; off: {who}")
 

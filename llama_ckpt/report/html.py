@@ -13,21 +13,13 @@ from typing import Any
 
 from llama_ckpt.report import charts
 from llama_ckpt.report.view import DrawnPoint, View, view
+from llama_ckpt.report.words import MEASURES, WHO, WORDS
 from llama_ckpt.version import __version__
 
 __all__ = ["page"]
 
 MOST_ROWS = 40
 """So many rows of the table of verdicts; the JSON has them all."""
-
-OFF = {
-    "yours": "yours",
-    "reference": "llama.cpp",
-    "noise": "nobody: rounding",
-    "tie": "nobody: a tie",
-    "unknown": "not known",
-    "": "nobody",
-}
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -68,7 +60,15 @@ def _head(seen: View) -> Iterator[str]:
     for why, command in seen.steps:
         yield f"<p class='next'><b>Next:</b> {escape(why)}"
         yield f"<code>{escape(command)}</code></p>" if command else "</p>"
-    yield "</header>\n"
+    yield "<dl class='words'>"
+    yield from (f"<dt>{word}</dt><dd>{_marked(meaning)}</dd>" for word, meaning in WORDS.items())
+    yield "</dl></header>\n"
+
+
+def _marked(text: str) -> str:
+    """Names between backticks as code."""
+    parts = escape(text).split("`")
+    return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
 def _findings(seen: View) -> Iterator[str]:
@@ -88,7 +88,8 @@ def _explained(seen: View) -> Iterator[str]:
 
 def _card(found: Mapping[str, Any]) -> str:
     """One diagnosis: named bugs, what the residual looks like, the smallest limit."""
-    lines = [f"<h3><code>{escape(found['point'])}</code> <small>err {_number(found['err'])}</small></h3><ul>"]
+    size = f"<small>error {_number(found['err'])}</small>"
+    lines = [f"<h3><code>{escape(found['point'])}</code> {size}</h3><ul>"]
     for bug in found["named"][:4]:
         left = _number(bug["remaining_error"])
         mark = "explains it" if bug["explained"] else "a part of the truth: something else as well"
@@ -108,9 +109,8 @@ def _card(found: Mapping[str, Any]) -> str:
         lines.append(f"<li>and {hidden} more that explain it less well, in the JSON</li>")
     least = found["smallest_limit"]
     if least:
-        lines.append(
-            f"<li>would pass with {least['factor']:.3g} times the limit ({escape(least['metric'])})</li>"
-        )
+        times = f"{least['factor']:.3g} times what is allowed"
+        lines.append(f"<li>would pass with {times} ({MEASURES[least['metric']]})</li>")
     return f"<article>{''.join(lines)}</ul></article>"
 
 
@@ -131,21 +131,18 @@ def _ladder(seen: View) -> Iterator[str]:
 
 def _growth(seen: View) -> Iterator[str]:
     drawn = [line for line in seen.curves if any(line.values)]
-    chart = charts.curves(drawn, "relative error by block")
+    chart = charts.curves(drawn, "error by block")
     grown = [value for value in seen.amplification if value]
-    text = f"Relative error at <code>{escape(seen.curve_point)}</code>, block by block."
+    text = f"Your error at <code>{escape(seen.curve_point)}</code>, block by block."
     if seen.amplification:
-        text += (
-            " <i>Own</i> is the error a block makes on its own input, <i>inherited</i> what came in with it."
-        )
+        text += " <i>Inherited</i> is what is left of an error that came in with the block's input."
     if grown:
         mean = math.exp(sum(math.log(value) for value in grown) / len(grown))
         worst = max(range(len(seen.amplification)), key=lambda block: seen.amplification[block] or 0.0)
         text += f" A block hands on {mean:.2f} times the error it gets, on average; block {worst} most,"
         text += f" {seen.amplification[worst]:.2f} times."
     names = " ".join(
-        f"<span class='key'><i class='swatch {line.name.replace('.', '')}'></i>{line.name}</span>"
-        for line in drawn
+        f"<span class='key'><i class='swatch {line.name}'></i>{line.name}</span>" for line in drawn
     )
     figure = f"<figure class='wide'>{chart}<figcaption>{names}</figcaption></figure>" if chart else ""
     yield from _section("Growth of the error", text, [figure] if figure else [])
@@ -154,17 +151,17 @@ def _growth(seen: View) -> Iterator[str]:
 def _maps(seen: View) -> Iterator[str]:
     """Layer x point, for the own error and for the total one."""
     figures = []
-    for kind, title in (("own", "Own error"), ("total", "Total error")):
+    for kind, title in (("own", "Your own error"), ("total", "Your total error")):
         chart = _point_map(seen, kind)
         if chart:
-            figures.append(f"<figure>{chart}<figcaption>{title}, over its limit</figcaption></figure>")
+            figures.append(f"<figure>{chart}<figcaption>{title}, over what is allowed</figcaption></figure>")
     legend = "".join(
         f"<span class='key'><i class='swatch l{number}'></i>{text}</span>"
         for number, text in enumerate(charts.LEVELS)
     )
     legend += "<span class='key'><i class='swatch bad'></i>no figure: shape, NaN, missing</span>"
     inner = [f"<div class='pair'>{''.join(figures)}</div><p class='legend'>{legend}</p>"] if figures else []
-    text = "Each tensor's error over its limit, the worst of the recordings; up to 1 passes."
+    text = "Each tensor's error over what is allowed, the worst of the recordings; up to 1 passes."
     yield from _section("Layers and points", text, inner)
 
 
@@ -184,7 +181,7 @@ def _point_map(seen: View, kind: str) -> str:
         inside = any(one.point == point and one.block is not None for one in worst.values())
         columns = range(seen.n_blocks if inside else 1)
         rows.append((point, [_cell(worst.get((point, block))) for block in columns]))
-    return charts.heat_map(rows, f"{kind} error over limit, point by block")
+    return charts.heat_map(rows, f"{kind} error over what is allowed, point by block")
 
 
 def _cell(one: DrawnPoint | None) -> tuple[float | None, str]:
@@ -192,7 +189,7 @@ def _cell(one: DrawnPoint | None) -> tuple[float | None, str]:
         return None, ""
     found = one.verdict
     where = f" ({one.dump})" if one.dump else ""
-    return one.ratio, f"{one.name}{where}: err {_number(found['err'])}, limit {_number(found['limit'])}"
+    return one.ratio, f"{one.name}{where}: error {_number(found['err'])}, allowed {_number(found['limit'])}"
 
 
 def _tokens_map(seen: View) -> Iterator[str]:
@@ -211,11 +208,11 @@ def _tokens_map(seen: View) -> Iterator[str]:
             errs, limit = by_block.get(block), limits.get((block, "total"))
             err = errs[token] if errs is not None and token < len(errs) else None
             ratio = err / limit if err is not None and limit else None
-            cells.append((ratio, f"token {token}, block {block}: err {_number(err)}"))
+            cells.append((ratio, f"token {token}, block {block}: error {_number(err)}"))
         name = f"{token}: {seen.token_ids[token]}" if token < len(seen.token_ids) else f"token {token}"
         rows.append((name, cells))
-    chart = charts.heat_map(rows, "total error of each token at each block's end")
-    text = "Total error of each token at the end of each block, over the block's limit."
+    chart = charts.heat_map(rows, "your total error of each token at each block's end")
+    text = "Your total error of each token at the end of each block, over what is allowed there."
     text += f" Recording: {escape(seen.rows_dump)}." if seen.rows_dump else ""
     yield from _section(
         "Tokens and layers", text, [f"<figure class='wide'>{chart}</figure>"] if chart else []
@@ -237,18 +234,16 @@ def _histograms(seen: View) -> Iterator[str]:
                 continue
             chart = charts.histogram(seen.edges, found[point], limits.get((point, kind)), f"{point}, {title}")
             figures.append(f"<figure>{chart}<figcaption><code>{point}</code> {title}</figcaption></figure>")
-    text = (
-        "How many elements have which relative error, |x − o| / (|o| + rms of its row); bars by the logarithm"
-    )
-    text += " of the count. The line is the limit on the whole tensor's error."
+    text = "How many elements have which error, |x − o| / (|o| + rms of its row); bars by the logarithm"
+    text += " of the count. The line is what is allowed to the whole tensor."
     yield from _section(
         "Residuals", text, [f"<div class='small'>{''.join(figures)}</div>"] if figures else []
     )
 
 
 def _verdicts(seen: View) -> Iterator[str]:
-    """The table of adjudication: what failed, or where somebody is off; then the greedy tokens."""
-    heads = ("point", "verdict", "err", "llama.cpp", "distance", "limit", "closer", "who is off", "made")
+    """What failed, or where somebody else is off; then the likeliest next tokens."""
+    heads = ("point", "verdict", "your error", "reference's error", "allowed", "who is off", "made")
     listed = [one for one in seen.judged if one.failed or one.verdict["blame"] in ("reference", "tie")]
     listed.sort(key=lambda one: (not one.failed, one.kind != "own"))
     rows = [_verdict_row(one) for one in listed[:MOST_ROWS]]
@@ -257,21 +252,19 @@ def _verdicts(seen: View) -> Iterator[str]:
     if more > 0:
         parts.append(f"<p class='lead'>and {more} more, in the JSON.</p>")
     if seen.tokens:
-        parts.append("<h3>Greedy tokens</h3>")
+        parts.append("<h3>Likeliest next tokens</h3>")
         parts.append(
-            _table(("after row", "yours", "wanted", "oracle", "margin", "noise", "who is off"), _tokens(seen))
+            _table(("after row", "yours", "wanted", "exact", "margin", "noise", "who is off"), _tokens(seen))
         )
-    text = "Where x, llama.cpp and the oracle do not agree, and who is off: err is yours against the oracle,"
-    text += " llama.cpp its own."
-    yield from _section("Adjudication", text if rows or seen.tokens else "", parts)
+    text = "What failed, and where the reference is off: each error is against what is exact."
+    yield from _section("Who is off", text if rows or seen.tokens else "", parts)
 
 
 def _verdict_row(one: DrawnPoint) -> tuple[str, ...]:
     found = one.verdict
     name = f"{one.name} {one.kind}" + (f" {one.dump}" if one.dump else "")
-    numbers = (_number(found[key]) for key in ("err", "err_reference", "distance", "limit"))
-    closer = {"yours": "yours", "reference": "llama.cpp"}.get(found["closer"], found["closer"] or "—")
-    return (name, found["verdict"], *numbers, closer, OFF[found["blame"]], one.made or "—")
+    numbers = (_number(found[key]) for key in ("err", "err_reference", "limit"))
+    return (name, found["verdict"], *numbers, WHO[found["blame"]], one.made or "—")
 
 
 def _tokens(seen: View) -> list[tuple[str, ...]]:
@@ -283,7 +276,7 @@ def _tokens(seen: View) -> list[tuple[str, ...]]:
             "—" if token["exact"] is None else str(token["exact"]),
             _number(token["margin"]),
             _number(token["noise"]),
-            OFF[token["blame"]],
+            WHO[token["blame"]],
         )
         for token in seen.tokens[:MOST_ROWS]
     ]

@@ -1,7 +1,7 @@
 """A report as JUnit XML, which every CI server reads.
 
 A suite for each checkpoint (one for a compared dump, with what the lint found), a case for each kind of
-point and way of feeding it; a failing case names the first point that fails and how many do.
+point and of error, own or total; a failing case names the first point that fails and how many do.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _allowed(text: str) -> str:
 
 
 def _checkpoint(record: Record) -> ElementTree.Element:
-    """One checkpoint: its points by dump, error_kind and kind."""
+    """One checkpoint: its points by recording, own or total, and kind."""
     name = f"{record['id']} {record['title']}"
     if record["verdict"] in ("skipped", "hidden"):
         case = _case(record["id"], record["title"])
@@ -101,7 +101,7 @@ def _compared(report: Record) -> ElementTree.Element:
     cases += list(_tokens(report))
     if report["verdict"] == "fail" and not any(case.find("failure") is not None for case in cases):
         cases.append(_case("points", "verdict", report["reason"]))
-    return _suite(str(report["theirs"]["path"]), report["seconds"], cases)
+    return _suite(str(report["yours"]["path"]), report["seconds"], cases)
 
 
 def _reason(point: Record) -> str:

@@ -1,10 +1,10 @@
-"""A validation as lines of text: a row a checkpoint, and all that is known about a failure below it.
+"""A validation as lines of text: a row a checkpoint, and below it the first point that fails.
 
-    id  checkpoint       verdict compared       yours llama.cpp  allowed closer
-    1   RMS norm         pass    384 of 384   4.1e-08   5.2e-08  4.0e-07 yours
+    id  checkpoint       verdict compared     your error reference's error  allowed
+    1   RMSNorm          pass    384 of 384      4.1e-08           5.2e-08  4.0e-07
 
 The numbers of a row are those of the point that comes closest to what is allowed, or of the first that
-fails: the error of yours and of llama.cpp against exact, and what is allowed.
+fails. Lines of the table are at most 80 wide; `report/words.py` has what is said before it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from llama_ckpt.points import split_name
 from llama_ckpt.report.comparison import cell
+from llama_ckpt.report.words import LADDER, MEASURES, WHO
 
 if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
     from llama_ckpt.judging.verdict import PointVerdict
@@ -23,39 +24,17 @@ if TYPE_CHECKING:  # records to be read; importing what makes them would load to
 
 __all__ = ["checkpoint_row", "failure_lines", "header", "summary_lines"]
 
-WIDTHS = (3, 16, 7, 12, 7, 9, 8, 9)
-HEADINGS = (
-    "id",
-    "checkpoint",
-    "verdict",
-    "compared",
-    "yours",
-    "llama.cpp",
-    "allowed",
-    "closer",
-)
-WORDS = (
-    "error = |x - o| / |o| against exact, o: the same mathematics in float64.",
-    "yours is x, the layer on trial; llama.cpp is the reference.",
-)
-"""What the headings mean, before they are used."""
-
-RIGHT = slice(4, 7)  # the numbers
-CLOSER = {"yours": "yours", "reference": "llama.cpp", "equal": "equal", "": "-"}
-BLAME = {
-    "yours": "yours is off",
-    "reference": "llama.cpp is off",
-    "noise": "neither: they differ by rounding",
-    "tie": "neither: two tokens within rounding of each other",
-    "": "-",
-}
+WIDTHS = (3, 16, 7, 12, 10, 17, 8)
+HEADINGS = ("id", "checkpoint", "verdict", "compared", "your error", "reference's error", "allowed")
+RIGHT = range(4, 7)  # the numbers
+REST = 36  # columns for a sentence in the place of the numbers
 FEW_BLOCKS = 4  # below so many a strip shows less than the names do
 MAX_NAMED = 6  # further failing points that are named after the one that is shown in full
 
 
 def header() -> tuple[str, ...]:
     """What the words mean, and the line of headings."""
-    return (*WORDS, _row(HEADINGS))
+    return (*LADDER, _row(HEADINGS))
 
 
 def checkpoint_row(result: CheckpointResult) -> str:
@@ -64,11 +43,11 @@ def checkpoint_row(result: CheckpointResult) -> str:
     head = (result.id, result.title.partition(":")[0], _shouted(result.verdict), compared)
     shown = _shown_point(result.points)
     if shown is None:
-        return _row((*head, "-", "-", "-", result.reason))
+        reason = result.reason.removeprefix("skipped: ")
+        return _row((*head, reason if len(reason) <= REST else reason[: REST - 1] + "…"))
     point = shown.verdict
-    limit = "exact" if point.limit == 0 else _number(point.limit)
-    numbers = (_number(point.err), _number(point.err_reference), limit)
-    return _row((*head, *numbers, CLOSER[point.closer]))
+    limit = "equal" if point.limit == 0 else _number(point.limit)
+    return _row((*head, _number(point.err), _number(point.err_reference), limit))
 
 
 def _shouted(verdict: str) -> str:
@@ -76,10 +55,11 @@ def _shouted(verdict: str) -> str:
 
 
 def _row(cells: Sequence[str]) -> str:
-    numbers = range(*RIGHT.indices(len(cells)))
+    """A line of the table; with one cell in the place of the numbers, that one is a sentence."""
+    numbers = RIGHT if len(cells) == len(WIDTHS) else ()
     padded = (
-        cell.rjust(width) if i in numbers else cell.ljust(width)
-        for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
+        cell.rjust(WIDTHS[place]) if place in numbers else cell.ljust(WIDTHS[place])
+        for place, cell in enumerate(cells)
     )
     return " ".join(padded).rstrip()
 
@@ -104,7 +84,7 @@ def _share(point: JudgedPoint) -> float:
     return -1.0 if math.isnan(share) or carried else share
 
 
-BRIEF = ("point", "reason", "who is off", "inherited", "looks like", "repeat", "next")
+BRIEF = ("first wrong", "error", "who is off", "inherited", "looks like", "repeat", "next")
 """What is told of a failure at first, six lines at most; with `verbose` all of it.
 
 An inherited failure is explained where it is made, so it has no line on what it looks like.
@@ -120,24 +100,39 @@ def failure_lines(
         yield f"    {result.reason}"
         return
     first, rest = failing[0], failing[1:]
+    where = f"its {first.verdict.error_kind} error, in recording {first.dump}"
+    more = "" if verbose else ", or repeat with -v"
     facts = {
-        "point": f"{first.verdict.shown_name}, {_forced(first.verdict)}",
-        "reason": first.verdict.reason,
+        "first wrong": f"{first.verdict.shown_name}: {where}",
+        "error": _error(first.verdict),
+        "reason": first.verdict.reason if _measured(first.verdict) else "",
         **_difference(first.verdict),
-        "who is off": BLAME[first.verdict.blame],
+        "who is off": WHO[first.verdict.blame],
         "computed": f"in {dtype} on {device}",
-        "dump": first.dump,
+        "recording": first.dump,
         "inherited": _inherited(failing),
         **_strips(result.points, first),
         **({} if _inherited(failing) else _explained(result)),
         "stands on": result.reason.partition("it stands on ")[2],
         "also fail": _named(rest),
         "repeat": repeat,
-        "next": f"llama-ckpt explain {result.id}",
+        "next": f"llama-ckpt explain {result.id}{more}",
     }
     for name, fact in facts.items():
         if fact and (verbose or name in BRIEF):
             yield f"    {name:<12}{fact}"
+
+
+def _measured(point: PointVerdict) -> bool:
+    """Whether the error itself is what is too large; else the reason says what is."""
+    return point.limit > 0 and point.err > point.limit
+
+
+def _error(point: PointVerdict) -> str:
+    """The error against what is allowed; where that is not what fails, what does."""
+    if not _measured(point):
+        return point.reason
+    return f"{point.err:.1e}, {point.err / point.limit:.3g} times the allowed {point.limit:.1e}"
 
 
 def _strips(points: Sequence[JudgedPoint], first: JudgedPoint) -> dict[str, str]:
@@ -150,7 +145,7 @@ def _strips(points: Sequence[JudgedPoint], first: JudgedPoint) -> dict[str, str]
             error_kind = "own" if point.verdict.error_kind == "own" else "total"
             found[error_kind][block] = cell(point.verdict.err / point.verdict.limit)[0]
     return {
-        f"{name} err": "".join(cells.get(block, " ") for block in range(max(cells) + 1))
+        f"{name} error": "".join(cells.get(block, " ") for block in range(max(cells) + 1))
         + f"  {kind}, by block"
         for name, cells in found.items()
         if len(cells) >= FEW_BLOCKS
@@ -163,7 +158,7 @@ def _explained(result: CheckpointResult) -> dict[str, str]:
         return {}
     sentences = [one.sentence() for one in result.diagnoses if one.sentence()]
     least = result.diagnoses[0].smallest_limit
-    passing = "" if least is None else f"{least.factor:.3g} times the limit ({least.metric})"
+    passing = "" if least is None else f"{least.factor:.3g} times what is allowed ({MEASURES[least.metric]})"
     return {"looks like": sentences[0] if sentences else "", "would pass": passing}
 
 
@@ -173,24 +168,17 @@ def _inherited(failing: Sequence[JudgedPoint]) -> str:
     return "no own error is beyond what is allowed, so look at the layers before this one"
 
 
-def _forced(point: PointVerdict) -> str:
-    return "its own error" if point.error_kind == "own" else "its total error"
-
-
 def _difference(point: PointVerdict) -> dict[str, str]:
     """Where the largest difference is and what stands there."""
     index = "" if point.index is None else str(list(point.index))
-    within = [f"err {point.err:.3g}, limit {point.limit:.3g}"] if not math.isnan(point.err) else []
-    if not math.isnan(point.max_abs_limit):
-        within.append(f"largest difference allowed {point.max_abs_limit:.3g}")
-    differ = f"{point.n_differ} of {point.n_judged} elements beyond their limit" if point.n_judged else ""
+    most = "" if math.isnan(point.max_abs_limit) else f", allowed {point.max_abs_limit:.3g}"
+    differ = f"{point.n_differ} of {point.n_judged} elements beyond what is allowed"
     return {
         "index": index,
         "got": "" if math.isnan(point.got) else f"{point.got:.9g}",
         "wanted": "" if math.isnan(point.wanted) else f"{point.wanted:.9g}",
-        "difference": "" if math.isnan(point.max_abs) else f"{point.max_abs:.3g}",
-        "limit": "; ".join(within),
-        "differing": differ,
+        "difference": "" if math.isnan(point.max_abs) else f"{point.max_abs:.3g}{most}",
+        "differing": differ if point.n_judged else "",
     }
 
 
@@ -221,5 +209,5 @@ def summary_lines(report: LadderReport) -> Iterator[str]:
     )
     if off:
         counts = ", ".join(f"{count} of {dump}" for dump, count in off.items())
-        yield f"llama.cpp is further from exact than {report.dtype} has to be at points: {counts}"
+        yield f"the reference itself is off, beyond what {report.dtype} allows, at points: {counts}"
     yield from report.notes

@@ -1,7 +1,6 @@
 """One look at both kinds of report, for the page: a ladder's and a comparison's JSON in the same terms.
 
-A comparison judges each tensor once for its own error and once in total; a ladder fed from the recording
-and free-running: the same two questions.
+Both judge each tensor once for its own error and once in total.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 
 from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
+from llama_ckpt.report.words import WHO
 
 __all__ = ["Curve", "DrawnPoint", "View", "view"]
 
@@ -49,7 +49,7 @@ class DrawnPoint:
 
     @property
     def ratio(self) -> float | None:
-        """err over its limit; infinite where it failed without one; None where nothing can be said."""
+        """Error over what is allowed; infinite where it failed without one; None without either."""
         err, limit = self.verdict["err"], self.verdict["limit"]
         if err is not None and limit:
             return max(float(err / limit), 1.01) if self.failed else float(err / limit)
@@ -142,17 +142,17 @@ def view(report: Record) -> View:
 
 
 def _comparison(report: Record) -> View:
-    theirs, reference, model = report["theirs"], report["reference"], report["model"]
+    yours, reference, model = report["yours"], report["reference"], report["model"]
     made = View("Comparison of a dump", report["verdict"], report["reason"])
     made.facts = [
-        ("dump", theirs["path"]),
+        ("yours", yours["path"]),
         ("compared", f"{report['compared']} of {report['of']} points"),
         ("precision", report["dtype"]),
         ("tokens", str(len(report["token_ids"]))),
     ]
     if report["first_wrong"]:
         made.facts += [("first wrong", report["first_wrong"]), ("made", report["made"])]
-        made.facts.append(("off", _WHO[report["blame"]]))
+        made.facts.append(("off", WHO[report["blame"]]))
     made.steps = [(step["why"], step["command"]) for step in report["next"]]
     made.findings = [(one["kind"], one["message"], one["hint"]) for one in report["findings"]]
     made.explained = list(report["diagnoses"])
@@ -171,30 +171,21 @@ def _comparison(report: Record) -> View:
             ("own", "own"),
             ("inherited", "inherited"),
             ("total", "total"),
-            ("llama.cpp", "reference"),
-            ("limit", "limit"),
+            ("reference", "reference"),
+            ("allowed", "limit"),
         )
     ]
     made.amplification = [layer["amplification"] for layer in layers]
     made.tokens, made.token_ids = list(report["tokens"]), report["token_ids"]
-    made.provenance = [("dump", theirs["path"]), ("written by", theirs["producer"] or "not declared")]
-    made.provenance.append(("weights_sha256", _text(theirs["weights_sha256"] or "not declared")))
+    made.provenance = [("dump", yours["path"]), ("written by", yours["producer"] or "not declared")]
+    made.provenance.append(("weights_sha256", _text(yours["weights_sha256"] or "not declared")))
     if reference is not None:
-        made.provenance += [(f"llama.cpp: {key}", _text(value)) for key, value in reference.items()]
+        made.provenance += [(f"reference: {key}", _text(value)) for key, value in reference.items()]
     if model is not None:
         made.provenance += [(f"model: {key}", _text(value)) for key, value in model.items()]
     made.provenance += [("token ids", _text(report["token_ids"])), ("positions", _text(report["positions"]))]
     made.notes = [f"cannot tell: {line}" for line in report["cannot_tell"]] + list(report["notes"])
     return made
-
-
-_WHO = {
-    "yours": "yours",
-    "reference": "llama.cpp",
-    "noise": "nobody",
-    "tie": "nobody",
-    "unknown": "not known",
-}
 
 
 def _text(value: Any) -> str:
@@ -260,8 +251,8 @@ def _ladder_curves(judged: Iterable[DrawnPoint]) -> tuple[list[Curve], str]:
     for name, kind, key in (
         ("own", "own", "err"),
         ("total", "total", "err"),
-        ("llama.cpp", "total", "err_reference"),
-        ("limit", "total", "limit"),
+        ("reference", "total", "err_reference"),
+        ("allowed", "total", "limit"),
     ):
         values: list[float | None] = [None] * n
         for one in mine:

@@ -36,7 +36,7 @@ def test_a_wrong_dump_and_every_file(tmp_path: Path) -> None:
     code, shown = compared(write(tmp_path, run(wrong=bug("rope-half-split"))), *options)
     assert code == 1 and "looks like     RoPE turns pairs (i, i+d/2)" in shown
     report = json.loads(names["json"].read_text())
-    assert (report["schema"], report["kind"], report["first_wrong"]) == (1, "comparison", "blk.0.q_rope")
+    assert (report["schema"], report["kind"], report["first_wrong"]) == (2, "comparison", "blk.0.q_rope")
     assert names["junit"].read_text().startswith("<?xml") and "<!doctype html>" in names["html"].read_text()
 
 
@@ -75,7 +75,7 @@ def test_a_dump_under_other_names_by_a_map(wrong: bool, tmp_path: Path) -> None:
     save_file(dict(_hugging_face(tensors)), path, {"token_ids": ",".join(map(str, EIGHT))})
     code, shown = compared(path, "--map", MAP, "--partial")
     assert code == int(wrong), shown
-    assert ("blk.0.attn_probs is the first wrong point, made here" in shown) == wrong
+    assert ("blk.0.attn_probs  made here: its inputs are right" in shown) == wrong
     assert f"compared {3 + 12 * 32} of {3 + 12 * 32} points" in shown
     code, shown = compared(path)
     assert code == 2, "without the map nothing is known by its name"

@@ -58,10 +58,10 @@ def test_a_failure_says_everything_and_how_to_repeat_it() -> None:
     rows = [line.split()[0] for line in done.stdout.splitlines() if line[:1].isdigit()]
     assert rows[:2] == ["0", "1"], "in the ladder's order, however they were asked for"
     facts = {line[4:16].strip(): line[16:] for line in done.stdout.splitlines() if line.startswith("    ")}
-    wanted = "point reason index got wanted difference limit differing computed dump repeat".split()
+    wanted = "error reason index got wanted difference differing computed recording repeat".split()
     assert set(wanted) <= set(facts)
-    assert facts["point"].startswith("blk.0.attn_norm, its own error")
-    assert facts["computed"] == "in float32 on cpu" and facts["dump"].startswith("f32/")
+    assert facts["first wrong"].startswith("blk.0.attn_norm: its own error, in recording f32/")
+    assert facts["computed"] == "in float32 on cpu" and facts["recording"].startswith("f32/")
     words = shlex.split(facts["repeat"])
     assert words[:3] == ["llama-ckpt", "validate", "1"]
     again = run(*words[2:], "--stop-on-failure")

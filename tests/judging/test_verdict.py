@@ -236,7 +236,7 @@ class TestAgainstTheReference:
         assert judge("q", x, o, r=r, limit=limit, max_abs=1e-5).verdict == "pass"
         verdict = judge("q", x, o, r=r, limit=limit, max_abs=1e-6)
         assert (verdict.verdict, verdict.blame, verdict.index) == ("fail", "yours", (0, 1))
-        assert "max|x - llama.cpp| 2.00e-06 > limit 1.00e-06" in verdict.reason
+        assert "max|x - llama.cpp| 2.00e-06 > allowed 1.00e-06" in verdict.reason
         assert judge("q", x, o, limit=limit, max_abs=1e-6).verdict == "pass"
 
     def test_the_absolute_limit_is_float32s_and_teacher_forced(self) -> None:

@@ -63,16 +63,15 @@ def text(report: Comparison) -> str:
 def test_the_terminal_says_everything(wrong: Comparison) -> None:
     shown = text(wrong)
     for wanted in (
-        "first wrong    blk.7.q_rope  the error is made here: its inputs are right",
+        "first wrong    blk.7.q_rope  made here: its inputs are right",
         "given your q, k",
         "looks like     RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1): remaining error",
         "who is off     yours",
         "would pass     with ",
-        "lint           not_finite  blk.9.v[0, 0, 0] is nan",
-        "lint           missing_point  blk.30.ffn_up is missing",
+        "in the dump    not_finite  blk.9.v[0, 0, 0] is nan",
+        "in the dump    missing_point  blk.30.ffn_up is missing",
         "compared 546 of 547 points",
-        "next: ",
-        "llama-ckpt explain 1B",
+        "next           llama-ckpt explain 1B   # what people get wrong there",
         "note           not declared by the dump, so not checked: weights_sha256",
     ):
         assert wanted in shown, wanted
@@ -94,14 +93,14 @@ def test_a_strip_goes_on_in_the_next_row() -> None:
         LayerErrors(n, own=1e-7, inherited=1e-7, total=1e-7, own_limit=1e-6, limit=1e-6) for n in range(80)
     ]
     rows = ["".join(part for part, _ in line) for line in strip(layers)]
-    assert len(rows) == 10 and not any("llama.cpp" in row for row in rows)
+    assert len(rows) == 10 and not any("reference" in row for row in rows)
     assert rows[1].strip() == "0123456789" * 6 + "0123" and rows[6].strip() == "4567890123456789"
 
 
 def test_what_passes_is_short(right: Comparison) -> None:
     shown = text(right)
     assert re.search(r"^pass  every point within its limits\ncompared 547 of 547", shown, re.M)
-    assert "first wrong" not in shown and "next:" not in shown and "lint" not in shown
+    assert "first wrong" not in shown and "next  " not in shown and "in the dump" not in shown
 
 
 # -- JUnit -------------------------------------------------------------------------------------------
@@ -124,14 +123,14 @@ def cases(xml: str) -> dict[str, str | None]:
 def test_junit_of_a_comparison(wrong: Comparison, right: Comparison) -> None:
     found = cases(junit(wrong.to_json()))
     assert "blk.9.v[0, 0, 0] is nan" in str(found["llama_ckpt.lint not_finite blk.9.v"])
-    assert str(found["llama_ckpt.points q_rope"]).startswith("blk.7.q_rope: here: err")
+    assert str(found["llama_ckpt.points q_rope"]).startswith("blk.7.q_rope: here: error")
     assert found["llama_ckpt.points embd"] is None
     assert not any(cases(junit(right.to_json())).values())
 
 
 def test_junit_of_a_validation(ladder: LadderReport) -> None:
     found = cases(junit(ladder.to_json()))
-    assert "blk.0.attn_norm: err" in str(found["llama_ckpt.1 f32/hello own attn_norm"])
+    assert "blk.0.attn_norm: error" in str(found["llama_ckpt.1 f32/hello own attn_norm"])
     assert any(message is None for message in found.values())
 
 
@@ -211,15 +210,15 @@ def test_the_page_has_every_part(pages: dict[str, str]) -> None:
         "Layers and points",
         "Tokens and layers",
         "Residuals",
-        "Adjudication",
-        "Greedy tokens",
+        "Who is off",
+        "Likeliest next tokens",
         "Provenance",
     ):
         assert heading in read.text, heading
     assert "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)" in read.text
     assert "<script>alert(1)</script>" in read.text, "shown as text, never as markup"
     labels = {attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"}
-    assert {"relative error by block", "own error over limit, point by block"} <= labels
+    assert {"error by block", "own error over what is allowed, point by block"} <= labels
 
 
 def test_the_page_of_a_ladder(pages: dict[str, str]) -> None:
@@ -232,7 +231,7 @@ def test_the_page_of_a_ladder(pages: dict[str, str]) -> None:
 def test_the_view_has_points_in_the_order_of_the_flow(ladder: LadderReport) -> None:
     seen = view(ladder.to_json())
     assert seen.points() == ["attn_norm", "ffn_norm", "output_norm"] and seen.n_blocks == 32
-    assert [curve.name for curve in seen.curves] == ["own", "total", "llama.cpp", "limit"]
+    assert [curve.name for curve in seen.curves] == ["own", "total", "reference", "allowed"]
 
 
 def test_levels_of_a_heat_map() -> None:

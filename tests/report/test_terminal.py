@@ -45,45 +45,52 @@ def failure(*points: PointVerdict, reason: str = "") -> dict[str, str]:
 
 def test_row_shows_the_point_that_comes_closest_to_its_limit() -> None:
     row = terminal.checkpoint_row(result(PASSING, CLOSEST))
-    assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-05 llama.cpp".split()
+    assert row.split() == "1 RMS norm pass 2 of 2 9.0e-07 8.0e-07 1.0e-05".split()
 
 
 def test_row_shows_the_first_failing_point_before_all_others() -> None:
     row = terminal.checkpoint_row(result(CLOSEST, FAILING, MISSING))
-    assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-07 llama.cpp".split()
+    assert row.split() == "1 RMS norm FAIL 2 of 3 4.0e-03 5.0e-08 4.0e-07".split()
     row = terminal.checkpoint_row(result(CLOSEST, MISSING, FAILING))
-    assert row.split() == "1 RMS norm FAIL 2 of 3 - - - -".split()
+    assert row.split() == "1 RMS norm FAIL 2 of 3 - - -".split()
 
 
 def test_row_of_what_is_exact_and_of_what_was_skipped() -> None:
     exact = PointVerdict("embd", "own", "pass", "", "", err=0.0, limit=0.0, n_judged=4, closer="equal")
-    assert terminal.checkpoint_row(result(exact)).split()[-4:] == ["0", "-", "exact", "equal"]
-    assert terminal.checkpoint_row(result(reason="skipped: 1 failed")).endswith("skipped: 1 failed")
+    assert terminal.checkpoint_row(result(exact)).split()[-3:] == ["0", "-", "equal"]
+    skipped = terminal.checkpoint_row(result(reason="skipped: checkpoint 1 failed"))
+    assert skipped == "1   RMS norm         skipped 0 of 0       checkpoint 1 failed"
+    hidden = terminal.checkpoint_row(result(reason="in registers of fused kernels: " + "attn_norm, " * 9))
+    assert len(hidden) <= 80 and hidden.endswith("…")
 
 
 def test_columns_stand_below_their_headings() -> None:
     *words, heads = terminal.header()
     assert "error = |x - o| / |o|" in words[0] and all(len(line) <= 80 for line in (*words, heads))
     row = terminal.checkpoint_row(result(PASSING))
-    for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("closer", "yours")):
+    for heading, cell in (("checkpoint", "RMS norm"), ("verdict", "pass"), ("compared", "1 of 1")):
         assert heads.index(heading) == row.index(cell)
-    for heading, cell in ((" yours", "1.0e-08"), ("allowed", "4.0e-07")):
+    for heading, cell in (
+        ("your error", "1.0e-08"),
+        ("reference's error", "2.0e-08"),
+        ("allowed", "4.0e-07"),
+    ):
         assert heads.index(heading) + len(heading) == row.index(cell) + len(cell)
 
 
 def test_failure_says_everything() -> None:
     assert failure(PASSING, FAILING) == {
-        "point": "blk.3.ffn_norm, its own error",
+        "first wrong": "blk.3.ffn_norm: its own error, in recording f32/hello",
+        "error": "4.0e-03, 1e+04 times the allowed 4.0e-07",
         "reason": "err 4e-3 is above 4e-7",
         "index": "[1, 17]",
         "got": "1.5125",
         "wanted": "1.5",
-        "difference": "0.0125",
-        "limit": "err 0.004, limit 4e-07; largest difference allowed 1e-05",
-        "differing": "120 of 128 elements beyond their limit",
-        "who is off": "yours is off",
+        "difference": "0.0125, allowed 1e-05",
+        "differing": "120 of 128 elements beyond what is allowed",
+        "who is off": "yours",
         "computed": "in float32 on cpu",
-        "dump": "f32/hello",
+        "recording": "f32/hello",
         "repeat": "again",
         "next": "llama-ckpt explain 1",
     }
@@ -91,10 +98,10 @@ def test_failure_says_everything() -> None:
 
 def test_failure_of_a_missing_point_shows_no_numbers() -> None:
     shown = failure(MISSING, FAILING, reason="blk.4.ffn_norm: missing; it stands on 0, which failed")
-    assert shown["reason"] == "missing: the tensor was never given"
+    assert shown["error"] == "missing: the tensor was never given"
     assert shown["also fail"] == "blk.3.ffn_norm (f32/hello)"
     assert shown["stands on"] == "0, which failed"
-    assert "got" not in shown and "index" not in shown and "limit" not in shown
+    assert not {"got", "index", "difference", "differing", "reason"} & set(shown)
 
 
 def test_many_further_failures_are_counted_once() -> None:
@@ -157,7 +164,8 @@ def test_what_a_failure_stands_on_is_repeated_with_it() -> None:
 def test_a_failure_takes_six_lines_at_first() -> None:
     given = {"device": "cpu", "dtype": "float32", "repeat": "again"}
     brief = list(terminal.failure_lines(result(FAILING), **given, verbose=False))
-    assert 4 <= len(brief) <= 6
+    assert [line[4:16].strip() for line in brief] == ["first wrong", "error", "who is off", "repeat", "next"]
+    assert brief[-1].endswith("llama-ckpt explain 1, or repeat with -v")
     assert len(list(terminal.failure_lines(result(FAILING), **given))) > 6
 
 
@@ -179,7 +187,7 @@ def test_summary_counts_and_ends_with_the_notes() -> None:
     report.checkpoints += [result(PASSING, off, off), result(FAILING)]
     assert list(terminal.summary_lines(report)) == [
         "1 of 2 checkpoints pass: m.gguf, float32 on cpu, 1.0 s",
-        "llama.cpp is further from exact than float32 has to be at points: 2 of f32/hello",
+        "the reference itself is off, beyond what float32 allows, at points: 2 of f32/hello",
         "llama.cpp: not compared",
     ]
 
@@ -188,6 +196,6 @@ def test_a_strip_shows_the_blocks() -> None:
     points = [replace(FAILING, name=f"blk.{n}.ffn_norm", err=4e-7 * 10.0 ** (n - 5)) for n in range(8)]
     free = [replace(point, error_kind="total", verdict="pass") for point in points[:6]]
     lines = failure(*points, *free)
-    assert lines["own err"] == "·····▁▃▄  ffn_norm, by block"
-    assert lines["total err"] == "·····▁  ffn_norm, by block"
-    assert "own err" not in failure(PASSING, FAILING)
+    assert lines["own error"] == "·····▁▃▄  ffn_norm, by block"
+    assert lines["total error"] == "·····▁  ffn_norm, by block"
+    assert "own error" not in failure(PASSING, FAILING)
