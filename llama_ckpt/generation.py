@@ -10,15 +10,67 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from contextlib import nullcontext
+from typing import Literal, TypeAlias
 
-from checkpoints.c12_end_to_end import LanguageModel
+import torch
+
 from checkpoints.c12_end_to_end import generate as generate_tokens
-from llama_ckpt.engine.session import session_for
+from llama_ckpt.engine.engine import Engine, unsupported
+from llama_ckpt.engine.session import Session, session_for
+from llama_ckpt.errors import OptionError
 from llama_ckpt.model import Model
+from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.tokens.sampling import SamplingOptions
 
-__all__ = ["generate"]
+__all__ = ["ComputedBy", "computed_by", "generate", "pick_session"]
+
+ComputedBy: TypeAlias = Literal["auto", "fast", "high", "layers"]
+"""The engine in one of its precisions, the checkpoints' own layers, or whichever is meant."""
+
+
+def pick_session(model: Model, precision: ComputedBy = "auto") -> Session | None:
+    """The engine's session for a model, or None where the layers compute, in the model's dtype.
+
+    Args:
+        model: from `load`.
+        precision: "auto" takes the engine in precision fast where it can run the model, which it does in
+            float16, but never for a model that was loaded in bfloat16.
+
+    Raises:
+        OptionError: no such precision, or one of the engine's for a model loaded in another dtype.
+        DeviceError, UnsupportedModelError: the engine was asked for and cannot run the model.
+    """
+    if precision == "auto":
+        wanted = model.device.type == "cuda" and model.dtype != torch.bfloat16
+        return session_for(model) if wanted else None
+    if precision == "layers":
+        return None
+    if precision not in ENGINE_PRECISIONS:
+        raise OptionError("precision", got=precision, wanted="auto, fast, high or layers")
+    if model.dtype != torch.float32:
+        raise OptionError(
+            f"dtype with precision {precision}",
+            got=str(model.dtype).removeprefix("torch."),
+            wanted="float32",
+            hint="the engine's precision is all it has; precision layers computes in the model's dtype",
+        )
+    session = session_for(model, precision)
+    if session is None:
+        Engine(model, precision)  # says why
+    return session
+
+
+def computed_by(model: Model, precision: ComputedBy = "auto") -> str:
+    """A clause on what computes: "the engine in precision fast on cuda:0"; raises as `pick_session`."""
+    session = pick_session(model, precision)
+    if session is not None:
+        return f"the engine in precision {session.engine.precision} on {model.device}"
+    layers = f"the layers in {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    if precision == "layers" or model.device.type != "cuda":
+        return layers
+    why = "it has no bfloat16" if model.dtype == torch.bfloat16 else unsupported(model, "fast")
+    return f"{layers}, not the engine: {why}"
 
 
 def generate(
@@ -33,7 +85,7 @@ def generate(
     repetition_penalty: float = 1.0,
     seed: int | None = None,
     stop: Sequence[str] = (),
-    precision: Literal["fast", "high", "layers"] = "fast",
+    precision: ComputedBy = "auto",
 ) -> Iterator[str]:
     """Continue a prompt and yield the text as it comes, whole characters only.
 
@@ -43,16 +95,15 @@ def generate(
         max_tokens: at most so many.
         temperature, top_k, top_p, min_p, repetition_penalty, seed: see `sampling.SamplingOptions`.
         stop: strings that end the text and are not part of it.
-        precision: on CUDA, how the engine computes: see `engine`. "layers" computes with the checkpoints'
-            own layers in the model's dtype instead, as the CPU always does.
+        precision: what computes, see `pick_session`; `computed_by` says it.
 
     Raises:
-        OptionError, ContextLengthError: as `checkpoints.generate`.
+        OptionError, ContextLengthError: as `checkpoints.generate` and `pick_session`; another text of the
+            same model is not at its end on the engine, which has one cache: see `Session.sequence`.
     """
-    runner: LanguageModel = model
-    if model.device.type == "cuda" and precision != "layers":
-        runner = session_for(model, precision) or model
+    session = pick_session(model, precision)
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
-        if token.text:
-            yield token.text
+    with nullcontext(model) if session is None else session.sequence() as runner:
+        for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
+            if token.text:
+                yield token.text

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 import llama_ckpt
-from llama_ckpt.cli.options import Device, Dtype, ModelFile, model_path
+from llama_ckpt.cli.options import Device, ModelFile, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.errors import OptionError
@@ -38,13 +38,26 @@ def command(
         list[str] | None, typer.Option(help="End before this text; can be given several times.")
     ] = None,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option("--dtype", help="What the layers compute in, float32 without it; takes the layers."),
+    ] = None,
+    precision: Annotated[
+        Literal["auto", "fast", "high", "layers"],
+        typer.Option("--precision", help="The engine's, on CUDA; layers: the checkpoints' own layers."),
+    ] = "auto",
 ) -> None:
     """Continue a prompt, printing as it goes."""
+    from llama_ckpt.generation import computed_by
+
     text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
     fit_threads(model_path(model))
     with ProgressBar() as bar:
-        loaded = llama_ckpt.load(model_path(model), device=device, dtype=dtype, progress=megabytes(bar))
+        kind = dtype or "float32"
+        loaded = llama_ckpt.load(model_path(model), device=device, dtype=kind, progress=megabytes(bar))
+    if dtype is not None and precision == "auto":
+        precision = "layers"  # the engine has precisions of its own, and no dtype
+    print(f"computed by {computed_by(loaded, precision)}", file=sys.stderr)
     pieces = llama_ckpt.generate(
         loaded,
         text,
@@ -56,6 +69,7 @@ def command(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=_stop_strings(stop),
+        precision=precision,
     )
     for piece in pieces:
         print(piece, end="", flush=True)

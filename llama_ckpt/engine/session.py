@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llama_ckpt.engine.engine import Engine, Precision, unsupported
+from llama_ckpt.errors import OptionError
 from llama_ckpt.model import Model
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
@@ -28,6 +31,26 @@ class Session:
 
     def __init__(self, model: Model, engine: Engine) -> None:
         self._tokenizer, self.engine = model.tokenizer, engine
+        self._held = threading.Lock()
+
+    @contextmanager
+    def sequence(self) -> Iterator[Session]:
+        """The session for one sequence alone: the engine has one cache, and two texts would mix in it.
+
+        Raises:
+            OptionError: another sequence is not at its end yet, in this thread or in another.
+        """
+        if not self._held.acquire(blocking=False):
+            raise OptionError(
+                "sequences at a time on one engine",
+                got=2,
+                wanted=1,
+                hint="end or close() the other generation first, or take precision layers for one of them",
+            )
+        try:
+            yield self
+        finally:
+            self._held.release()
 
     @property
     def config(self) -> LlamaConfig:

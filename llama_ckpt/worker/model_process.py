@@ -114,13 +114,13 @@ class ServedModel:
 
     def _generate(self, job: int, order: Message) -> None:
         from checkpoints.c12_end_to_end import generate
-        from llama_ckpt.engine.session import session_for
+        from llama_ckpt.generation import pick_session
         from llama_ckpt.tokens.sampling import SamplingOptions
 
         tokens, reason, stop_string = 0, "cancelled", None
         told = time.monotonic()
         for token in generate(
-            session_for(self._model) or self._model,  # the engine, where it can run the model
+            pick_session(self._model) or self._model,  # one job at a time, so no other text is in its cache
             order["token_ids"],
             max_tokens=order["max_tokens"],
             sampling=SamplingOptions(**order["sampling"]),
