@@ -15,12 +15,11 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, Given
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.quants import Weight, embedding_rows
 
@@ -55,7 +54,7 @@ def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """The prompt's tokens, and one lookup of them."""
     if given.prompt is not None:
         yield Case("tokenize", {"tokenizer": given.tokenizer, "text": given.prompt}, ("token_ids",))

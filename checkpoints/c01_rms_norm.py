@@ -14,12 +14,11 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_input, block_point
 
 __all__ = ["CHECKPOINT", "rms_norm"]
 
@@ -41,13 +40,13 @@ def rms_norm(
     return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), eps)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Both norms of each block, and the one before the output head."""
     eps = given.config.rms_norm_eps
     for number in given.blocks:
         weights = given.weights.blocks[number]
         for point, source, weight in (
-            ("attn_norm", given.block_input(number), weights.attn_norm),
+            ("attn_norm", block_input(number), weights.attn_norm),
             ("ffn_norm", block_point(number, "ffn_inp"), weights.ffn_norm),
         ):
             arguments = {"x": given[source], "weight": weight, "eps": eps}

@@ -17,12 +17,11 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["CHECKPOINT", "rope", "rope_frequencies"]
@@ -65,7 +64,7 @@ def rope(
     return turn(q), turn(k)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Queries and keys of each block."""
     for number in given.blocks:
         arguments = {

@@ -15,11 +15,10 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.quants import Weight, linear
 
 __all__ = ["CHECKPOINT", "qkv"]
@@ -54,7 +53,7 @@ def qkv(
     return q, k, v
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """The three projections of each block."""
     heads = {"n_heads": given.config.n_heads, "n_kv_heads": given.config.n_kv_heads}
     for number in given.blocks:

@@ -17,13 +17,12 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.kv_cache import LayerCache
 from llama_ckpt.weights.quants import Weight, linear
 
@@ -91,7 +90,7 @@ def step_by_step(
     return context
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Each block's attention on the recorded queries, keys and values."""
     for number in given.blocks:
         arguments = {

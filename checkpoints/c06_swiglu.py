@@ -15,12 +15,11 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.quants import Weight, linear
 
 __all__ = ["CHECKPOINT", "swiglu"]
@@ -53,7 +52,7 @@ def swiglu(
     return linear(product, w_down)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Each block's feed-forward network on its recorded norm."""
     for number in given.blocks:
         weights = given.weights.blocks[number]

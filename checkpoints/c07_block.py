@@ -15,7 +15,6 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from checkpoints.c01b_rope import rope, rope_frequencies
 from checkpoints.c02_qkv import qkv
 from checkpoints.c03_attention import attention
 from checkpoints.c06_swiglu import swiglu
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import LayerCache
 from llama_ckpt.weights.records import BlockWeights
@@ -76,7 +75,7 @@ def block(
     return x + h
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Block 0 on the recorded embeddings."""
     if 0 not in given.blocks:
         return

@@ -16,7 +16,6 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +23,7 @@ from torch import Tensor
 from checkpoints.c00_foundation import embed
 from checkpoints.c01_rms_norm import rms_norm
 from checkpoints.c07_block import block
-from llama_ckpt.points import Case, Checkpoint, block_point
+from llama_ckpt.points import Case, Checkpoint, Given, block_input, block_point
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import KVCache
 from llama_ckpt.weights.quants import linear
@@ -96,11 +95,11 @@ def output_logits(x: Tensor, weights: ModelWeights, *, config: LlamaConfig, tap:
     return linear(x, weights.output)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Every block on the recorded output of the one before, then the head on the last one's."""
     for number in range(given.config.n_layers):
         arguments = {
-            "x": given[given.block_input(number)],
+            "x": given[block_input(number)],
             "weights": given.weights.blocks[number],
             "config": given.config,
             "positions": given.positions,

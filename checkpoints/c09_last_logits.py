@@ -14,11 +14,10 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, Given
 
 __all__ = ["CHECKPOINT", "last_logits"]
 
@@ -33,7 +32,7 @@ def last_logits(logits: Tensor, tap: Callable[[str, Tensor], object] | None = No
     return logits[-1]
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """The recorded logits' last row."""
     yield Case("last_logits", {"logits": given["logits"]}, ("last_logits",))
 

@@ -14,12 +14,11 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, Given
 
 __all__ = ["CHECKPOINT", "argmax"]
 
@@ -41,7 +40,7 @@ def argmax(logits: Tensor, tap: Callable[[str, Tensor], object] | None = None) -
     return best.masked_fill(logits[..., 0].isnan(), 0)
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """Every row of the recorded logits."""
     yield Case("argmax", {"logits": given["logits"]}, ("greedy_tokens",))
 

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, Given
 
 __all__ = ["CHECKPOINT", "softmax"]
 
@@ -66,7 +65,7 @@ def softmax(
     return torch.empty_like(x).scatter(-1, order, probs.to(x.dtype))
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """The last row under each of the recorded sampler settings."""
     for number, options in enumerate(given.sampling):
         yield Case("softmax", {"logits": given["last_logits"], **options}, (f"sampling.{number}",))
@@ -89,4 +88,7 @@ CHECKPOINT = Checkpoint(
         "The kept probabilities are not normalized again.",
         "exp overflows because the maximum is not taken out first.",
     ),
+    error_from={
+        "sampling": "exp of a logit divided by the temperature, over a sum; float32 in every precision"
+    },
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from checkpoints.c09_last_logits import last_logits
 from checkpoints.c10_argmax import argmax
 from checkpoints.c11_softmax import softmax
 from llama_ckpt.errors import ContextLengthError, OptionError
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, Given
 from llama_ckpt.tokens.sampling import PENALTY_WINDOW, SamplingOptions, Uniforms, draw, penalize
 from llama_ckpt.tokens.text_stream import TextStream
 from llama_ckpt.tokens.tokenizer import Tokenizer
@@ -163,7 +163,7 @@ def choose(row: Tensor, recent: Tensor, options: SamplingOptions, uniforms: Unif
     return int(draw(probabilities, uniforms.next(), ranked=options.ranked))
 
 
-def cases(given: Any) -> Iterator[Case]:
+def cases(given: Given) -> Iterator[Case]:
     """The greedy continuation of the recorded prompt, as many choices as llama.cpp made, if any."""
     if given.n_choices == 0:
         return

@@ -27,7 +27,8 @@ from llama_ckpt.judging.metrics import averaging, causal_mask, measure
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.right_programs.torch_programs import ORDERS, PlainProgram, correct_programs
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, Checkpoint, split_name
+from llama_ckpt.oracle.functions import oracle_function
+from llama_ckpt.points import BLOCK_POINTS, POINTS, SAMPLED, Case, Checkpoint, split_name
 from tools.measured_models import SHAPES, Shape, model_for
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -50,21 +51,41 @@ class Prompt:
         return torch.as_tensor(self.positions)
 
 
-class Given:
-    """A made model's exact tensors, as a checkpoint's `cases` want them; `get` gives each in one form."""
+@dataclass(frozen=True)
+class GivenExact:
+    """A made model's exact tensors, as a checkpoint's `cases` are given them: a `points.Given`."""
 
-    def __init__(self, config: Any, weights: Any, get: Callable[[str], Any], **plain: Any) -> None:
-        self.config, self.weights, self._get = config, weights, get
-        self.positions, self.rope_frequencies = plain["positions"], plain["frequencies"]
-        n = config.n_layers
-        self.blocks = tuple(sorted({0, n // 2, n - 1}))
+    config: Any
+    weights: Any
+    get: Callable[[str], Any]
+    token_ids: Any
+    positions: Any
+    rope_frequencies: Any
+    dtype_option: Mapping[str, Any]
+    prompt: str | None = None
+    tokenizer: Any = None
+    model: Any = None
+    n_choices: int = 0
+    sampling: tuple[Mapping[str, Any], ...] = ()
 
     def __getitem__(self, point: str) -> Any:
-        return self._get(point)
+        return self.get(point)
 
-    @staticmethod
-    def block_input(number: int) -> str:
-        return f"blk.{number - 1}.out" if number else "embd"
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The first, the last and one between."""
+        n = self.config.n_layers
+        return tuple(sorted({0, n // 2, n - 1}))
+
+    @property
+    def token_id_list(self) -> list[int]:
+        """The token ids as plain integers."""
+        return [int(token) for token in self.token_ids]
+
+    @property
+    def first_position(self) -> int:
+        """The position of the first token."""
+        return int(self.positions[0])
 
 
 class Maxima:
@@ -105,6 +126,7 @@ def measure_shape(
     wide = numpy_weights(weights)
     options = {"config": config, "positions": positions}
     exact["logits"] = oracle.logits(token_ids, wide, **options, tap=exact.__setitem__)
+    exact["last_logits"] = exact["logits"][-1]
     for dtype in dtypes:
         for name, program in correct_programs(DTYPES[dtype]).items():
             if only in (None, name):
@@ -127,27 +149,40 @@ def judge_own(maxima: Maxima, dtype: str, program: Any, model: Any, exact: Any, 
     frequencies = oracle.rope_frequencies(config)
 
     def rounded(point: str) -> torch.Tensor:
-        return torch.from_numpy(exact[point]).to(DTYPES[dtype])
+        return torch.from_numpy(exact[point]).to(torch.float32 if point in SAMPLED else DTYPES[dtype])
 
     def widened(point: str) -> Any:
         return rounded(point).double().numpy()
 
-    turns = torch.from_numpy(frequencies)
-    ours = Given(config, weights, rounded, positions=prompt.at, frequencies=turns)
-    theirs = Given(config, wide, widened, positions=prompt.positions, frequencies=frequencies)
-    embd = program.embed(torch.as_tensor(prompt.token_ids), weights.token_embd)
+    turns, ids, as_in = torch.from_numpy(frequencies), torch.as_tensor(prompt.token_ids), DTYPES[dtype]
+    ours = GivenExact(config, weights, rounded, ids, prompt.at, turns, {"dtype": as_in})
+    theirs = GivenExact(config, wide, widened, prompt.token_ids, prompt.positions, frequencies, {})
+    embd = program.embed(ids, weights.token_embd)
     maxima.see(dtype, "own", "embd", embd, exact["embd"], prompt)
     for checkpoint in checkpoints_with_layers():
         for case, twin in zip(checkpoint.cases(ours), checkpoint.cases(theirs), strict=True):
-            wanted = answers(getattr(oracle, case.function), twin, taps=True)
+            function = program_function(program, checkpoint, case.function)
+            exact_function = oracle_function(case.function)
+            if function is None or exact_function is None:
+                continue
+            wanted = answers(exact_function, twin, taps=True)
             fused = (True, False) if case.taps and not isinstance(program, PlainProgram) else (True,)
             for taps in fused:
-                for name, x in answers(getattr(program, case.function), case, taps=taps).items():
+                for name, x in answers(function, case, taps=taps).items():
                     maxima.see(dtype, "own", name, x, wanted[name], prompt)
 
 
 def checkpoints_with_layers() -> Iterable[Checkpoint]:
-    return [c for c in discover() if c.id in ("1", "1B", "2", "3", "6", "7", "8")]
+    """Those that compute something to be measured here; embedding and sampling are measured apart."""
+    return [one for one in discover() if one.max_abs > 0 and "sampling" not in one.points]
+
+
+def program_function(program: Any, checkpoint: Checkpoint, name: str) -> Callable[..., Any] | None:
+    """A correct program's function; a checkpoint's own where it is new, which a plain program lacks: None."""
+    found: Callable[..., Any] | None = getattr(program, name, None)
+    if found is None and not isinstance(program, PlainProgram):
+        found = getattr(sys.modules[checkpoint.function.__module__], name, None)
+    return found
 
 
 def answers(function: Any, case: Case, *, taps: bool) -> dict[str, Any]:
@@ -230,7 +265,8 @@ def table_lines(table: MeasuredTable) -> list[str]:
     for dtype, error_kinds in table.items():
         kinds = []
         for error_kind, points in error_kinds.items():
-            rows = [f'    "{point}": {row(points[point])}' for point in ORDER if point in points]
+            order = dict.fromkeys([*(point for point in ORDER if point in points), *points])
+            rows = [f'    "{point}": {row(points[point])}' for point in order]
             kinds.append(f'   "{error_kind}": {{\n' + ",\n".join(rows) + "\n   }")
         lines.append(f'  "{dtype}": {{\n' + ",\n".join(kinds) + "\n  }")
     return lines

@@ -23,7 +23,7 @@ from llama_ckpt.comparing.sides import Sides, open_sides
 from llama_ckpt.comparing.walk import Walk
 from llama_ckpt.points import split_name
 
-__all__ = ["checkpoint_of", "compare_dump"]
+__all__ = ["compare_dump"]
 
 
 def compare_dump(
@@ -134,7 +134,7 @@ def _next_steps(
         if first.computed:
             names = ", ".join(first.computed)
             yield NextStep(f"record {names} too: {first.name} was computed from it, and it was not recorded")
-        yield NextStep("what people get wrong there", f"llama-ckpt explain {checkpoint_of(first.name)}")
+        yield NextStep("what people get wrong there", f"llama-ckpt explain {split_name(first.name)[1]}")
     elif first is not None and first.made == "unknown":
         yield NextStep("with the model it can be told who is off, where, and why", f"{again} --model M.gguf")
     elif first is not None:
@@ -146,26 +146,3 @@ def _next_steps(
         yield NextStep("what is there is right; record the rest, or say that it is all", f"{again} --partial")
     elif not result.findings and sides.weights is None:
         yield NextStep("the oracle judges more finely", f"{again} --model M.gguf")
-
-
-POINTS_OF = {
-    "embd": "0",
-    "attn_norm": "1",
-    "ffn_norm": "1",
-    "output_norm": "1",
-    "q": "2",
-    "k": "2",
-    "v": "2",
-    "q_rope": "1B",
-    "k_rope": "1B",
-    "ffn_inp": "7",
-    "out": "7",
-    "logits": "8",
-}
-"""Which checkpoint answers for a point; told here since the checkpoints load torch. A test compares."""
-
-
-def checkpoint_of(name: str) -> str:
-    """The id of the checkpoint that answers for a point, by its full name."""
-    point = split_name(name)[1]
-    return POINTS_OF.get(point, "3" if point.startswith("attn") else "6")

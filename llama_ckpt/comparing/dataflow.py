@@ -11,8 +11,10 @@ steps are the oracle's functions; numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,14 +22,11 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.patched_oracle import answers
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import BLOCK_POINTS, Case, block_point
+from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, Case, Point, block_point
 
-__all__ = ["INPUT", "STEPS", "BlockFlow", "Flow", "FlowStep", "block_case", "whole_block"]
+__all__ = ["STEPS", "BlockFlow", "Flow", "FlowStep", "block_case", "steps_of", "whole_block"]
 
 Array: TypeAlias = NDArray[np.float64]
-
-INPUT = "in"
-"""What stands for the block's input among a step's inputs: the embedding, or the block's before it."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +44,17 @@ class FlowStep:
         return (*self.taps, *self.returns)
 
 
-STEPS: tuple[FlowStep, ...] = (
-    FlowStep("rms_norm", (INPUT,), ("attn_norm",)),
-    FlowStep("qkv", ("attn_norm",), ("q", "k", "v")),
-    FlowStep("rope", ("q", "k"), ("q_rope", "k_rope")),
-    FlowStep(
-        "attention",
-        ("q_rope", "k_rope", "v"),
-        ("attn_out",),
-        taps=("attn_scores", "attn_probs", "attn_context"),
-    ),
-    FlowStep("add", (INPUT, "attn_out"), ("ffn_inp",)),
-    FlowStep("rms_norm", ("ffn_inp",), ("ffn_norm",)),
-    FlowStep("swiglu", ("ffn_norm",), ("ffn_out",), taps=("ffn_gate", "ffn_up", "ffn_swiglu")),
-    FlowStep("add", ("ffn_inp", "ffn_out"), ("out",)),
-)
+def steps_of(points: Sequence[Point]) -> tuple[FlowStep, ...]:
+    """The steps that make these points of a block; neighbours that one function makes are one step."""
+    steps = []
+    for (function, reads), group in groupby(points, lambda point: (point.function, point.reads)):
+        made = list(group)
+        returns = tuple(point.name for point in made if not point.inner)
+        steps.append(FlowStep(function, reads, returns, tuple(point.name for point in made if point.inner)))
+    return tuple(steps)
+
+
+STEPS = steps_of(BLOCK_POINTS)
 """The steps of a block, in order."""
 
 
@@ -102,7 +97,7 @@ class Flow:
             weights: the block's; None without a model.
         """
         flow = BlockFlow()
-        known: dict[str, Array] = {INPUT: start} if start is not None else {}
+        known: dict[str, Array] = {BLOCK_INPUT: start} if start is not None else {}
         whole = None if start is None or weights is None else self.block_case(number, start, weights)
         for step in STEPS:
             known |= {p: theirs[p] for p in step.inputs if p in theirs}
@@ -120,7 +115,7 @@ class Flow:
             for point, array in made.items():
                 flow.computed[point] = array
                 flow.read[point] = step.inputs
-                flow.replaced[point] = tuple(p for p in step.inputs if p not in theirs and p != INPUT)
+                flow.replaced[point] = tuple(p for p in step.inputs if p not in theirs and p != BLOCK_INPUT)
                 if case is not None:
                     flow.cases[point] = case
             known |= {point: array for point, array in made.items() if point not in theirs}
@@ -139,21 +134,23 @@ class Flow:
         return Case(step.function, self._arguments(step, inputs, weights), returns, taps)
 
     def _arguments(self, step: FlowStep, inputs: list[Array], weights: Any) -> dict[str, Any]:
-        config = self.config
-        if step.function == "rms_norm":
-            weight = weights.attn_norm if step.returns == ("attn_norm",) else weights.ffn_norm
-            return {"x": inputs[0], "weight": weight, "eps": config.rms_norm_eps}
-        if step.function == "qkv":
-            heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
-            return {"x": inputs[0], "wq": weights.wq, "wk": weights.wk, "wv": weights.wv, **heads}
-        if step.function == "rope":
-            frequencies = oracle.rope_frequencies(config)
-            return {"q": inputs[0], "k": inputs[1], "positions": self.positions, "frequencies": frequencies}
-        if step.function == "attention":
-            q, k, v = inputs
-            return {"q": q, "k": k, "v": v, "wo": weights.wo, "positions": self.positions}
-        gates = {"w_gate": weights.w_gate, "w_up": weights.w_up, "w_down": weights.w_down}
-        return {"x": inputs[0], **gates}
+        """What the step's function takes: the points it reads come first, the rest goes by name."""
+        parameters = inspect.signature(getattr(oracle, step.function)).parameters.values()
+        wanted = [one.name for one in parameters if one.default is one.empty]
+        given = dict(zip(wanted, inputs, strict=False))
+        return given | {name: self._named(name, step, weights) for name in wanted[len(inputs) :]}
+
+    def _named(self, name: str, step: FlowStep, weights: Any) -> Any:
+        """An argument that is no recorded tensor: positions, a weight, or a number of the configuration."""
+        if name == "positions":
+            return self.positions
+        if name == "frequencies":
+            return oracle.rope_frequencies(self.config)
+        if name == "eps":
+            return self.config.rms_norm_eps
+        if name == "weight":  # of a norm: it is called as the point that the norm makes
+            return getattr(weights, step.returns[0])
+        return getattr(weights, name) if hasattr(weights, name) else getattr(self.config, name)
 
 
 def _without_weights(step: FlowStep, inputs: list[Array], positions: NDArray[np.int64]) -> dict[str, Array]:

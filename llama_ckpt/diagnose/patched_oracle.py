@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose import run_oracle
-from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.functions import oracle_modules
 from llama_ckpt.points import Case
 
 __all__ = ["RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers"]
@@ -84,8 +84,10 @@ def answers(function: Callable[..., Any], case: Case) -> dict[str, NDArray[Any]]
 
 def _fresh_namespace() -> dict[str, Any]:
     """The oracle's names; its functions look up each other in this very dictionary."""
-    namespace = dict(vars(oracle)) | {name: getattr(run_oracle, name) for name in run_oracle.__all__}
-    ours = (oracle.__name__, run_oracle.__name__)
+    first, *others = oracle_modules()
+    namespace = {name: value for module in others for name, value in vars(module).items()} | vars(first)
+    namespace |= {name: getattr(run_oracle, name) for name in run_oracle.__all__}
+    ours = (*(module.__name__ for module in oracle_modules()), run_oracle.__name__)
     for name, value in namespace.items():
         if isinstance(value, FunctionType) and value.__module__ in ours:
             made = FunctionType(value.__code__, namespace, name, value.__defaults__, value.__closure__)

@@ -8,7 +8,7 @@ Up to 16 tokens go through the packed-weight kernels, longer prompts through the
 keeps the KV cache in float16, multiplies packed weights with 16 bits of each activation and rounds a long
 prompt's activations to float16; "high" keeps the cache in float32, multiplies with 23 bits, and keeps a
 long prompt's activations in pairs of float16.
-`NOT_OBSERVABLE` lists the points of a block that no kernel writes anywhere.
+`OBSERVABLE` lists the points that a kernel writes somewhere; the others cannot be seen.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED, MISSING
 from llama_ckpt.kernels.launching import HOPPER
 from llama_ckpt.model import Model
 
-__all__ = ["NOT_OBSERVABLE", "OBSERVABLE", "Engine", "Precision", "engine_points", "unsupported"]
+__all__ = ["OBSERVABLE", "Engine", "Precision", "engine_points", "unsupported"]
 
 Precision = Literal["fast", "high"]
 
@@ -36,13 +36,7 @@ OBSERVABLE = (
     *("embd", "q_rope", "k_rope", "v", "attn_context", "ffn_inp", "ffn_swiglu", "out", "logits"),
     *("last_logits", "greedy_tokens"),
 )
-"""Points of the network that the engine shows."""
-
-NOT_OBSERVABLE = (
-    *("attn_norm", "q", "k", "attn_scores", "attn_probs", "attn_out"),
-    *("ffn_norm", "ffn_gate", "ffn_up", "ffn_out", "output_norm"),
-)
-"""Points that live only in registers of a fused kernel."""
+"""Points of the network that the engine shows; any other lives only in registers of a fused kernel."""
 
 _BUCKETS = (128, 256, 512, 1024, 1536, 2048, 3072)
 """Slots that a captured step can look at; the last graph covers the whole cache. Programs of attention

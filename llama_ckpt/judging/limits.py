@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.judging.measured import ENGINE, LAYERS
-from llama_ckpt.points import split_name
+from llama_ckpt.judging.measured import ENGINE, LAYERS, Errors
+from llama_ckpt.points import POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "STRUCTURE_FLOOR",
     "ErrorKind",
     "Limit",
+    "is_measured",
     "limit_for",
+    "unmeasured",
 ]
 
 ErrorKind = Literal["own", "total"]
@@ -61,30 +63,9 @@ EXACT = {
 }
 """Points where nothing is rounded in any precision, and why."""
 
-WHY = {
-    "embd": "a lookup: the table's own rounding, none in float32",
-    "attn_norm": "one sum of squares over the width, two products an element",
-    "q": "a dot product over the width",
-    "k": "a dot product over the width",
-    "v": "a dot product over the width",
-    "q_rope": "two products and a sum an element; angles in float64, so the position does not matter",
-    "k_rope": "two products and a sum an element; angles in float64, so the position does not matter",
-    "attn_scores": "a dot product over the head, with cancellation: measured against the norm",
-    "attn_probs": "exp turns a score's absolute error into a relative one",
-    "attn_context": "the error of the probabilities, averaged over the values",
-    "attn_out": "scores, softmax, context and a dot product over the heads",
-    "ffn_inp": "attention's error beside a residual that has none",
-    "ffn_norm": "one sum of squares over the width, two products an element",
-    "ffn_gate": "a dot product over the width",
-    "ffn_up": "a dot product over the width",
-    "ffn_swiglu": "two dot products over the width, exp, two products",
-    "ffn_out": "a dot product over the feed-forward width of such products",
-    "out": "a whole block; its two residual sums keep most of the input exact",
-    "output_norm": "one sum of squares over the width, two products an element",
-    "logits": "the last norm and a dot product over the width",
-    "sampling": "exp of a logit divided by the temperature, over a sum; float32 in every precision",
-}
-"""Where the error of a correct program comes from, point by point."""
+
+MEASURE = "run `python -m tools.measure_limits`"
+"""What to do about a limit that is missing."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +97,9 @@ class Limit:
         return self.err == 0.0
 
 
-def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = MEASURED_LAYERS) -> Limit:
+def limit_for(
+    name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = MEASURED_LAYERS, error_from: str = ""
+) -> Limit:
     """The limit at a point.
 
     Args:
@@ -126,11 +109,13 @@ def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = M
         n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
             one than was measured gets sqrt(n_layers / 32) of the total limit; a shallower
             one gets the limit of 32 layers.
+        error_from: where the error of a correct program comes from, at a point that `POINTS` does not have:
+            the checkpoint's record says it.
 
     Raises:
         OptionError: a point, precision or error_kind that is not in the table.
     """
-    point = split_name(name)[1].split(".")[0]
+    point = _neutral(name)
     if point in EXACT:
         wanted = "float32" if point == "last_logits" else "integer"
         return Limit(point, wanted, error_kind, 0.0, 0.0, 0.0, 0.0, 0.0, f"exact: {EXACT[point]}")
@@ -138,17 +123,42 @@ def limit_for(name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = M
         dtype, error_kind = "float32", "own"
     engine = dtype in ENGINE_PRECISIONS
     measured = ENGINE if engine else LAYERS
-    try:
-        largest = measured.errors[dtype][error_kind][point]
-    except KeyError:
+    largest = _largest(point, dtype, error_kind)
+    if largest is None:
         raise OptionError(
-            "limit", got=f"{point}, {dtype}, {error_kind}", wanted="a row of the table"
-        ) from None
+            "limit", got=f"{point}, {dtype}, {error_kind}", wanted="a row of the table", hint=MEASURE
+        )
     deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if error_kind == "total" else 1.0
-    why = f"{WHY[point]}; {MARGIN:g} x the largest of {measured.on}: {largest[0]:.2g}"
+    why = POINTS[point].error_from if point in POINTS else error_from
+    why = f"{why}; " if why else ""
+    why += f"{MARGIN:g} x the largest of {measured.on}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""
     err, row_err, element_err, gain, bias = (MARGIN * deeper * value for value in largest)
     gain = max(gain, MARGIN * ON_CUDA.get((dtype, error_kind, point), 0.0))
     floor = STRUCTURE_FLOOR[error_kind] * err
     dtype = "float32" if engine else dtype
     return Limit(point, dtype, error_kind, err, row_err, element_err, max(gain, floor), max(bias, floor), why)
+
+
+def is_measured(name: str, dtype: str, error_kind: ErrorKind) -> bool:
+    """Whether `limit_for` has a limit there: a checkpoint's own point has none before it is measured."""
+    point = _neutral(name)
+    return point in EXACT or point == "sampling" or _largest(point, dtype, error_kind) is not None
+
+
+def unmeasured(name: str, dtype: str, error_kind: ErrorKind) -> Limit:
+    """What stands for a limit where none was measured: every measure is NaN, so that nothing passes."""
+    point, nan = _neutral(name), math.nan
+    reason = f"no limit was measured for {point} in {dtype}: {MEASURE}"
+    dtype = "float32" if dtype in ENGINE_PRECISIONS else dtype
+    return Limit(point, dtype, error_kind, nan, nan, nan, nan, nan, reason)
+
+
+def _neutral(name: str) -> str:
+    return split_name(name)[1].split(".")[0]
+
+
+def _largest(point: str, dtype: str, error_kind: ErrorKind) -> Errors | None:
+    """The largest errors measured of a correct program; None where none were."""
+    table = (ENGINE if dtype in ENGINE_PRECISIONS else LAYERS).errors
+    return table.get(dtype, {}).get(error_kind, {}).get(point)

@@ -81,6 +81,10 @@ def validate(
         observer = Observer(keep_tally=maps)
         report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
         trials = open_trials(selection, progress, own, observer, report.engine)
+        if own is not None:
+            layers = (one for one in trials if isinstance(one, Trial))
+            inner = not own.takes_tap and any(one.shows_inner_points(own.checkpoint) for one in layers)
+            report.notes += own.notes(inner_points=inner)
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
             report.checkpoints.append(result)
             if on_checkpoint:
@@ -103,7 +107,6 @@ def _report_on(
     report.engine = engine
     if own is not None:
         report.implementation = own.name
-        report.notes += own.notes()
     return report
 
 
@@ -176,7 +179,7 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
     carried = [point for point in result.points if point.verdict.inherited]
     below = [one for one in checkpoint.stands_on if one in failed]
     if result.hidden and not result.points:
-        result.verdict, result.reason = "hidden", f"in registers of fused kernels: {', '.join(result.hidden)}"
+        result.verdict, result.reason = "hidden", f"the engine does not show {', '.join(result.hidden)}"
     elif bad or (carried and below):
         first = [*bad, *carried][0]
         result.verdict = "fail"

@@ -12,7 +12,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 
-__all__ = ["discover", "normalize_ids"]
+__all__ = ["answering", "discover", "normalize_ids"]
 
 
 @cache
@@ -28,6 +28,12 @@ def discover() -> tuple[Checkpoint, ...]:
     names = sorted(m.name for m in pkgutil.iter_modules(checkpoints.__path__) if re.match(r"c\d\d", m.name))
     # "c01_rms_norm" before "c01b_rope": "_" sorts after capitals but before small letters.
     return tuple(importlib.import_module(f"checkpoints.{name}").CHECKPOINT for name in names)
+
+
+@cache
+def answering(point: str) -> Checkpoint | None:
+    """The first checkpoint that answers for a point, by its neutral name; None where none does."""
+    return next((one for one in discover() if point in one.points), None)
 
 
 def normalize_ids(ids: Iterable[str] | None) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llama_ckpt.engine.engine import NOT_OBSERVABLE, Engine
+from llama_ckpt.engine.engine import OBSERVABLE, Engine
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.engine.session import Session
 from llama_ckpt.judging.limits import ErrorKind
@@ -30,12 +30,15 @@ from llama_ckpt.ladder.side_by_side import side_by_side
 from llama_ckpt.ladder.subject import Subject, keeper
 from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import POINTS, Checkpoint, block_point, split_name
+from llama_ckpt.points import Checkpoint, block_point, split_name
 
 __all__ = ["EngineTrial"]
 
 HOST = ("tokenize", "argmax", "softmax")
 """Functions that the engine's users call as the layers' do."""
+
+ON_HOST = ("token_ids", "sampling", "continuation", "text")
+"""Points that these functions and the loop of `generate` make."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class EngineTrial:
 
     def run(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """Judge every point of a checkpoint that the engine shows, and name the others."""
-        names = [name for name in self.names(checkpoint) if split_name(name)[1] not in NOT_OBSERVABLE]
+        names = [name for name in self.names(checkpoint) if split_name(name)[1] in OBSERVABLE]
         yield from self.host_functions(checkpoint)
         forced, wanted, whole, exact = self.forced, self.forced_exact, self.whole_run, self.exact
         elements = self.layers.elements
@@ -70,8 +73,8 @@ class EngineTrial:
 
     @staticmethod
     def hidden_points(checkpoint: Checkpoint) -> tuple[str, ...]:
-        """A checkpoint's points that live only in registers of a fused kernel."""
-        return tuple(point for point in checkpoint.points if point in NOT_OBSERVABLE)
+        """A checkpoint's points that the engine does not show; most live in registers of a fused kernel."""
+        return tuple(point for point in checkpoint.points if point not in (*OBSERVABLE, *ON_HOST))
 
     def names(self, checkpoint: Checkpoint) -> list[str]:
         """The full names of a checkpoint's points that are tensors and were recorded."""
@@ -199,7 +202,7 @@ class EngineTrial:
             )
             for point, array in seen.items():
                 name = block_point(number, point)
-                if point in POINTS and point not in NOT_OBSERVABLE and name in self.recording.tensors:
+                if point in OBSERVABLE and name in self.recording.tensors:
                     yield name, array
 
     def inputs(self) -> Iterator[NDArray[np.float32]]:

@@ -45,10 +45,6 @@ WEIGHTS = frozenset({"weight", "weights", "wq", "wk", "wv", "wo", "w_gate", "w_u
 """The arguments that are weights: handed over dense, in the dtype on trial."""
 
 
-SHOWS_INNER_POINTS = ("3", "6", "7", "8")
-"""The checkpoints whose functions have inner points to show."""
-
-
 class Rejected(Exception):
     """What an implementation did wrong before its tensors could be judged: one sentence."""
 
@@ -75,11 +71,15 @@ class Implementation:
         """Whether a case of this function is for it."""
         return function == self.checkpoint.function.__name__
 
-    def notes(self) -> list[str]:
-        """Sentences on how it is called, for the report."""
+    def notes(self, *, inner_points: bool) -> list[str]:
+        """Sentences on how it is called, for the report.
+
+        Args:
+            inner_points: whether the checkpoint has points that its function shows and does not return.
+        """
         ours = self.checkpoint.function.__name__
         lines = [f"{self.name} stands in the place of {ours}, and gets {self.arrays} arrays"]
-        if not self.takes_tap and self.checkpoint.id in SHOWS_INNER_POINTS:
+        if inner_points and not self.takes_tap:
             lines.append("it takes no tap, so only what it returns is compared")
         return lines
 

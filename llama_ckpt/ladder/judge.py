@@ -6,6 +6,7 @@ against is the same, and stands here once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,12 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
+from llama_ckpt.ladder.discovery import answering
 from llama_ckpt.ladder.recording import Recording
 from llama_ckpt.ladder.subject import Subject
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import POINTS, SAMPLED, split_name
 
 __all__ = ["RecordingJudge"]
 
@@ -44,9 +46,14 @@ class RecordingJudge:
         return self.subject.exact(self.recording)
 
     def limit(self, name: str, error_kind: ErrorKind) -> Limit:
-        """How far a point may be off."""
+        """How far a point may be off; NaN, so that nothing passes, where that was never measured."""
+        if not is_measured(name, self.precision, error_kind):
+            return unmeasured(name, self.precision, error_kind)
         n_layers = self.subject.model.config.n_layers
-        return limit_for(name, self.precision, error_kind, n_layers=n_layers)
+        point = split_name(name)[1].split(".")[0]
+        checkpoint = answering(point)
+        said = "" if checkpoint is None else checkpoint.error_from.get(point, "")
+        return limit_for(name, self.precision, error_kind, n_layers=n_layers, error_from=said)
 
     def mask(self, name: str) -> NDArray[np.bool_] | None:
         """Where a point is judged; None for everywhere."""
@@ -66,6 +73,8 @@ class RecordingJudge:
         if name.startswith("sampling."):
             assert recording.probabilities is not None
             return recording.probabilities(int(name.split(".")[1]))
+        if split_name(name)[1] not in (*POINTS, *SAMPLED):
+            return None  # a checkpoint's own point, which no dump holds
         return recording.tensors[name]
 
     def verdict(
@@ -86,7 +95,10 @@ class RecordingJudge:
             dtype: x's own where the array was widened.
         """
         limit, r = self.limit(name, error_kind), self.reference(name)
-        return judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(name), dtype=dtype)
+        found = judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(name), dtype=dtype)
+        if math.isnan(limit.err) and found.n_judged:  # it is nobody's fault but the missing limit's
+            return replace(found, blame="", reason=f"error {found.err:.1e}; {limit.reason}")
+        return found
 
     def last_row(self, name: str, x: NDArray[Any] | None) -> Iterator[PointVerdict]:
         """A whole run's last row beside llama.cpp's, where no more of its tensor was kept."""

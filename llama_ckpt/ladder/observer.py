@@ -5,6 +5,7 @@ One observer is shared by all trials of a validation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,7 @@ class Observer:
             judge: of the recording, which knows limits and masks.
         """
         failing = [one.name for one in verdicts if one.verdict == "fail" and made.get(one.name) is not None]
+        failing = [name for name in failing if not math.isnan(judge.limit(name, "own").err)]
         if not failing or case.function in UNEXPLAINED or len(self.diagnoses) >= MOST_EXPLAINED:
             return
         kind = tuple(split_name(name)[1] for name in failing)
@@ -81,7 +83,11 @@ class Observer:
             return
         self._seen.add(kind)
         rest = [
-            one.name for one in verdicts if one.name not in failing[:1] and made.get(one.name) is not None
+            one.name
+            for one in verdicts
+            if one.name not in failing[:1]
+            and made.get(one.name) is not None
+            and not math.isnan(judge.limit(one.name, "own").err)  # without a limit there is no telling
         ]
         evidence = [_evidence(name, made[name], wanted[name], case, judge) for name in [failing[0], *rest]]
         with np.errstate(all="ignore"):

@@ -1,7 +1,7 @@
 """What a checkpoint is fed with and held against: one prompt's tensors, recorded or exact.
 
 A `Recording` is a reference dump opened for judging, or, where llama.cpp is not at hand, the oracle's
-own run rounded to float32. `Given` is how a checkpoint's `cases` see it: as torch tensors on the
+own run rounded to float32. `GivenRecording` is how a checkpoint's `cases` see it: as torch tensors on the
 device and in the dtype on trial, or as float64 arrays of those same, already rounded, values, so
 that layer and oracle are asked the same question.
 """
@@ -22,12 +22,12 @@ from llama_ckpt.dumps.reference import DumpSet
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
-from llama_ckpt.points import block_point, split_name
+from llama_ckpt.points import SAMPLED, split_name
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = [
-    "Given",
+    "GivenRecording",
     "Recording",
     "from_dump",
     "from_last_row",
@@ -35,9 +35,6 @@ __all__ = [
     "oracle_given",
     "torch_given",
 ]
-
-SAMPLED = frozenset({"logits", "last_logits"})
-"""Points that are handed on in float32 whatever the layers compute in: a choice is made from them."""
 
 ORACLE_SAMPLING: tuple[Mapping[str, Any], ...] = (
     {"temperature": 1.0},
@@ -171,8 +168,8 @@ def _exact_run(
 
 
 @dataclass(frozen=True)
-class Given:
-    """A recording as a checkpoint's `cases` see it; the attributes are what cases may use."""
+class GivenRecording:
+    """A recording as a checkpoint's `cases` see it: a `points.Given`, which says what each attribute is."""
 
     recording: Recording
     config: LlamaConfig
@@ -223,13 +220,8 @@ class Given:
         """The position of the prompt's first token."""
         return self.recording.positions[0]
 
-    @staticmethod
-    def block_input(number: int) -> str:
-        """The name of the point that block `number` reads."""
-        return "embd" if number == 0 else block_point(number - 1, "out")
 
-
-def torch_given(recording: Recording, model: Model) -> Given:
+def torch_given(recording: Recording, model: Model) -> GivenRecording:
     """The recording as torch tensors on the model's device, in its dtype."""
     from checkpoints.c01b_rope import rope_frequencies
 
@@ -237,7 +229,7 @@ def torch_given(recording: Recording, model: Model) -> Given:
         dtype = torch.float32 if point in SAMPLED else model.dtype
         return torch.from_numpy(np.array(recording.tensors[point])).to(model.device).to(dtype)
 
-    return Given(
+    return GivenRecording(
         recording,
         model.config,
         model.weights,
@@ -250,7 +242,7 @@ def torch_given(recording: Recording, model: Model) -> Given:
     )
 
 
-def oracle_given(recording: Recording, model: Model, weights: OracleWeights) -> Given:
+def oracle_given(recording: Recording, model: Model, weights: OracleWeights) -> GivenRecording:
     """The recording as float64 arrays, rounded to the model's dtype first as the layers' inputs are."""
 
     def convert(point: str) -> NDArray[np.float64]:
@@ -258,7 +250,7 @@ def oracle_given(recording: Recording, model: Model, weights: OracleWeights) -> 
         tensor = torch.from_numpy(np.array(recording.tensors[point])).to(dtype)
         return np.asarray(tensor.double().numpy())
 
-    return Given(
+    return GivenRecording(
         recording,
         model.config,
         weights,

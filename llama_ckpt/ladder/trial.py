@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import ErrorKind
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.continuation import judge_continuation, judge_greedy
@@ -27,7 +28,7 @@ from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.recording import Recording, oracle_given, torch_given
 from llama_ckpt.ladder.side_by_side import side_by_side
 from llama_ckpt.ladder.subject import Subject, keeper
-from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.functions import oracle_function
 from llama_ckpt.points import Case, Checkpoint
 
 __all__ = ["Trial"]
@@ -141,11 +142,23 @@ class Trial:
         self.observer.explain(verdicts, made, wanted, exact, self.judge)
 
     def oracle_answer(self, case: Case) -> dict[str, Any]:
-        """What the oracle computes of a case; for what it has no function, what llama.cpp recorded."""
-        function = getattr(oracle, case.function, None)
+        """What the oracle computes of a case; for what it has no function, what llama.cpp recorded.
+
+        Raises:
+            OptionError: there is neither.
+        """
+        function = oracle_function(case.function)
         if function is not None:
             return run_case(function, case)
-        return {name: self.judge.reference(name) for name in case.returns}
+        recorded = {name: self.judge.reference(name) for name in case.returns}
+        if any(array is None for array in recorded.values()):
+            wanted = "one in a module of llama_ckpt/oracle/"
+            raise OptionError("the oracle", got=f"no function {case.function}", wanted=wanted)
+        return recorded
+
+    def shows_inner_points(self, checkpoint: Checkpoint) -> bool:
+        """Whether a checkpoint's function has more to show on this recording than it returns."""
+        return any(case.taps for case in checkpoint.cases(torch_given(self.recording, self.subject.model)))
 
     def verdicts(
         self, checkpoint: Checkpoint, made: Mapping[str, Any], wanted: Mapping[str, Any]

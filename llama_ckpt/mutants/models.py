@@ -22,12 +22,12 @@ from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
-from llama_ckpt.points import block_point
+from llama_ckpt.points import SAMPLED
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import dump_folder, embedded_model
 
-__all__ = ["SHAPES", "Given", "embedded_given", "seeded_given"]
+__all__ = ["SHAPES", "GivenPrompt", "embedded_given", "seeded_given"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -49,12 +49,11 @@ WORDS = (
     "and the Lord said unto Noah make thee an ark of gopher wood for behold I bring a flood of waters".split()
 )
 ROUNDED = {"float32": lambda x: x, "float16": to_float16, "bfloat16": to_bfloat16}
-SAMPLED = ("logits", "last_logits")  # handed on in float32 whatever the layers compute in
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
-    """One prompt on one model, as a checkpoint's `cases` see it.
+class GivenPrompt:
+    """One prompt on one model, as a checkpoint's `cases` see it: a `points.Given`.
 
     Attributes:
         label: shape or dump, and seed.
@@ -110,17 +109,12 @@ class Given:
         """The oracle takes no dtype."""
         return {}
 
-    @staticmethod
-    def block_input(number: int) -> str:
-        """The name of the point that block `number` reads."""
-        return "embd" if number == 0 else block_point(number - 1, "out")
-
-    def rounded_to(self, dtype: str) -> Given:
+    def rounded_to(self, dtype: str) -> GivenPrompt:
         """The same with its inputs in another precision."""
         return replace(self, dtype=dtype)
 
 
-def seeded_given(shape: str, seed: int) -> Given:
+def seeded_given(shape: str, seed: int) -> GivenPrompt:
     """A small model and a prompt of 8 tokens from a seed."""
     generator = np.random.default_rng([seed, sorted(SHAPES).index(shape)])
     config = LlamaConfig(
@@ -138,7 +132,7 @@ def seeded_given(shape: str, seed: int) -> Given:
     first = 0 if shape == "alike" else 5
     positions = np.arange(first, first + len(token_ids))
     short = SimpleNamespace(**{**vars(weights), "blocks": weights.blocks[:2]})
-    return Given(
+    return GivenPrompt(
         label=f"{shape}/{seed}",
         config=config,
         weights=weights,
@@ -204,14 +198,14 @@ def embedded_tokenizer() -> Tokenizer:
     return Tokenizer.from_gguf(open_gguf(embedded_model()))
 
 
-def embedded_given() -> Iterator[Given]:
+def embedded_given() -> Iterator[GivenPrompt]:
     """The embedded model and llama.cpp's float32 dumps of it that have four tokens and more."""
     file = open_gguf(embedded_model())
     config = LlamaConfig.from_gguf(file)
     weights, dumps = OracleWeights(file, config), open_dumps(dump_folder("f32"))
     for entry in dumps.manifest.dumps:
         if len(entry.token_ids) >= 4 and entry.prompt is not None:
-            yield Given(
+            yield GivenPrompt(
                 label=f"f32/{entry.name}",
                 config=config,
                 weights=weights,

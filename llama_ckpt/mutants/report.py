@@ -16,7 +16,7 @@ from typing import Any
 
 from llama_ckpt.diagnose.bugs import Bug, catalogue
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.models import SHAPES, Given, embedded_given, seeded_given
+from llama_ckpt.mutants.models import SHAPES, GivenPrompt, embedded_given, seeded_given
 from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import Bench, BugRun, VariantRun, run_bug, run_variant
@@ -211,7 +211,7 @@ def _counted(missed: int, always_missed: int, condemned: Sequence[VariantRow]) -
 
 
 def runs_of(
-    given: Given,
+    given: GivenPrompt,
     number: int = 0,
     *,
     bugs: Iterable[Bug] = catalogue(),

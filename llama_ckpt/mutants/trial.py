@@ -21,9 +21,9 @@ from llama_ckpt.diagnose.diagnosis import diagnose_points, smallest_limit
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for
 from llama_ckpt.judging.verdict import causal_mask, judge
-from llama_ckpt.mutants.models import Given
+from llama_ckpt.mutants.models import GivenPrompt
 from llama_ckpt.mutants.right_programs.catalogue import Variant
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.points import POINTS, Case, Checkpoint, block_point, split_name
@@ -58,7 +58,7 @@ class JudgedCase:
 class Bench:
     """One prompt on one model in one precision: every case, what is exact, and what a bug makes of it."""
 
-    given: Given
+    given: GivenPrompt
     ladder: Sequence[Checkpoint]
     predictions: Predictions = field(default_factory=Predictions)
     _exact: dict[int, dict[str, Array]] = field(default_factory=dict)
@@ -92,12 +92,12 @@ class Bench:
         )
 
     def judged(self, program: PatchedOracle, case: Case) -> Iterator[JudgedCase]:
-        """Every point that the program shows of a call."""
+        """Every point that the program shows of a call; without a measured limit there is no judging one."""
         exact = self.exact(case)
         with np.errstate(all="ignore"):
             trial = program.answers(case)
         for name in exact:
-            if name in trial:
+            if name in trial and self._has_limit(name, case):
                 yield self._judged(name, trial[name], exact[name], case)
 
     def _judged(self, name: str, x: Array, o: Array, case: Case) -> JudgedCase:
@@ -118,11 +118,18 @@ class Bench:
             )
         return JudgedCase(Evidence(name, x, o, limit, case, mask), saw, rivals)
 
+    def _has_limit(self, name: str, case: Case) -> bool:
+        return case.function == "generate" or is_measured(name, self.given.dtype, self._error_kind(case))
+
+    @staticmethod
+    def _error_kind(case: Case) -> ErrorKind:
+        return "total" if case.function == FREE_RUN else "own"
+
     def _limit(self, name: str, case: Case) -> Limit:
         if case.function == "generate":
             return Limit(name, "integer", "total", 0.0, 0.0, 0.0, 0.0, 0.0, "exact: tokens are equal or not")
-        error_kind: ErrorKind = "total" if case.function == FREE_RUN else "own"
-        return limit_for(name, self.given.dtype, error_kind, n_layers=self.given.config.n_layers)
+        n_layers = self.given.config.n_layers
+        return limit_for(name, self.given.dtype, self._error_kind(case), n_layers=n_layers)
 
 
 def _point(name: str) -> str:

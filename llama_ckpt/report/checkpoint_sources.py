@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from llama_ckpt.shadowing import check_checkpoints
 __all__ = ["CheckpointSource", "checkpoint_sources", "read_source"]
 
 SHOWN = ("id", "title", "stands_on", "points", "max_abs", "torch_function", "mistakes")
-"""The fields of the record that pages show."""
+"""The fields of the record that pages show; `error_from` too, which may be left out."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class CheckpointSource:
     """A checkpoint as its source describes it.
 
     Attributes:
-        id, title, stands_on, points, max_abs, torch_function, mistakes: as in `points.Checkpoint`.
+        id, title, stands_on, points, max_abs, torch_function, mistakes, error_from: as in
+            `points.Checkpoint`.
         module: the module's name, "c01b_rope".
         doc: the module's docstring, without indentation.
         function: the name of the layer function.
@@ -44,6 +45,7 @@ class CheckpointSource:
     max_abs: float
     torch_function: str
     mistakes: tuple[str, ...]
+    error_from: Mapping[str, str]
     module: str
     doc: str
     function: str
@@ -87,6 +89,7 @@ def read_source(path: Path) -> CheckpointSource:
         signature=str(inspect.Signature(list(_parameters(defined[name].args)))),
         function_doc=ast.get_docstring(defined[name]) or "",
         functions=tuple(one for one in defined if one != "cases" and not one.startswith("_")),
+        error_from=_plain(given["error_from"], "error_from", path) if "error_from" in given else {},
         **{field: _plain(given[field], field, path) for field in SHOWN},
     )
 

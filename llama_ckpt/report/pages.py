@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 
-from llama_ckpt.judging.limits import ErrorKind, limit_for
+from llama_ckpt.judging.limits import ErrorKind, is_measured, limit_for, unmeasured
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
 from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
@@ -144,13 +144,22 @@ def _allowed(point: str) -> Iterator[str]:
 
 
 def _shown(point: str, dtype: str, error_kind: ErrorKind) -> str:
-    limit = None if point in TOKENS else limit_for(point, dtype, error_kind)
-    return "exact" if limit is None or limit.exact else f"{limit.err:.1e}"
+    if point in TOKENS:
+        return "exact"
+    if not is_measured(point, dtype, error_kind):
+        return "not measured"
+    limit = limit_for(point, dtype, error_kind)
+    return "exact" if limit.exact else f"{limit.err:.1e}"
 
 
 def _reason(point: str) -> str:
     """Why the limit is what it is, for float32."""
-    return TOKENS.get(point) or limit_for(point, "float32", "own").reason
+    if point in TOKENS:
+        return TOKENS[point]
+    if not is_measured(point, "float32", "own"):
+        return unmeasured(point, "float32", "own").reason
+    said = {name: why for one in checkpoint_sources() for name, why in one.error_from.items()}
+    return limit_for(point, "float32", "own", error_from=said.get(point, "")).reason
 
 
 def _torch_function(checkpoint: CheckpointSource) -> Iterator[str]:

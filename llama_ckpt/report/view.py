@@ -24,7 +24,8 @@ FLOW = (
     *(p.name for p in MODEL_POINTS if p.name != "embd"),
 )
 
-CHOICES = ("last_logits", "greedy_tokens", "sampling")
+TEXT = ("continuation", "text")
+"""Points that are no tensors."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class View:
         return max([*blocks, len(self.curves[0].values) - 1 if self.curves else -1], default=-1) + 1
 
     def points(self) -> list[str]:
-        """The neutral points that were judged, in the order of the data's flow; no text, no worker."""
-        found = dict.fromkeys(one.point for one in self.judged if one.point in (*FLOW, *CHOICES))
+        """The neutral points that were judged, in the order of the data's flow; no text."""
+        found = dict.fromkeys(one.point for one in self.judged if one.point not in TEXT)
         return sorted(found, key=lambda point: FLOW.index(point) if point in FLOW else len(FLOW))
 
 

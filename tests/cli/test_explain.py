@@ -61,7 +61,7 @@ def test_the_source_says_what_the_record_says(checkpoint: Checkpoint) -> None:
     """What is parsed is what an import gives: record, docstrings and signature."""
     function = checkpoint.function
     source = next(one for one in checkpoint_sources() if one.id == checkpoint.id)
-    for field in ("title", "stands_on", "points", "max_abs", "torch_function", "mistakes"):
+    for field in ("title", "stands_on", "points", "max_abs", "torch_function", "mistakes", "error_from"):
         assert getattr(source, field) == getattr(checkpoint, field)
     assert source.function == function.__name__ and source.function_doc == inspect.getdoc(function)
     assert source.doc == inspect.cleandoc(sys.modules[function.__module__].__doc__ or "")

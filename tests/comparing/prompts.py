@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.models import Given, seeded_given
+from llama_ckpt.mutants.models import GivenPrompt, seeded_given
 from llama_ckpt.mutants.trial import Bench
 from llama_ckpt.points import Case
 
@@ -16,7 +16,7 @@ __all__ = ["bench", "prompt", "rope_case"]
 
 
 @cache
-def prompt(shape: str = "alike", seed: int = 0) -> Given:
+def prompt(shape: str = "alike", seed: int = 0) -> GivenPrompt:
     """A small model and a prompt of 8 tokens."""
     return seeded_given(shape, seed)
 

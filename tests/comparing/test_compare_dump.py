@@ -17,10 +17,10 @@ from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import open_gguf, weights_sha256
-from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.report.topics import explanation
 from llama_ckpt.weights.config import LlamaConfig
 from tests.comparing.their_programs import EIGHT, HELLO, N_LAYERS, bug, recorded, right_run, run, write
 
@@ -254,15 +254,12 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         compare_dump(path)
 
 
-def test_the_right_checkpoint_is_explained() -> None:
-    """`compare` must not load the checkpoints, which load torch, so it keeps its own list."""
-    from llama_ckpt.comparing.compare_dump import checkpoint_of
-
-    answers = {point: one.id for one in discover() for point in one.points if one.id not in ("8", "9")}
-    for point, checkpoint in answers.items():
-        if point not in ("token_ids", "greedy_tokens", "sampling", "continuation", "text"):
-            assert checkpoint_of(f"blk.0.{point}") == checkpoint
-    assert (checkpoint_of("output_norm"), checkpoint_of("logits")) == ("1", "8")
+def test_what_explains_the_first_wrong_point_is_a_page_of_that_point(tmp_path: Path) -> None:
+    """Which checkpoint answers for it is said there, so that `compare` keeps no list of checkpoints."""
+    report = compare_dump(write(tmp_path, run(wrong=bug("rope-half-split"))))
+    commands = [step.command for step in report.next]
+    assert report.first_wrong.name == "blk.0.q_rope" and "llama-ckpt explain q_rope" in commands
+    assert "Judged by checkpoint 1B, RoPE (`rope`)." in explanation("q_rope")
 
 
 def test_json_holds_everything_and_no_nan(tmp_path: Path) -> None:

@@ -7,11 +7,10 @@ import re
 
 import pytest
 
-from llama_ckpt.diagnose import run_oracle
 from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
+from llama_ckpt.diagnose.patched_oracle import RIGHT
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
-from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.precisions import DTYPES
 
 LADDER = [checkpoint.id for checkpoint in discover()]
@@ -37,9 +36,7 @@ def test_every_checkpoint_has_its_bugs_in_the_ladders_order() -> None:
 def test_a_bug_can_be_called_as_what_it_replaces(bug: Bug) -> None:
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", bug.name)
     assert not bug.sentence.endswith(".") and 10 < len(bug.sentence) < 110
-    module = run_oracle if bug.function in run_oracle.__all__ else oracle
-    known = vars(module).get(bug.function) or vars(module)["_" + bug.function]
-    wanted = list(inspect.signature(known).parameters)
+    wanted = list(inspect.signature(getattr(RIGHT, bug.function)).parameters)
     given = inspect.signature(bug.patch).parameters
     if all(one.kind is not one.VAR_KEYWORD for one in given.values()):
         assert list(given)[1:] in (wanted, [*wanted, "tap"]) or bug.function == "linear"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
 from llama_ckpt.diagnose import run_oracle
-from llama_ckpt.diagnose.bugs import CALLS, catalogue
+from llama_ckpt.diagnose.bugs import catalogue, reached_from
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle, answers
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import Case
@@ -88,15 +86,37 @@ def test_continuation_ends_with_an_end_token() -> None:
     assert run_oracle.generate(ended, [1, 5], max_tokens=3).tolist() == [first]
 
 
-def test_calls_lists_what_the_functions_call() -> None:
-    """`candidates` stands on it: a bug left out there would never be tried."""
-    replaced = {bug.function for bug in catalogue()}
-    modules = (oracle, run_oracle)
-    found = {n: f for m in modules for n, f in vars(m).items() if inspect.isfunction(f) and n in m.__all__}
-    assert {"logits", "generate", "block"} <= set(found)
-    for name, function in found.items():
-        tree = ast.walk(ast.parse(inspect.getsource(function)))
-        used = {node.id.removeprefix("_") for node in tree if isinstance(node, ast.Name)}
-        used -= {name, *inspect.signature(function).parameters}
-        missing = used & replaced - set(CALLS.get(name, ()))
-        assert not missing, f"{name} calls {missing}"
+class Reached(Exception):
+    """A function that was replaced has been called."""
+
+
+def calls_it(case: Case, name: str) -> bool:
+    """Whether a call of the case's function comes to the one of that name."""
+
+    def stop(right: PatchedOracle, *args: Any, **options: Any) -> Any:
+        raise Reached
+
+    try:
+        PatchedOracle({name: stop}).answers(case)
+    except Reached:
+        return True
+    return False
+
+
+def test_what_is_reached_is_what_runs() -> None:
+    """`candidates` stands on it: a bug of a function left out would never be tried."""
+    model = prompt().model
+    arguments = {"model": model, "prompt_or_token_ids": [1, 5], "max_tokens": 1}
+    generates = Case("generate", arguments, ("continuation",))
+    replaced = {bug.function for bug in catalogue()} | {"rope_frequencies", "visible", "sigmoid"}
+    for case in (whole_run(), rope_case(), generates):
+        ran = {name for name in replaced if calls_it(case, name)}
+        assert ran == replaced & {*reached_from(case.function)}, case.function
+    assert len(replaced & {*reached_from("generate")}) > 10
+
+
+def test_what_runs_first_is_reached_first() -> None:
+    """Bugs are tried in this order: an argument's function runs before the one that it is given to."""
+    assert reached_from("generate")[:4] == ("generate", "logits", "last_logits", "argmax")
+    assert reached_from("argmax") == ("argmax", "float64")  # its parameter `logits` is no call
+    assert reached_from("unknown") == ("unknown",)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_ckpt.engine.engine import NOT_OBSERVABLE, OBSERVABLE, Engine, Precision, engine_points, unsupported
+from llama_ckpt.engine.engine import OBSERVABLE, Engine, Precision, engine_points, unsupported
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.generation import generate
@@ -31,10 +31,10 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def test_every_point_of_a_block_is_either_shown_or_declared_hidden() -> None:
-    judged = {name for name in POINTS if name not in ("token_ids", "sampling", "continuation", "text")}
-    assert set(OBSERVABLE) | set(NOT_OBSERVABLE) >= judged
-    assert not set(OBSERVABLE) & set(NOT_OBSERVABLE)
+def test_what_it_shows_are_points_of_the_network_in_their_order() -> None:
+    order = ["embd", *(name for name in POINTS if name != "embd"), "greedy_tokens"]
+    assert {*OBSERVABLE} <= {*order, "last_logits"}
+    assert sorted(engine_points(), key=order.index)[0] == "embd" and "attn_probs" not in OBSERVABLE
 
 
 def test_cpu_models_are_refused_with_a_reason(embedded_model: Path) -> None:

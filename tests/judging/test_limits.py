@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,9 +19,12 @@ from llama_ckpt.judging.limits import (
     ON_CUDA,
     STRUCTURE_FLOOR,
     ErrorKind,
+    is_measured,
     limit_for,
+    unmeasured,
 )
 from llama_ckpt.judging.measured import ENGINE, LAYERS, Measured, read_measured
+from llama_ckpt.judging.verdict import judge
 from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
@@ -66,8 +70,17 @@ def test_sampling_is_judged_in_float32_whatever_came_before() -> None:
 
 @pytest.mark.parametrize("bad", [("nowhere", "float32"), ("q", "float8"), ("blk.q", "float32")])
 def test_what_is_not_in_the_table_has_no_default(bad: tuple[str, str]) -> None:
-    with pytest.raises(OptionError):
+    with pytest.raises(OptionError, match=r"wanted a row of the table; run `python -m tools.measure_limits`"):
         limit_for(*bad, "own")
+    assert not is_measured(*bad, "own")
+
+
+def test_what_was_not_measured_lets_nothing_pass() -> None:
+    limit = unmeasured("blk.3.nowhere", "float32", "own")
+    assert limit.reason.startswith("no limit was measured for nowhere in float32: run ")
+    exact = np.ones((2, 4))
+    found = judge("blk.3.nowhere", exact.astype(np.float32), exact, limit=limit)
+    assert found.verdict == "fail" and found.err == 0
 
 
 def test_limits_are_the_margin_times_the_measurement_and_no_more() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import llama_ckpt as lc
-from llama_ckpt.engine.engine import NOT_OBSERVABLE, Engine
+from llama_ckpt.engine.engine import OBSERVABLE, Engine
 from llama_ckpt.errors import DeviceError, OptionError
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.ladder.climb import conclude
@@ -25,10 +25,26 @@ from llama_ckpt.report.terminal import summary_lines
 def test_every_point_that_the_engine_shows_has_a_limit_in_both_precisions() -> None:
     for precision in ENGINE_PRECISIONS:
         for checkpoint in discover():
-            for point in {*checkpoint.points} - {*NOT_OBSERVABLE, "token_ids", "continuation", "text"}:
+            for point in {*checkpoint.points} & {*OBSERVABLE, "sampling"}:
                 for error_kind in ("own", "total"):
                     limit = limit_for(point, precision, error_kind)  # type: ignore[arg-type]
                     assert limit.dtype in ("float32", "integer"), point
+
+
+def test_what_the_engine_does_not_show_is_hidden_by_name() -> None:
+    hidden = {one.id: EngineTrial.hidden_points(one) for one in discover()}
+    wanted = {
+        "0": (),
+        "1": ("attn_norm", "ffn_norm", "output_norm"),
+        "1B": (),
+        "2": ("q", "k"),
+        "3": ("attn_scores", "attn_probs", "attn_out"),
+        "6": ("ffn_gate", "ffn_up", "ffn_out"),
+        "7": (),
+        "8": ("output_norm",),
+        **dict.fromkeys(("9", "10", "11", "12"), ()),
+    }
+    assert {id: hidden[id] for id in wanted} == wanted
 
 
 def test_fast_is_wider_than_high_and_both_than_nothing() -> None:

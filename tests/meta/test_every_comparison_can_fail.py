@@ -120,4 +120,4 @@ def test_every_checkpoint_compares_something() -> None:
     def answers(checkpoint: Checkpoint) -> bool:
         return bool(checkpoint.points)
 
-    assert len(LADDER) == 12 and all(map(answers, LADDER.values()))
+    assert len(LADDER) >= 12 and all(map(answers, LADDER.values()))

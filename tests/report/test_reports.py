@@ -71,7 +71,7 @@ def test_the_terminal_says_everything(wrong: Comparison) -> None:
         "in the dump    not_finite  blk.9.v[0, 0, 0] is nan",
         "in the dump    missing_point  blk.30.ffn_up is missing",
         "compared 546 of 547 points",
-        "next           llama-ckpt explain 1B   # what people get wrong there",
+        "next           llama-ckpt explain q_rope   # what people get wrong there",
         "note           not declared by the dump, so not checked: weights_sha256",
     ):
         assert wanted in shown, wanted

@@ -8,23 +8,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
 from functools import cache
 
+from llama_ckpt.diagnose.bugs.calls import reached_from
 from llama_ckpt.diagnose.bugs.record import Bug
 
-__all__ = ["CALLS", "Bug", "candidates", "catalogue", "reached_from"]
-
-CALLS: Mapping[str, tuple[str, ...]] = {
-    "block": ("rms_norm", "rope_frequencies", "qkv", "rope", "attention", "swiglu"),
-    "qkv": ("linear",),
-    "attention": ("linear",),
-    "swiglu": ("linear",),
-    "output_logits": ("rms_norm", "linear"),
-    "logits": ("embed", "block", "output_logits"),
-    "generate": ("logits", "last_logits", "argmax"),
-}
-"""The functions that one of them calls."""
+__all__ = ["Bug", "candidates", "catalogue", "reached_from"]
 
 
 @cache
@@ -33,15 +22,6 @@ def catalogue() -> tuple[Bug, ...]:
     modules = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name.startswith("b"))
     families = [importlib.import_module(f"{__name__}.{name}").BUGS for name in modules]
     return tuple(bug for family in families for bug in family)
-
-
-@cache
-def reached_from(function: str) -> tuple[str, ...]:
-    """The function itself and all that it calls, directly or not."""
-    reached = [function]
-    for name in reached:
-        reached += [called for called in CALLS.get(name, ()) if called not in reached]
-    return tuple(reached)
 
 
 @cache
