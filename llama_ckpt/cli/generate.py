@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import chain
 from typing import Annotated, Literal
 
 import typer
@@ -57,7 +58,6 @@ def command(
         loaded = llama_ckpt.load(model_path(model), device=device, dtype=kind, progress=megabytes(bar))
     if dtype is not None and precision == "auto":
         precision = "layers"  # the engine has precisions of its own, and no dtype
-    print(f"computed by {computed_by(loaded, precision)}", file=sys.stderr)
     pieces = llama_ckpt.generate(
         loaded,
         text,
@@ -71,7 +71,9 @@ def command(
         stop=_stop_strings(stop),
         precision=precision,
     )
-    for piece in pieces:
+    first = next(pieces, "")  # what cannot be generated is one sentence and nothing else
+    print(f"computed by {computed_by(loaded, precision)}", file=sys.stderr)
+    for piece in chain((first,), pieces):
         print(piece, end="", flush=True)
     print()
 

@@ -7,6 +7,8 @@ the engine allows, and `test_engine_interpreted` gives each of these a process.
 from __future__ import annotations
 
 import tempfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -17,6 +19,8 @@ from checkpoints.c12_end_to_end import generate
 from llama_ckpt.engine.engine import Engine, Precision, engine_points
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.engine.session import Session
+from llama_ckpt.errors import OptionError
+from llama_ckpt.generation import generate as generate_text
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.model import Model, load
 from llama_ckpt.tokens.sampling import SamplingOptions
@@ -107,3 +111,33 @@ def text() -> None:
             for one in (session, model)
         ]
         assert chosen[0] == chosen[1] and len(chosen[0]) == 4, (sampling, chosen)
+
+
+def two_texts() -> None:
+    """A second text is refused before its first token, in any thread, until the first has ended."""
+    model = tiny(T.F16)
+
+    def begin() -> Iterator[str]:
+        return generate_text(model, token_ids(3), 2, precision="high")
+
+    alone = list(begin())
+    first = begin()
+    pieces = [next(first)]
+    refusals: list[str] = []
+
+    def try_another() -> None:
+        try:
+            next(begin())
+        except OptionError as error:
+            refusals.append(str(error))
+
+    try_another()
+    thread = threading.Thread(target=try_another)
+    thread.start()
+    thread.join()
+    assert len(refusals) == 2 and all("sequences at a time on one engine: got 2" in one for one in refusals)
+    assert [*pieces, *first] == alone, "the first text is what it is alone"
+    abandoned = begin()
+    assert next(abandoned) == alone[0]
+    abandoned.close()
+    assert next(begin()) == alone[0], "a text that was closed holds nothing"

@@ -31,3 +31,7 @@ def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
 
 def test_generate_says_the_same_as_with_the_layers() -> None:
     assert not interpreter_failure("from tests.engine.interpreted_engine import text; text()")
+
+
+def test_two_texts_never_mix() -> None:
+    assert not interpreter_failure("from tests.engine.interpreted_engine import two_texts; two_texts()")

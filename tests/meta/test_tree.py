@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MIB = 1 << 20
-MAX_DUMPS = 6 * MIB
-MAX_TREE = 20 * MIB
+MAX_DUMPS = 9_000_000
+MAX_TREE = 24_000_000
 MAX_LINES = 400
 
 TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
