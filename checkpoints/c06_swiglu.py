@@ -68,7 +68,7 @@ def cases(given: Given) -> Iterator[Case]:
 
 CHECKPOINT = Checkpoint(
     id="6",
-    title="SwiGLU feed-forward",
+    title="SwiGLU: the feed-forward network",
     function=swiglu,
     stands_on=("1",),
     points=("ffn_gate", "ffn_up", "ffn_swiglu", "ffn_out"),

@@ -112,7 +112,7 @@ def cases(given: Given) -> Iterator[Case]:
 
 CHECKPOINT = Checkpoint(
     id="8",
-    title="all blocks and logits",
+    title="logits: every block and the head",
     function=logits,
     stands_on=("0", "1", "7"),
     points=("out", "output_norm", "logits"),

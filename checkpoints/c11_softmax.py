@@ -73,7 +73,7 @@ def cases(given: Given) -> Iterator[Case]:
 
 CHECKPOINT = Checkpoint(
     id="11",
-    title="softmax and truncation",
+    title="softmax: probabilities, truncated",
     function=softmax,
     stands_on=("9",),
     points=("sampling",),

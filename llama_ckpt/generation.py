@@ -34,15 +34,15 @@ def pick_session(model: Model, precision: ComputedBy = "auto") -> Session | None
 
     Args:
         model: from `load`.
-        precision: "auto" takes the engine in precision fast where it can run the model, which it does in
-            float16, but never for a model that was loaded in bfloat16.
+        precision: "auto" takes the engine in precision fast where it can run the model, but never for one
+            that was loaded in another dtype than `load`'s own float32: that dtype was asked for.
 
     Raises:
         OptionError: no such precision, or one of the engine's for a model loaded in another dtype.
         DeviceError, UnsupportedModelError: the engine was asked for and cannot run the model.
     """
     if precision == "auto":
-        wanted = model.device.type == "cuda" and model.dtype != torch.bfloat16
+        wanted = model.device.type == "cuda" and model.dtype == torch.float32
         return session_for(model) if wanted else None
     if precision == "layers":
         return None
@@ -51,7 +51,7 @@ def pick_session(model: Model, precision: ComputedBy = "auto") -> Session | None
     if model.dtype != torch.float32:
         raise OptionError(
             f"dtype with precision {precision}",
-            got=str(model.dtype).removeprefix("torch."),
+            got=_name(model.dtype),
             wanted="float32",
             hint="the engine's precision is all it has; precision layers computes in the model's dtype",
         )
@@ -66,11 +66,15 @@ def computed_by(model: Model, precision: ComputedBy = "auto") -> str:
     session = pick_session(model, precision)
     if session is not None:
         return f"the engine in precision {session.engine.precision} on {model.device}"
-    layers = f"the layers in {str(model.dtype).removeprefix('torch.')} on {model.device}"
+    layers = f"the layers in {_name(model.dtype)} on {model.device}"
     if precision == "layers" or model.device.type != "cuda":
         return layers
-    why = "it has no bfloat16" if model.dtype == torch.bfloat16 else unsupported(model, "fast")
+    why = unsupported(model) or f"{_name(model.dtype)} was asked for, and it has precisions of its own"
     return f"{layers}, not the engine: {why}"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def generate(

@@ -32,6 +32,7 @@ class Session:
     def __init__(self, model: Model, engine: Engine) -> None:
         self._tokenizer, self.engine = model.tokenizer, engine
         self._held = threading.Lock()
+        self._newest: KVCache | None = None
 
     @contextmanager
     def sequence(self) -> Iterator[Session]:
@@ -63,12 +64,24 @@ class Session:
         return self._tokenizer
 
     def new_cache(self, capacity: int) -> KVCache:
-        """Begin a new sequence. The engine keeps its own cache; the one returned only carries its name."""
+        """Begin a new sequence. The engine keeps its own cache; this one says whose turn it is."""
         self.engine.reset()
-        return KVCache.allocate(_one_layer(self.config), 1)
+        self._newest = KVCache.allocate(_one_layer(self.config), 1)
+        return self._newest
 
     def forward(self, token_ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor:
-        """Add tokens to the sequence; the last one's logits, float32 `[1, vocab]`."""
+        """Add tokens to the sequence; the last one's logits, float32 `[1, vocab]`.
+
+        Raises:
+            OptionError: the cache is not the newest: the engine holds another sequence's tokens by now.
+        """
+        if cache is not self._newest:
+            raise OptionError(
+                "the sequence's cache on the engine",
+                got="one whose tokens a newer sequence took the place of",
+                wanted="the newest",
+                hint="begin it again; `sequence` keeps others out",
+            )
         ids, at = token_ids.tolist(), positions.tolist()
         if len(ids) == 1 and at[0] == self.engine.next_position and self.engine.used:
             return self.engine.step(ids[0])[None]
@@ -85,6 +98,7 @@ def _one_layer(config: LlamaConfig) -> LlamaConfig:
 
 
 _SESSIONS: dict[tuple[int, Precision], Session] = {}
+_MAKING = threading.Lock()  # two threads that begin together must get one session, or each makes an engine
 
 
 def session_for(model: Model, precision: Precision = "fast") -> Session | None:
@@ -92,7 +106,8 @@ def session_for(model: Model, precision: Precision = "fast") -> Session | None:
     if unsupported(model, precision) is not None:
         return None
     key = (id(model), precision)
-    if key not in _SESSIONS:
-        _SESSIONS[key] = Session(model, Engine(model, precision))
-        weakref.finalize(model, _SESSIONS.pop, key, None)
-    return _SESSIONS[key]
+    with _MAKING:
+        if key not in _SESSIONS:
+            _SESSIONS[key] = Session(model, Engine(model, precision))
+            weakref.finalize(model, _SESSIONS.pop, key, None)
+        return _SESSIONS[key]

@@ -45,7 +45,8 @@ class LoadedModel:
         name: `general.name`, or the file's.
         vram_bytes: on CUDA what torch holds, on the CPU the bytes of the weights.
         memory_type: "cpu" or "cuda".
-        device, dtype: where and in what it computes.
+        device: where it computes.
+        computed_by: the engine in a precision, or the layers in a dtype and why not the engine.
         max_context: tokens of prompt and answer together.
         vocab_size: how many tokens there are.
     """
@@ -54,7 +55,7 @@ class LoadedModel:
     vram_bytes: int
     memory_type: str
     device: str
-    dtype: str
+    computed_by: str
     max_context: int
     vocab_size: int
 

@@ -24,6 +24,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from llama_ckpt.errors import LlamaCkptError, OptionError
@@ -35,6 +36,7 @@ from llama_ckpt.weights.llama_tensors import check_llama
 if TYPE_CHECKING:
     import torch
 
+    from llama_ckpt.generation import ComputedBy
     from llama_ckpt.model import Model
 
 __all__ = ["ServedModel", "Outbox", "serve"]
@@ -61,10 +63,25 @@ class Outbox:
 
 
 class ServedModel:
-    """A loaded model that answers the messages of one worker."""
+    """A loaded model that answers the messages of one worker.
 
-    def __init__(self, model: Model, max_context: int, outbox: Outbox) -> None:
+    Args:
+        model: from `load`.
+        max_context: tokens of prompt and answer together.
+        outbox: where its messages go.
+        precision: what computes, as `generation.pick_session` takes it.
+
+    Attributes:
+        computed_by: what does, in words: see `generation.computed_by`.
+    """
+
+    def __init__(self, model: Model, max_context: int, outbox: Outbox, precision: ComputedBy) -> None:
+        from llama_ckpt.generation import computed_by, pick_session
+
         self._model, self._max_context, self._outbox = model, max_context, outbox
+        # Made before the first job, so that a worker without memory for it is refused and not announced.
+        self._session = pick_session(model, precision)
+        self.computed_by = computed_by(model, precision)
         self._cancelled = -1  # only the running job is ever cancelled here; the worker keeps the queue
         self._weight_bytes = weight_bytes(model)
 
@@ -114,13 +131,12 @@ class ServedModel:
 
     def _generate(self, job: int, order: Message) -> None:
         from checkpoints.c12_end_to_end import generate
-        from llama_ckpt.generation import pick_session
         from llama_ckpt.tokens.sampling import SamplingOptions
 
         tokens, reason, stop_string = 0, "cancelled", None
         told = time.monotonic()
         for token in generate(
-            pick_session(self._model) or self._model,  # one job at a time, so no other text is in its cache
+            self._session or self._model,  # one job at a time, so no other text is in its cache
             order["token_ids"],
             max_tokens=order["max_tokens"],
             sampling=SamplingOptions(**order["sampling"]),
@@ -182,16 +198,34 @@ def load(order: Message, outbox: Outbox) -> ServedModel:
     from llama_ckpt.model import pick_device
 
     device = pick_device(order["device"])
-    dtype = order["dtype"]
-    if dtype == "auto":
-        dtype = "float16" if device.type == "cuda" else "float32"
     use_threads()
-    engine = ServedModel(load_model(order["model"], device=device, dtype=dtype), limit, outbox)
-    name = config.name or file.path.stem
-    described = {"dtype": dtype, "device": str(device), "memory_type": device.type}
-    described |= {"max_context": limit, "vocab_size": config.vocab_size, "name": name}
-    outbox.send("loaded", vram_bytes=engine.vram_bytes(), **described)
+    if order["dtype"] == "auto":
+        model = in_half_without_engine(load_model(order["model"], device=device))
+        engine = ServedModel(model, limit, outbox, "auto")
+    else:  # the engine has precisions of its own: a dtype that was asked for is the layers'
+        model = load_model(order["model"], device=device, dtype=order["dtype"])
+        engine = ServedModel(model, limit, outbox, "layers")
+    outbox.send(
+        "loaded",
+        name=config.name or file.path.stem,
+        vram_bytes=engine.vram_bytes(),
+        memory_type=device.type,
+        device=str(device),
+        computed_by=engine.computed_by,
+        max_context=limit,
+        vocab_size=config.vocab_size,
+    )
     return engine
+
+
+def in_half_without_engine(model: Model) -> Model:
+    """The model to serve where no dtype is asked for: on CUDA in float16 where the engine cannot run it."""
+    import torch
+
+    from llama_ckpt.engine.engine import unsupported
+
+    layers = model.device.type == "cuda" and unsupported(model) is not None
+    return replace(model, dtype=torch.float16) if layers else model
 
 
 def context_limit(asked: int | None, config: LlamaConfig) -> int:

@@ -31,7 +31,8 @@ class WorkerOptions:
         callback_url: where the pool manager waits for the worker's call.
         host: the address to listen on.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        dtype: "auto" is float16 on CUDA and float32 on the CPU.
+        dtype: of the layers, and takes them. "auto" is the engine on CUDA; where it cannot run the model,
+            the layers in float16; and the layers in float32 on the CPU.
         max_context: tokens of prompt and answer together; None takes the model's context.
         queue_size: jobs that may wait besides the one that runs.
         job_timeout: seconds that a job may run, counted from its start.
@@ -95,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "localhost:9999 is test mode: not called")  # fmt: skip
     add("--host", default="127.0.0.1", help="the address to listen on (%(default)s)")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
-    dtype_help = "auto: float16 on CUDA, float32 on the CPU"
+    dtype_help = "takes the layers, in this; auto: the engine on CUDA, else float16 there, float32 on the CPU"
     add("--dtype", default="auto", choices=("auto", *DTYPES), help=dtype_help)
     add("--max-context", type=_number(int, 2), metavar="N", help="tokens of prompt and answer together; "
         "the model's context without it")  # fmt: skip

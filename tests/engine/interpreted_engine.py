@@ -18,8 +18,9 @@ from gguf import GGMLQuantizationType as T
 from checkpoints.c12_end_to_end import generate
 from llama_ckpt.engine.engine import Engine, Precision, engine_points
 from llama_ckpt.engine.forced import forced_block, forced_logits
-from llama_ckpt.engine.session import Session
+from llama_ckpt.engine.session import Session, session_for
 from llama_ckpt.errors import OptionError
+from llama_ckpt.generation import ComputedBy
 from llama_ckpt.generation import generate as generate_text
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.model import Model, load
@@ -106,21 +107,21 @@ def text() -> None:
         chosen = [
             [
                 token.id
-                for token in generate(one, token_ids(3), max_tokens=4, sampling=sampling, ignore_eos=True)
+                for token in generate(one, token_ids(2), max_tokens=3, sampling=sampling, ignore_eos=True)
             ]
             for one in (session, model)
         ]
-        assert chosen[0] == chosen[1] and len(chosen[0]) == 4, (sampling, chosen)
+        assert chosen[0] == chosen[1] and len(chosen[0]) == 3, (sampling, chosen)
 
 
 def two_texts() -> None:
     """A second text is refused before its first token, in any thread, until the first has ended."""
     model = tiny(T.F16)
 
-    def begin() -> Iterator[str]:
-        return generate_text(model, token_ids(3), 2, precision="high")
+    def begin(precision: ComputedBy = "high") -> Iterator[str]:
+        return generate_text(model, token_ids(1), 2, precision=precision)
 
-    alone = list(begin())
+    alone = list(begin("layers"))  # what the interpreter takes a minute for
     first = begin()
     pieces = [next(first)]
     refusals: list[str] = []
@@ -140,4 +141,45 @@ def two_texts() -> None:
     abandoned = begin()
     assert next(abandoned) == alone[0]
     abandoned.close()
-    assert next(begin()) == alone[0], "a text that was closed holds nothing"
+    dropped = begin()
+    assert next(dropped) == alone[0], "a text that was closed holds nothing"
+    del dropped
+    assert next(begin()) == alone[0], "nor does one that nobody holds any more"
+
+
+def two_caches() -> None:
+    """Below `generate`, too: a cache that a newer sequence has replaced takes no more tokens."""
+    model = tiny(T.F16)
+    session = Session(model, Engine(model, "high", capacity=CAPACITY))
+
+    def continued() -> Iterator[int]:
+        for token in generate(session, token_ids(1), max_tokens=2, ignore_eos=True):
+            yield token.id
+
+    alone = list(continued())
+    first, second = continued(), continued()
+    assert next(first) == next(second) == alone[0]
+    try:
+        next(first)
+    except OptionError as error:
+        assert "the sequence's cache on the engine" in str(error)
+    else:
+        raise AssertionError("the first went on in the second's tokens")
+    assert list(second) == alone[1:]
+
+
+def one_session_for_two_threads() -> None:
+    """Threads that ask at the same time get one session, so that each keeps the other out."""
+    model, made = tiny(T.F16), []
+    together = threading.Barrier(4)
+
+    def ask() -> None:
+        together.wait()
+        made.append(session_for(model, "high"))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4 and len(set(map(id, made))) == 1

@@ -33,5 +33,6 @@ def test_generate_says_the_same_as_with_the_layers() -> None:
     assert not interpreter_failure("from tests.engine.interpreted_engine import text; text()")
 
 
-def test_two_texts_never_mix() -> None:
-    assert not interpreter_failure("from tests.engine.interpreted_engine import two_texts; two_texts()")
+@pytest.mark.parametrize("check", ["two_texts", "two_caches", "one_session_for_two_threads"])
+def test_two_texts_never_mix(check: str) -> None:
+    assert not interpreter_failure(f"from tests.engine.interpreted_engine import {check}; {check}()")

@@ -10,6 +10,7 @@ import pytest
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.report import terminal
+from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 from llama_ckpt.report.repeat import repeat_command, started_as
 
 PASSING = PointVerdict(
@@ -199,3 +200,10 @@ def test_a_strip_shows_the_blocks() -> None:
     assert lines["own error"] == "·····▁▃▄  ffn_norm, by block"
     assert lines["total error"] == "·····▁  ffn_norm, by block"
     assert "own error" not in failure(PASSING, FAILING)
+
+
+@pytest.mark.parametrize("checkpoint", checkpoint_sources(), ids=lambda one: one.id)
+def test_every_checkpoints_row_fits_its_columns(checkpoint: CheckpointSource) -> None:
+    *_, heads = terminal.header()
+    row = terminal.checkpoint_row(replace(result(PASSING), id=checkpoint.id, title=checkpoint.title))
+    assert row.index("pass ") == heads.index("verdict") and len(row) <= 80

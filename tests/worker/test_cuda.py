@@ -18,8 +18,7 @@ MIB = 1 << 20
 def test_a_job_on_the_gpu(embedded_model: Path) -> None:
     entry = next(one for one in open_dumps(dump_folder("f32")).entries if one.name == "hello")
     assert entry.continuation is not None
-    options = ("--device", "cuda", "--dtype", "float32")
-    with running(embedded_model, *options) as worker, worker.ready().client() as client:
+    with running(embedded_model, "--device", "cuda") as worker, worker.ready().client() as client:
         health = client.get("/health").json()
         assert health["memory_type"] == "cuda" and health["vram_bytes"] > 11e6
         events = execute(client, request("gpu", max_tokens=64))
@@ -30,10 +29,10 @@ def test_a_job_on_the_gpu(embedded_model: Path) -> None:
         assert worker.stop() == 0
 
 
-def test_auto_is_float16_on_the_gpu(embedded_model: Path) -> None:
+def test_auto_is_the_engine_on_the_gpu(embedded_model: Path) -> None:
     with running(embedded_model) as worker, worker.ready().client() as client:
         loaded = worker.logged("model loaded")
-        assert (loaded["device"], loaded["dtype"]) == ("cuda", "float16")
+        assert loaded["computed_by"] == f"the engine in precision fast on {loaded['device']}"
         texts = {text_of(execute(client, request(f"same-{n}", temperature=1, seed=3))) for n in range(3)}
         assert len(texts) == 1
 

@@ -99,6 +99,14 @@ class Lines(io.StringIO):
         return [json.loads(line) for line in self.getvalue().splitlines()]
 
 
+@pytest.mark.parametrize(("asked", "told"), [("auto", "float32"), ("bfloat16", "bfloat16")])
+def test_what_computes_is_announced(embedded_model: Path, asked: str, told: str) -> None:
+    sent = Lines()
+    order = {"model": str(embedded_model), "device": "cpu", "dtype": asked, "max_context": None}
+    model_process.load(order, model_process.Outbox(sent))
+    assert sent.messages()[0]["computed_by"] == f"the layers in {told} on cpu"
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
