@@ -1,10 +1,10 @@
 """A prompt continued as text: by the engine where it runs the model, else by the checkpoints' own layers.
 
-    import llama_ckpt as lc
+import llama_ckpt as lc
 
-    model = lc.load("model.gguf")
-    for piece in lc.generate(model, "Hello", max_tokens=10):
-        print(piece, end="", flush=True)
+model = lc.load("model.gguf")
+for piece in lc.generate(model, "Hello", max_tokens=10):
+    print(piece, end="", flush=True)
 """
 
 from __future__ import annotations

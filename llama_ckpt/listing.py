@@ -1,9 +1,9 @@
 """Many numbers or names in a few words that stay true: ranges and strides, and how many are not shown.
 
-    which("token", range(512, 535), 600)       # "tokens 512 to 534"
-    which("head", [3, 7, 8, 9], 32)            # "heads 3 and 7 to 9"
-    which("feature", range(3, 64, 4), 64)      # "every 4th feature from 3 to 63"
-    some(["a", "b", "c", "d"], 2)              # "a, b and 2 more"
+which("token", range(512, 535), 600)       # "tokens 512 to 534"
+which("head", [3, 7, 8, 9], 32)            # "heads 3 and 7 to 9"
+which("feature", range(3, 64, 4), 64)      # "every 4th feature from 3 to 63"
+some(["a", "b", "c", "d"], 2)              # "a, b and 2 more"
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ another may tell. numpy only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -91,7 +92,7 @@ def smallest_limit(
     trial, oracle = np.asarray(x), np.asarray(o)
     if limit.exact or trial.shape != oracle.shape or not np.isfinite(trial).all():
         return None
-    found = measure(trial, oracle, mask)
+    found = measure(trial, oracle, mask, rows=limit.rows, elements=limit.elements)
     least = {
         "err": found.err,
         "row_err": found.row_err,
@@ -99,6 +100,11 @@ def smallest_limit(
         "gain": abs(found.gain) / averaging(found.n_gain),
         "bias": abs(found.bias) / averaging(found.n),
     }
-    factors = {metric: value / getattr(limit, metric) for metric, value in least.items()}
+    factors = {metric: _share(got, most) for metric, (got, most) in limit.measured(found).items()}
     metric = max(factors, key=factors.__getitem__)
     return SmallestLimit(**least, factor=factors[metric], metric=metric)
+
+
+def _share(got: float, most: float) -> float:
+    """How much of what is allowed is used; infinite where something is and nothing is allowed."""
+    return got / most if most else math.inf if got else 0.0

@@ -67,4 +67,4 @@ def passes(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -
         return True
     finite = np.isfinite(p) & np.isfinite(x)
     trial, predicted = np.where(finite, x, 0.0), np.where(finite, p, 0.0)
-    return judge("", trial, predicted, limit=limit, mask=mask, dtype=limit.dtype).verdict == "pass"
+    return judge("", trial, predicted, limit=limit.uniform, mask=mask, dtype=limit.dtype).verdict == "pass"

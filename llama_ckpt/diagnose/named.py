@@ -22,6 +22,7 @@ from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import element_errors
+from llama_ckpt.judging.verdict import judge
 from llama_ckpt.points import Case
 
 __all__ = ["Evidence", "Predictions", "name_bugs"]
@@ -136,7 +137,7 @@ def name_bugs(
     if among is None:
         functions = dict.fromkeys(one.case.function for one in evidence)
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
-    if all(passes(one.x, one.o, one.limit, one.mask) for one in evidence):
+    if all(_is_right(one) for one in evidence):
         return [], []  # nothing is wrong, and much would explain that
     unpatched = _worst([_errors(one, one.o) for one in evidence], evidence)
     tried = [found for bug in among if (found := _try(bug, evidence, made, unpatched))]
@@ -149,6 +150,11 @@ def name_bugs(
         tried += [found for found in fitted if found and found.explained]
     tried.sort(key=lambda one: (not one.explained, one.rank))
     return [one.named(evidence) for one in tried], _alike(tried, evidence)
+
+
+def _is_right(one: Evidence) -> bool:
+    limit = one.limit
+    return judge(one.name, one.x, one.o, limit=limit, mask=one.mask, dtype=limit.dtype).verdict == "pass"
 
 
 def _errors(one: Evidence, p: ArrayLike) -> tuple[float, float]:

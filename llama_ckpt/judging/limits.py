@@ -1,9 +1,16 @@
-"""How far from exact a correct program may be: one table, from measurement.
+"""How far from exact a correct program may be.
 
-A limit is `MARGIN` times the largest error that was measured of a correct program: the layers here and a
-plain program, in several summation orders, over several shapes and ten seeds. `tools/measure_limits.py`
-measures again and writes `measured_errors.json`; a test measures a sample of it, so that neither a limit
-too tight nor one that was loosened by hand gets through.
+An own error has a limit that follows from the data: `rounding` says from a step's own inputs how far
+rounding may put each element, `within` multiplies that by three constants, ERR, ROW and ELEMENT. In this
+unit right programs hardly differ: over shapes, lengths, means, outliers, dtypes and orders of summation
+the largest were 0.7, 0.9 and 2.5 (`tools/measure_rounding.py`).
+
+What has no such theory has a limit from a table: gain and bias, which rounding has none of; total errors;
+the engine; probabilities to sample from. There a limit is `MARGIN` times the largest error that was
+measured of a correct program: the layers here and a plain program, in several summation orders, over
+several shapes and ten seeds. `tools/measure_limits.py` measures again and writes `measured_errors.json`;
+a test measures a sample of it, so that neither a limit too tight nor one that was loosened by hand gets
+through.
 
 What counts as correct in half precision: weights and inputs rounded to it, products summed in float32,
 every result rounded to it. The oracle gets the rounded inputs, but the model's own weights: rounding
@@ -15,26 +22,36 @@ dequantized values, whatever the format.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.judging.measured import ENGINE, LAYERS, Errors
+from llama_ckpt.judging.measured import ENGINE, LAYERS
+from llama_ckpt.judging.measured import Errors as Measured
+from llama_ckpt.judging.metrics import Errors, averaging, element_scale, flat_rows, row_scale
+from llama_ckpt.judging.rounding import Spread
 from llama_ckpt.points import POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
 __all__ = [
+    "ELEMENT",
+    "ERR",
     "EXACT",
     "MARGIN",
     "MAY_BE_WIDER",
     "MEASURED_LAYERS",
     "ON_CUDA",
+    "ROW",
     "STRUCTURE_FLOOR",
     "ErrorKind",
     "Limit",
     "is_measured",
     "limit_for",
     "unmeasured",
+    "within",
 ]
 
 ErrorKind = Literal["own", "total"]
@@ -55,6 +72,13 @@ its own, but weights that share one lend it theirs; in total, every layer before
 ON_CUDA = {("float32", "own", "attn_out"): 3.9e-7}
 """Gains that a correct program has on a GPU alone: torch's fused float32 attention there is too large by so
 much, some three roundings, the same in every element (300 tokens, heads of 128, H200; docs/full_size.md)."""
+
+ERR, ROW, ELEMENT = 2.0, 2.5, 6.0
+"""What a tensor's, a row's and an element's error may be of what `rounding` expects there, as norms."""
+
+COMPOSED = 2.0
+"""So many times wider over a whole block: errors of its steps may point the same way, which `rounding`,
+adding up squares, does not know."""
 
 EXACT = {
     "token_ids": "integers: equal or not",
@@ -79,6 +103,8 @@ class Limit:
         err, row_err, element_err: of the whole tensor, of a token's row, of an element.
         gain, bias: of a tensor of 4,096 elements; `metrics.averaging` widens them for fewer.
         reason: why it is what it is, a sentence.
+        rows, elements: what each row and each element is allowed, flat as `metrics.flat_rows` has them,
+            where that follows from the data; row_err and element_err are then the largest of them.
     """
 
     point: str
@@ -90,11 +116,30 @@ class Limit:
     gain: float
     bias: float
     reason: str
+    rows: NDArray[np.float64] | None = field(default=None, compare=False)
+    elements: NDArray[np.float64] | None = field(default=None, compare=False)
 
     @property
     def exact(self) -> bool:
         """True where nothing but equality passes."""
         return self.err == 0.0
+
+    @property
+    def uniform(self) -> Limit:
+        """The same for every row and element: what a tensor of other values than the oracle's is held to."""
+        return replace(self, rows=None, elements=None)
+
+    def measured(self, found: Errors) -> dict[str, tuple[float, float]]:
+        """Each of the metrics' errors, as it is held against the limit, and what is allowed there."""
+        row = self.row_err if self.rows is None else found.row_allowed
+        element = self.element_err if self.elements is None else found.element_allowed
+        return {
+            "err": (found.err, self.err),
+            "row_err": (found.row_err, row),
+            "element_err": (found.element_err, element),
+            "gain": (abs(found.gain), self.gain * averaging(found.n_gain)),
+            "bias": (abs(found.bias), self.bias * averaging(found.n)),
+        }
 
 
 def limit_for(
@@ -140,6 +185,51 @@ def limit_for(
     return Limit(point, dtype, error_kind, err, row_err, element_err, max(gain, floor), max(bias, floor), why)
 
 
+def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limit:
+    """An own error's limit, as it follows from the data.
+
+    Args:
+        limit: the table's: of it stay gain and bias, which rounding has none of, and no wider than the data
+            allow.
+        spread: what rounding may leave in the tensor.
+        o: the oracle's; mask: where it is judged.
+    """
+    if limit.exact:
+        return limit
+    exact, judged = flat_rows(o, mask)
+    times = COMPOSED if spread.composed else 1.0
+    deviation = times * _flat(spread.deviation, np.shape(o), judged)
+    most = 0.0 if spread.most is None else _flat(spread.most, np.shape(o), judged)
+    rows_scale = row_scale(exact)
+    rows = (ROW * np.linalg.norm(deviation, axis=1) + _norms(most)) / rows_scale
+    elements = (ELEMENT * deviation + most) / element_scale(exact, rows_scale, judged)
+    norm = float(np.linalg.norm(exact)) or 1.0
+    err = (ERR * float(np.linalg.norm(deviation)) + float(np.linalg.norm(most))) / norm
+    benign = min(1.0, err / limit.err) * STRUCTURE_FLOOR["own"] * limit.err
+    point, dtype = limit.point, limit.dtype
+    measured = _largest(point, dtype, "own") or (0.0,) * 5
+    return replace(
+        limit,
+        err=err,
+        row_err=float(rows.max()),
+        element_err=float(elements.max()),
+        gain=max(benign, MARGIN * max(measured[3], ON_CUDA.get((dtype, "own", point), 0.0))),
+        bias=max(benign, MARGIN * measured[4]),
+        reason=f"{limit.reason.partition(';')[0]}; {ERR:g} x what rounding may leave of these inputs",
+        rows=rows,
+        elements=elements,
+    )
+
+
+def _flat(array: ArrayLike, shape: tuple[int, ...], judged: NDArray[np.bool_]) -> NDArray[np.float64]:
+    wide = np.broadcast_to(np.asarray(array, np.float64), shape).reshape(judged.shape)
+    return np.where(judged, wide, 0.0)
+
+
+def _norms(array: Any) -> Any:
+    return np.linalg.norm(array, axis=1) if np.ndim(array) else 0.0
+
+
 def is_measured(name: str, dtype: str, error_kind: ErrorKind) -> bool:
     """Whether `limit_for` has a limit there: a checkpoint's own point has none before it is measured."""
     point = _neutral(name)
@@ -158,7 +248,7 @@ def _neutral(name: str) -> str:
     return split_name(name)[1].split(".")[0]
 
 
-def _largest(point: str, dtype: str, error_kind: ErrorKind) -> Errors | None:
+def _largest(point: str, dtype: str, error_kind: ErrorKind) -> Measured | None:
     """The largest errors measured of a correct program; None where none were."""
     table = (ENGINE if dtype in ENGINE_PRECISIONS else LAYERS).errors
     return table.get(dtype, {}).get(error_kind, {}).get(point)

@@ -26,8 +26,11 @@ __all__ = [
     "averaging",
     "causal_mask",
     "element_errors",
+    "element_scale",
+    "flat_rows",
     "measure",
     "relative_error",
+    "row_scale",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -53,6 +56,7 @@ class Errors:
         n: how many elements were judged.
         n_gain: over how many the gain is in effect averaged, sum(o^2)^2 / sum(o^4): where a few elements
             dwarf the rest, as in trained models, they alone decide it.
+        row_allowed, element_allowed: what that row and that element are allowed; NaN where all are alike.
     """
 
     err: float
@@ -63,6 +67,8 @@ class Errors:
     bias: float
     n: int
     n_gain: float
+    row_allowed: float = math.nan
+    element_allowed: float = math.nan
 
 
 def causal_mask(positions: ArrayLike, sequence_ids: ArrayLike | None = None) -> Mask:
@@ -73,16 +79,27 @@ def causal_mask(positions: ArrayLike, sequence_ids: ArrayLike | None = None) -> 
     return seen[:, None, :]
 
 
-def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Errors:
+def measure(
+    x: ArrayLike,
+    o: ArrayLike,
+    mask: Mask | None = None,
+    *,
+    rows: Array | None = None,
+    elements: Array | None = None,
+) -> Errors:
     """Measure x against o, arrays of one shape with the token first, where `mask` is True.
+
+    With `rows` and `elements`, what each is allowed, the worst are those that use most of it.
 
     A row whose norm in o is (nearly) nothing is measured against a tenth of the median row's, and
     against 1 where all are zero: there the errors are absolute.
     """
     trial, oracle, judged = _rows(x, o, mask)
-    residual, scale = trial - oracle, _row_norms(oracle)
+    residual, scale = trial - oracle, row_scale(oracle)
     row_errs = np.linalg.norm(residual, axis=1) / scale
-    worst = int(np.argmax(row_errs))
+    element_errs = _element_errors(residual, oracle, scale, judged)
+    worst = _worst(row_errs, rows)
+    element = _worst(element_errs, elements)
     norm, n = _norm(oracle) or 1.0, int(judged.sum())
     scaled = oracle / norm  # divided first, lest the squares overflow
     squares = scaled * scaled
@@ -90,12 +107,22 @@ def measure(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Errors:
         err=_norm(residual) / norm,
         row_err=float(row_errs[worst]),
         row=worst,
-        element_err=float(_element_errors(residual, oracle, scale, judged).max()),
+        element_err=float(element_errs.flat[element]),
         gain=float(np.vdot(residual, scaled)) / norm,
         bias=float(residual.sum()) / (math.sqrt(max(n, 1)) * norm),
         n=n,
         n_gain=1.0 / (float(np.vdot(squares, squares)) or 1.0),
+        row_allowed=math.nan if rows is None else float(rows[worst]),
+        element_allowed=math.nan if elements is None else float(elements.flat[element]),
     )
+
+
+def _worst(errors: Array, allowed: Array | None) -> int:
+    """Where the largest error is, for what it is allowed where that is known."""
+    if allowed is None:
+        return int(np.argmax(errors))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return int(np.argmax(np.where(errors > 0, errors / allowed, 0.0)))
 
 
 def relative_error(x: ArrayLike, o: ArrayLike) -> float:
@@ -109,13 +136,24 @@ def relative_error(x: ArrayLike, o: ArrayLike) -> float:
 def element_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Array:
     """Each element's |x - o| / (|o| + rms of its row), flat rows; 0 where not judged."""
     trial, oracle, judged = _rows(x, o, mask)
-    return _element_errors(trial - oracle, oracle, _row_norms(oracle), judged)
+    return _element_errors(trial - oracle, oracle, row_scale(oracle), judged)
 
 
 def _element_errors(residual: Array, oracle: Array, row_norms: Array, judged: Mask) -> Array:
-    rms = row_norms / np.sqrt(np.maximum(judged.sum(axis=1), 1))
-    errors: Array = np.abs(residual) / (np.abs(oracle) + rms[:, None])
+    errors: Array = np.abs(residual) / element_scale(oracle, row_norms, judged)
     return errors
+
+
+def element_scale(oracle: Array, row_norms: Array, judged: Mask) -> Array:
+    """What each element's error is measured against: itself and its row's rms."""
+    rms = row_norms / np.sqrt(np.maximum(judged.sum(axis=1), 1))
+    return np.asarray(np.abs(oracle) + rms[:, None])
+
+
+def flat_rows(o: ArrayLike, mask: Mask | None) -> tuple[Array, Mask]:
+    """float64, one row a token, zero where not judged; and where it is judged."""
+    _, oracle, judged = _rows(o, o, mask)
+    return oracle, judged
 
 
 def _rows(x: ArrayLike, o: ArrayLike, mask: Mask | None) -> tuple[Array, Array, Mask]:
@@ -130,7 +168,8 @@ def _rows(x: ArrayLike, o: ArrayLike, mask: Mask | None) -> tuple[Array, Array, 
     return kept[0].reshape(shape), kept[1].reshape(shape), judged.reshape(shape)
 
 
-def _row_norms(oracle: Array) -> Array:
+def row_scale(oracle: Array) -> Array:
+    """What each row's error is measured against: its norm, or a tenth of the median row's."""
     norms = np.linalg.norm(oracle, axis=1)
     floored = np.maximum(norms, 0.1 * np.median(norms))
     return np.where(floored > 0, floored, 1.0)

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
-from llama_ckpt.judging.metrics import Errors, averaging, causal_mask, element_errors, measure
+from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, measure
 
 __all__ = ["PointVerdict", "causal_mask", "judge"]
 
@@ -113,7 +113,7 @@ def judge(
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
     reference = None if r is None else np.asarray(r, np.float64)
     judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
-    found = measure(trial, oracle, mask)
+    found = measure(trial, oracle, mask, rows=limit.rows, elements=limit.elements)
     facts = _facts(name, trial, oracle, reference, judged, limit, found)
     if limit.exact:
         return _exact(facts, trial, oracle, reference, judged, limit)
@@ -191,7 +191,8 @@ def _facts(
     if limit.exact:
         n_differ = int((judged & (x != o)).sum())
     else:
-        n_differ = int((element_errors(x, o, judged) > limit.element_err).sum())
+        allowed = limit.element_err if limit.elements is None else limit.elements
+        n_differ = int((element_errors(x, o, judged) > allowed).sum())
     facts = PointVerdict(
         name,
         limit.error_kind,
@@ -224,15 +225,13 @@ def _facts(
 
 def _problems(found: Errors, limit: Limit) -> list[str]:
     """A phrase for each limit that is broken."""
-    gain, bias = limit.gain * averaging(found.n_gain), limit.bias * averaging(found.n)
-    checks = (
-        ("error", found.err, limit.err, ""),
-        ("row_err", found.row_err, limit.row_err, f" (token {found.row})"),
-        ("element_err", found.element_err, limit.element_err, ""),
-        ("gain off by", abs(found.gain), gain, ""),
-        ("bias", abs(found.bias), bias, ""),
-    )
-    return [f"{what} {got:.2e} > allowed {most:.2e}{at}" for what, got, most, at in checks if not got <= most]
+    words = {"err": "error", "gain": "gain off by"}
+    return [
+        f"{words.get(metric, metric)} {got:.2e} > allowed {most:.2e}"
+        + (f" (token {found.row})" if metric == "row_err" else "")
+        for metric, (got, most) in limit.measured(found).items()
+        if not got <= most
+    ]
 
 
 def _exact(

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured
+from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured, within
+from llama_ckpt.judging.rounding import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
 from llama_ckpt.ladder.discovery import answering
@@ -55,6 +56,13 @@ class RecordingJudge:
         said = "" if checkpoint is None else checkpoint.error_from.get(point, "")
         return limit_for(name, self.precision, error_kind, n_layers=n_layers, error_from=said)
 
+    def own_limit(self, name: str, o: Any, spread: Spread | None) -> Limit:
+        """The limit on an own error, from the data where it is known what rounding may leave."""
+        limit = self.limit(name, "own")
+        if spread is None or math.isnan(limit.err):
+            return limit
+        return within(limit, spread, o, self.mask(name))
+
     def mask(self, name: str) -> NDArray[np.bool_] | None:
         """Where a point is judged; None for everywhere."""
         point = split_name(name)[1]
@@ -86,6 +94,7 @@ class RecordingJudge:
         *,
         max_abs: float | None = None,
         dtype: str | None = None,
+        spread: Spread | None = None,
     ) -> PointVerdict:
         """Hold an array against the oracle's and, where there is one, llama.cpp's.
 
@@ -93,8 +102,11 @@ class RecordingJudge:
             name: the point's full name. x: on trial, or None where it was never given. o: the oracle's.
             max_abs: the ladder's absolute limit against a tight recording; None for none.
             dtype: x's own where the array was widened.
+            spread: what rounding may leave there, of an own error; None: the table's limit holds.
         """
-        limit, r = self.limit(name, error_kind), self.reference(name)
+        limit, r = self.own_limit(name, o, spread), self.reference(name)
+        if error_kind == "total":
+            limit = self.limit(name, error_kind)
         found = judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(name), dtype=dtype)
         if math.isnan(limit.err) and found.n_judged:  # it is nobody's fault but the missing limit's
             return replace(found, blame="", reason=f"error {found.err:.1e}; {limit.reason}")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.diagnosis import diagnose_points
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.rounding import Spread
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.judge import RecordingJudge
@@ -65,6 +66,7 @@ class Observer:
         made: Mapping[str, Any],
         wanted: Mapping[str, Any],
         case: Case,
+        spreads: Mapping[str, Spread],
         judge: RecordingJudge,
     ) -> None:
         """Explain the first failing point of one call with recorded inputs.
@@ -72,6 +74,7 @@ class Observer:
         Args:
             verdicts: on its points; made, wanted: its tensors and the oracle's, by full name.
             case: the same call as the oracle takes it.
+            spreads: what rounding may leave in its answers.
             judge: of the recording, which knows limits and masks.
         """
         failing = [one.name for one in verdicts if one.verdict == "fail" and made.get(one.name) is not None]
@@ -89,7 +92,10 @@ class Observer:
             and made.get(one.name) is not None
             and not math.isnan(judge.limit(one.name, "own").err)  # without a limit there is no telling
         ]
-        evidence = [_evidence(name, made[name], wanted[name], case, judge) for name in [failing[0], *rest]]
+        evidence = [
+            _evidence(name, made[name], wanted[name], case, spreads.get(name), judge)
+            for name in [failing[0], *rest]
+        ]
         with np.errstate(all="ignore"):
             found = diagnose_points(evidence, predictions=Predictions())
         known = {one.sentence() for one in self.diagnoses}
@@ -102,7 +108,9 @@ class Observer:
         return taken
 
 
-def _evidence(name: str, x: Any, o: Any, case: Case, judge: RecordingJudge) -> Evidence:
+def _evidence(
+    name: str, x: Any, o: Any, case: Case, spread: Spread | None, judge: RecordingJudge
+) -> Evidence:
     array = (
         x.double().cpu().numpy() if isinstance(x, torch.Tensor) and x.is_floating_point() else np.asarray(x)
     )
@@ -110,7 +118,7 @@ def _evidence(name: str, x: Any, o: Any, case: Case, judge: RecordingJudge) -> E
         name,
         array,
         o,
-        judge.limit(name, "own"),
+        judge.own_limit(name, o, spread),
         case,
         judge.mask(name),
     )

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import ErrorKind
+from llama_ckpt.judging.rounding import Spread, spreads_of
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.continuation import judge_continuation, judge_greedy
 from llama_ckpt.ladder.implementation import Implementation, Rejected
@@ -111,12 +112,12 @@ class Trial:
                 continue
             layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
             wanted = self.oracle_answer(exact)
-            made = run_case(layer, case)
-            verdicts = list(self.verdicts(checkpoint, made, wanted))
+            made, spreads = run_case(layer, case), spreads_of(exact, wanted, self.dtype, exact_angles=True)
+            verdicts = list(self.verdicts(checkpoint, made, wanted, spreads))
             yield from verdicts
-            self.observer.explain(verdicts, made, wanted, exact, self.judge)
+            self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge)
             if case.taps:
-                for found in self.verdicts(checkpoint, run_case(layer, case, taps=False), wanted):
+                for found in self.verdicts(checkpoint, run_case(layer, case, taps=False), wanted, spreads):
                     yield replace(found, variant="untapped")
 
     def implemented(
@@ -137,9 +138,14 @@ class Trial:
             yield from (rejected(name, "own", error) for name in shown)
             return
         wanted = self.oracle_answer(exact)
-        verdicts = [self.verdict(checkpoint, name, made.get(name), wanted[name], "own") for name in shown]
+        # Theirs may build RoPE's angles in float32, as most programs do; ours are held to exact ones.
+        spreads = spreads_of(exact, wanted, self.dtype)
+        verdicts = [
+            self.verdict(checkpoint, name, made.get(name), wanted[name], "own", spreads.get(name))
+            for name in shown
+        ]
         yield from verdicts
-        self.observer.explain(verdicts, made, wanted, exact, self.judge)
+        self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge)
 
     def oracle_answer(self, case: Case) -> dict[str, Any]:
         """What the oracle computes of a case; for what it has no function, what llama.cpp recorded.
@@ -161,24 +167,34 @@ class Trial:
         return any(case.taps for case in checkpoint.cases(torch_given(self.recording, self.subject.model)))
 
     def verdicts(
-        self, checkpoint: Checkpoint, made: Mapping[str, Any], wanted: Mapping[str, Any]
+        self,
+        checkpoint: Checkpoint,
+        made: Mapping[str, Any],
+        wanted: Mapping[str, Any],
+        spreads: Mapping[str, Spread],
     ) -> Iterator[PointVerdict]:
         """Judge what one call made of recorded inputs, by full name."""
 
         def judged(name: str) -> PointVerdict:
-            return self.verdict(checkpoint, name, made[name], wanted[name], "own")
+            return self.verdict(checkpoint, name, made[name], wanted[name], "own", spreads.get(name))
 
         yield from side_by_side(judged, made, elements=self.elements)
 
     def verdict(
-        self, checkpoint: Checkpoint | None, name: str, x: Any, o: Any, error_kind: ErrorKind
+        self,
+        checkpoint: Checkpoint | None,
+        name: str,
+        x: Any,
+        o: Any,
+        error_kind: ErrorKind,
+        spread: Spread | None = None,
     ) -> PointVerdict:
         """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
         sampled = name.startswith("sampling")  # made from recorded logits in float32, so always tight
         max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or sampled) else None
         array, dtype = as_numpy(x)
         self.observer.saw(self.recording.label, name, error_kind, array, o, self.judge.mask(name))
-        return self.judge.verdict(name, array, o, error_kind, max_abs=max_abs, dtype=dtype)
+        return self.judge.verdict(name, array, o, error_kind, max_abs=max_abs, dtype=dtype, spread=spread)
 
     def judge_total(self, name: str) -> Iterator[PointVerdict]:
         """The same point in the model's own run from the tokens."""

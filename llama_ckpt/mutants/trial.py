@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug, candidates, reached_from
-from llama_ckpt.diagnose.diagnosis import diagnose_points, smallest_limit
+from llama_ckpt.diagnose.diagnosis import diagnose_points
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, within
+from llama_ckpt.judging.metrics import measure
+from llama_ckpt.judging.rounding import Spread, spreads_of
 from llama_ckpt.judging.verdict import causal_mask, judge
 from llama_ckpt.mutants.models import GivenPrompt
 from llama_ckpt.mutants.right_programs.catalogue import Variant
@@ -62,6 +64,7 @@ class Bench:
     ladder: Sequence[Checkpoint]
     predictions: Predictions = field(default_factory=Predictions)
     _exact: dict[int, dict[str, Array]] = field(default_factory=dict)
+    _spreads: dict[int, dict[str, Spread]] = field(default_factory=dict)
 
     @cached_property
     def cases(self) -> dict[str, list[Case]]:
@@ -93,20 +96,28 @@ class Bench:
 
     def judged(self, program: PatchedOracle, case: Case) -> Iterator[JudgedCase]:
         """Every point that the program shows of a call; without a measured limit there is no judging one."""
-        exact = self.exact(case)
+        exact, spreads = self.exact(case), self.spreads(case)
         with np.errstate(all="ignore"):
             trial = program.answers(case)
         for name in exact:
             if name in trial and self._has_limit(name, case):
-                yield self._judged(name, trial[name], exact[name], case)
+                yield self._judged(name, trial[name], exact[name], case, spreads.get(name))
 
-    def _judged(self, name: str, x: Array, o: Array, case: Case) -> JudgedCase:
+    def spreads(self, case: Case) -> dict[str, Spread]:
+        """What rounding may leave in the answers."""
+        if id(case) not in self._spreads:
+            self._spreads[id(case)] = spreads_of(case, self.exact(case), self.given.dtype)
+        return self._spreads[id(case)]
+
+    def _judged(self, name: str, x: Array, o: Array, case: Case, spread: Spread | None) -> JudgedCase:
         limit = self._limit(name, case)
         mask = (
             causal_mask(self.given.positions)
             if _point(name) in POINTS and POINTS[_point(name)].causal
             else None
         )
+        if spread is not None:
+            limit = within(limit, spread, o, mask)
         x = x if limit.dtype == "integer" else x.astype(np.float32)
         verdict = judge(name, x, o, limit=limit, mask=mask, dtype=limit.dtype)
         saw = () if verdict.verdict == "pass" else _saw(x, o, limit, mask)
@@ -144,9 +155,8 @@ def _saw(x: Array, o: Array, limit: Limit, mask: Any) -> tuple[str, ...]:
         return ("exact",)
     if not np.isfinite(x).all():
         return ("finite",)
-    least = smallest_limit(x, o, limit, mask)
-    metrics = ("err", "row_err", "element_err", "gain", "bias")
-    return tuple(metric for metric in metrics if getattr(least, metric) > getattr(limit, metric))
+    found = measure(x, o, mask, rows=limit.rows, elements=limit.elements)
+    return tuple(metric for metric, (got, most) in limit.measured(found).items() if not got <= most)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,465 @@
+"""How much of each element a correct program may lose to rounding: the theory that limits stand on.
+
+For every step of a Llama the standard deviation of the rounding error that a program of a precision may
+have, element by element, from the values that it is computed from. The model is that of probabilistic
+rounding analysis (Higham and Mary 2019, SIAM J. Sci. Comput. 41; Ipsen and Zhou 2019, arXiv 1906.10731):
+roundings are independent, at most u of what they round, and add up as a random walk does.
+
+    a sum of K products    u sqrt(K) times what its partial sums are: from the norm of the products, and from
+                           the partial sums themselves, since numbers that have a mean do not cancel
+    a rounded result       u times the result
+    a step after another   the first step's deviation times the second's slope
+
+u is 2^-24 in float32. In float16 and bfloat16 (u 2^-11, 2^-8) products are summed in float32, and rounded
+are the weights, every result, and, as frameworks do either, scores, probabilities and what an activation
+or a norm makes on the way. `limits` multiplies by the few constants that were measured.
+
+RoPE's angles are apart: many programs take position times a float32 frequency, others multiply frequencies
+one after the other. Both are right, of limited accuracy, and lose a known most, not a random walk.
+
+Products of squares are taken in float32, since of a deviation two digits count. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.points import BLOCK_INPUT, Case, split_name
+
+__all__ = ["PRECISIONS", "Precision", "Spread", "angle_error", "case_spreads", "spreads_of", "sum_spread"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+CHUNKS = 8
+"""In how many places a sum's partial sums are looked at."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a program of a dtype rounds with.
+
+    Attributes:
+        u: of a sum, which is float32 everywhere.
+        half: of a result and of a weight; 0.0 in float32, whose results are sums.
+        least: below so much a number may be taken for zero, or has no more than this distance to the next.
+    """
+
+    u: float
+    half: float
+    least: float
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "float32": Precision(2.0**-24, 0.0, 2.0**-126),
+    "float16": Precision(2.0**-24, 2.0**-11, 2.0**-25),
+    "bfloat16": Precision(2.0**-24, 2.0**-8, 2.0**-126),
+}
+"""By the name of the dtype."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What rounding may leave in a tensor.
+
+    Attributes:
+        deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
+        most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
+        composed: it is the sum of several steps', whose errors may point the same way.
+    """
+
+    deviation: Array
+    most: Array | None = None
+    composed: bool = False
+
+    @property
+    def whole(self) -> Array:
+        """Both in one, for a step that reads the tensor."""
+        return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
+
+
+def case_spreads(
+    function: str,
+    arguments: Mapping[str, Any],
+    values: Mapping[str, ArrayLike],
+    dtype: str,
+    *,
+    carried: Mapping[str, ArrayLike] | None = None,
+    exact_angles: bool = False,
+) -> dict[str, Spread]:
+    """The spread of everything that a function of the oracle returns and shows.
+
+    Args:
+        function: its name, as in `oracle.llama`.
+        arguments: as it was called.
+        values: what it showed, by its taps' names, and returned, by the points' neutral names. What it
+            computes on the way but is not here is computed again.
+        dtype: the program's, a key of PRECISIONS.
+        carried: the deviation of an argument that the program rounded on its way here, by its name.
+        exact_angles: RoPE's angles have to be exact.
+
+    Returns:
+        By neutral name of the point; empty for a function that rounds in no way known here.
+    """
+    maker = _MAKERS.get(function)
+    if maker is None:
+        return {}
+    came = {name: np.asarray(spread, np.float64) for name, spread in (carried or {}).items()}
+    with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
+        return maker(_Call(arguments, values, PRECISIONS[dtype], came, exact_angles))
+
+
+def spreads_of(
+    case: Case,
+    answers: Mapping[str, ArrayLike],
+    dtype: str,
+    *,
+    carried: Mapping[str, ArrayLike] | None = None,
+    exact_angles: bool = False,
+) -> dict[str, Spread]:
+    """`case_spreads` of a case and the oracle's answers to it, by full names."""
+    if dtype not in PRECISIONS:
+        return {}
+    by_point = {split_name(name)[1]: name for name in (*case.taps.values(), *case.returns)}
+    values = {point: answers[name] for point, name in by_point.items() if name in answers}
+    made = case_spreads(
+        case.function, case.arguments, values, dtype, carried=carried, exact_angles=exact_angles
+    )
+    return {by_point[point]: spread for point, spread in made.items() if point in by_point}
+
+
+def sum_spread(y: ArrayLike, dtype: str, *carried: Array | None) -> Spread:
+    """The spread of a sum of two tensors that comes to y, as at a residual."""
+    p = PRECISIONS[dtype]
+    squares = ((p.u + p.half) * np.asarray(y, np.float64)) ** 2
+    return Spread(np.sqrt(squares + sum(one**2 for one in carried if one is not None)))
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call's arguments and answers, the precision, and what deviates already when it comes in."""
+
+    arguments: Mapping[str, Any]
+    answers: Mapping[str, ArrayLike]
+    p: Precision
+    carried: Mapping[str, Array]
+    exact_angles: bool
+
+    def __getitem__(self, name: str) -> Array:
+        return np.asarray(self.answers[name] if name in self.answers else self.arguments[name], np.float64)
+
+    def argument(self, name: str) -> Array:
+        """An argument that has the name of an answer."""
+        return np.asarray(self.arguments[name], np.float64)
+
+
+# -- the parts ------------------------------------------------------------------------------------------
+
+
+def _sum(terms: tuple[Array, Array], n: int, y: Array, p: Precision) -> Array:
+    """Of a sum over n products that comes to y, from `_terms`."""
+    norms, partial = terms
+    walk = p.u * n**0.5
+    squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
+    return np.sqrt(squares)
+
+
+def _terms(x: Array, w: Any) -> tuple[Array, Array]:
+    """Of products `x [n, in]` with `w [out, in]`: their norms and the rms of their partial sums, `[n, out]`.
+
+    A weight in another memory has a method `product_terms` that does this there.
+    """
+    if hasattr(w, "product_terms"):
+        norms, partial = w.product_terms(x, CHUNKS)
+        return norms, partial
+    rows, scale = _in_float32(x)
+    matrix, unit = _in_float32(w)
+    norms = np.sqrt((rows * rows) @ (matrix * matrix).T)
+    step = -(-x.shape[1] // CHUNKS)
+    running, squares = np.zeros_like(norms), np.zeros_like(norms)
+    for start in range(0, x.shape[1], step):
+        running += rows[:, start : start + step] @ matrix[:, start : start + step].T
+        squares += running**2
+    return norms * (scale * unit), np.sqrt(squares / CHUNKS) * (scale * unit)
+
+
+def _in_float32(x: Any) -> tuple[NDArray[np.float32], float]:
+    """An array for products of which two digits count, scaled lest squares leave the range, and the scale."""
+    scale = float(np.abs(x).max(initial=0.0)) or 1.0
+    return np.asarray(x / scale, np.float32), scale
+
+
+def _carried(spread: Array, w: Any) -> Array:
+    """What a deviation of the inputs `[n, in]` comes to after a product with `w [out, in]`."""
+    if hasattr(w, "product_terms"):
+        norms: Array = w.product_terms(spread, 0)[0]
+        return norms
+    rows, scale = _in_float32(spread)
+    matrix, unit = _in_float32(w)
+    return np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit)
+
+
+def _product(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:
+    """Of y = x w^T, its own rounding and, where x has a deviation, what comes with that."""
+    own = _sum(_terms(x, w), x.shape[1], y.reshape(len(y), -1), p)
+    own = own if carried is None else np.hypot(own, _carried(carried, w))
+    return own.reshape(y.shape)
+
+
+NORM_ROUNDINGS = 4.0
+"""The root, the division and the product with the weight; in half precision two of them are rounded to it."""
+
+SUM_OF_SQUARES = 0.3
+"""Of u sqrt(width): a sum of positive terms, halved by the root."""
+
+
+def _norm(x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: Array | None = None) -> Array:
+    """Of an RMS norm `[n, width]`."""
+    share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
+    own = share * np.abs(y) + p.least
+    if carried is None:
+        return own
+    scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
+    through = carried * scale * np.abs(weight)
+    # The root reads them all: a row's scale moves by the part of the deviation that lies along x.
+    along = np.sqrt(np.sum((x * carried) ** 2, axis=1, keepdims=True)) * scale**2 / x.shape[1]
+    return np.sqrt(own**2 + through**2 + (along * y) ** 2)
+
+
+TURN_ROUNDINGS = 2.0
+"""Two products and their sum, and the cosine and the sine that were rounded before."""
+
+
+def _turned(
+    x: Array, positions: Any, frequencies: Any, p: Precision, exact_angles: bool, carried: Array | None = None
+) -> Spread:
+    """Of heads `[n, heads, head_dim]` turned by RoPE, x before."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    reach = np.hypot(even, odd)
+    own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least
+    if carried is not None:
+        own = np.sqrt(own**2 + carried[..., 0::2] ** 2 + carried[..., 1::2] ** 2)
+    most = None
+    if not exact_angles:
+        off = angle_error(positions, frequencies)[:, None, :].astype(np.float64)
+        most = _both(reach * off)
+    return Spread(_both(own), most)
+
+
+def _both(pairs: Array) -> Array:
+    """A value of each pair for both of its elements."""
+    return np.repeat(pairs, 2, axis=-1)
+
+
+def angle_error(positions: ArrayLike, frequencies: ArrayLike) -> NDArray[np.float64]:
+    """By how many radians RoPE's angle may be off in a right program, `[n, pairs]`.
+
+    Position times a float32 frequency: the frequency's rounding and the product's, 2 u of the angle.
+    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before.
+    """
+    angle = np.abs(np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64))
+    roundings = 2.0 + np.arange(angle.shape[1])
+    return np.asarray(roundings * angle * 2.0**-24)
+
+
+# -- the functions of the oracle ------------------------------------------------------------------------
+
+
+def _rms_norm(c: _Call) -> dict[str, Spread]:
+    name = next(iter(c.answers))
+    x = c.carried.get("x")
+    return {name: Spread(_norm(c["x"], c["weight"], c[name], c.arguments["eps"], c.p, x))}
+
+
+def _qkv(c: _Call) -> dict[str, Spread]:
+    weights = {"q": "wq", "k": "wk", "v": "wv"}
+    x = c.carried.get("x")
+    return {y: Spread(_product(c["x"], c.arguments[w], c[y], c.p, x)) for y, w in weights.items()}
+
+
+def _rope(c: _Call) -> dict[str, Spread]:
+    at = c.arguments["positions"], c.arguments["frequencies"]
+    return {
+        f"{name}_rope": _turned(c.argument(name), *at, c.p, c.exact_angles, c.carried.get(name))
+        for name in ("q", "k")
+    }
+
+
+def _attention(c: _Call) -> dict[str, Spread]:
+    """Head by head, so that memory holds one head's scores."""
+    q, k, values = (c.argument(name) for name in ("q", "k", "v"))
+    n, n_heads, head_dim = q.shape
+    group, visible = n_heads // k.shape[1], _visible(c.arguments)
+    # Two digits count, and these are the largest arrays that there are.
+    keep = {name: np.empty((n, n_heads, len(k)), np.float32) for name in ("attn_scores", "attn_probs")}
+    context, s_context = np.empty_like(q), np.empty_like(q)
+    for head in range(n_heads):
+        key = head // group
+        came = {name: spread[:, head if name == "q" else key] for name, spread in c.carried.items()}
+        read = q[:, head], k[:, key], values[:, key]
+        made = _one_head(*read, visible, head_dim**-0.5, c.p, came)
+        keep["attn_scores"][:, head], keep["attn_probs"][:, head] = made[:2]
+        context[:, head], s_context[:, head] = made[2:]
+    flat, spread = context.reshape(n, -1), s_context.reshape(n, -1)
+    out = _product(flat, c.arguments["wo"], c["attn_out"], c.p, spread)
+    spreads = {**keep, "attn_context": spread, "attn_out": out}
+    return {name: Spread(array) for name, array in spreads.items()}
+
+
+EXP_ROUNDINGS = 4.0
+"""Of exp itself, of the division, and what fast versions of both lose."""
+
+STEEP = 3.0
+"""How many deviations of a score exp is followed for."""
+
+
+def _one_head(
+    q: Array, k: Array, v: Array, visible: Any, scale: float, p: Precision, carried: Mapping[str, Array]
+) -> tuple[Array, Array, Array, Array]:
+    """Deviations of scores and probabilities, the context, and its deviation."""
+    scores = q @ k.T
+    s_scores = _sum(_terms(q, k), q.shape[1], scores, p)
+    if "q" in carried:
+        s_scores = np.sqrt(s_scores**2 + (carried["q"] ** 2) @ (k * k).T)
+    if "k" in carried:
+        s_scores = np.sqrt(s_scores**2 + (q * q) @ (carried["k"] ** 2).T)
+    probs, s_probs, shared = _probabilities(scores, s_scores, visible, scale, p)
+    context = probs @ v
+    spread = np.sqrt(
+        _sum(_terms(probs, v.T), len(k), context, p) ** 2 + (s_probs**2) @ (v * v) + (shared * context) ** 2
+    )
+    if "v" in carried:
+        spread = np.sqrt(spread**2 + (probs * probs) @ (carried["v"] ** 2))
+    return s_scores, s_probs, context, spread
+
+
+def _probabilities(
+    scores: Array, s_scores: Array, visible: Any, scale: float, p: Precision
+) -> tuple[Array, Array, float]:
+    """Softmax over the visible keys, its deviation, and the relative error that all of a row share."""
+    scaled = np.where(visible, scores * scale, -np.inf)
+    below = scaled - scaled.max(axis=1, keepdims=True)
+    e = np.exp(below)
+    probs = e / e.sum(axis=1, keepdims=True)
+    # exp makes of an absolute error a relative one: of the score, of its scaling, of what is subtracted.
+    u = p.u + p.half
+    inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
+    inner = np.where(visible, inner, 0.0)
+    mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
+    shared = p.u * (EXP_ROUNDINGS + SUM_OF_SQUARES * scores.shape[1] ** 0.5) + 2 * p.half
+    relative = np.sqrt(inner + mean + shared**2)
+    # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
+    s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP
+    return probs, np.where(visible, np.minimum(s_probs, 0.5) + p.least, 0.0), shared
+
+
+def _visible(arguments: Mapping[str, Any]) -> NDArray[np.bool_]:
+    """`[query, key]`, as the oracle has it."""
+    position = np.asarray(arguments["positions"], np.int64)
+    seen: NDArray[np.bool_] = position[None, :] <= position[:, None]
+    if arguments.get("sequence_ids") is not None:
+        sequence = np.asarray(arguments["sequence_ids"])
+        seen = seen & (sequence[None, :] == sequence[:, None])
+    return seen
+
+
+GLU_ROUNDINGS = 4.0
+"""exp, the division, two products."""
+
+
+def _swiglu(c: _Call) -> dict[str, Spread]:
+    x, w_gate, w_up, w_down = (c.arguments[name] for name in ("x", "w_gate", "w_up", "w_down"))
+    x, came = np.asarray(x, np.float64), c.carried.get("x")
+    gate = c["ffn_gate"] if "ffn_gate" in c.answers else np.matmul(x, w_gate.T)
+    up = c["ffn_up"] if "ffn_up" in c.answers else np.matmul(x, w_up.T)
+    s_gate, s_up = _product(x, w_gate, gate, c.p, came), _product(x, w_up, up, c.p, came)
+    product, spread = _gated(gate, up, s_gate, s_up, c.p)
+    out = _product(product, w_down, c["ffn_out"], c.p, spread)
+    spreads = {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
+    return {name: Spread(array) for name, array in spreads.items()}
+
+
+def _gated(
+    gate: Array, up: Array, s_gate: Array | None, s_up: Array | None, p: Precision
+) -> tuple[Array, Array]:
+    """silu(gate) * up and its deviation."""
+    sigmoid = 1 / (1 + np.exp(-gate))
+    silu, slope = gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
+    product = silu * up
+    # exp(-a) takes the rounding of a with it, the more the larger a is, until the 1 beside it counts more.
+    rounded = (
+        GLU_ROUNDINGS * (p.u + 0.5 * p.half) * np.abs(product) * (1 + 0.5 * np.abs(gate) * (1 - sigmoid))
+    )
+    squares = (rounded + p.least) ** 2
+    if s_gate is not None:
+        squares += (slope * up * s_gate) ** 2
+    if s_up is not None:
+        squares += (silu * s_up) ** 2
+    return product, np.sqrt(squares)
+
+
+def _block(c: _Call) -> dict[str, Spread]:
+    """Each step's own, and what comes from the steps before."""
+    weights, config, positions = (c.arguments[name] for name in ("weights", "config", "positions"))
+    steps: dict[str, Any] = dict(c.answers)
+    if "ffn_out" not in steps:  # it was not asked to show its steps
+        steps["out"] = oracle.block(**c.arguments, tap=steps.__setitem__)
+    found: dict[str, Spread] = {}
+
+    def step(
+        maker: _Maker, arguments: Mapping[str, Any], made: tuple[str, ...], reads: Mapping[str, str]
+    ) -> None:
+        given = {**arguments, **{name: steps[point] for name, point in reads.items() if point in steps}}
+        came = {name: found[point].whole for name, point in reads.items() if point in found}
+        if "x" in c.carried and BLOCK_INPUT in reads.values():
+            came["x"] = c.carried["x"]
+        answers = {point: steps[point] for point in made}
+        found.update(maker(_Call(given, answers, c.p, came, c.exact_angles)))
+
+    at = {"positions": positions, "sequence_ids": c.arguments.get("sequence_ids")}
+    eps, parts = {"eps": config.rms_norm_eps}, {f: getattr(weights, f) for f in MATRICES}
+    norm = {"x": c.arguments["x"], "weight": weights.attn_norm, **eps}
+    step(_rms_norm, norm, ("attn_norm",), {"x": BLOCK_INPUT})
+    step(_qkv, parts, ("q", "k", "v"), {"x": "attn_norm"})
+    turn = {**at, "frequencies": oracle.rope_frequencies(config)}
+    step(_rope, turn, ("q_rope", "k_rope"), {"q": "q", "k": "k"})
+    step(_attention, {**at, **parts}, ("attn_out",), {"q": "q_rope", "k": "k_rope", "v": "v"})
+    u = c.p.u + c.p.half
+    residual = (u * steps["ffn_inp"]) ** 2 + c.carried.get("x", np.float64(0)) ** 2
+    found["ffn_inp"] = Spread(np.sqrt(residual + found["attn_out"].whole ** 2))
+    step(_rms_norm, {"weight": weights.ffn_norm, **eps}, ("ffn_norm",), {"x": "ffn_inp"})
+    step(_swiglu, parts, ("ffn_gate", "ffn_up", "ffn_out"), {"x": "ffn_norm"})
+    end = found["ffn_inp"].whole ** 2 + found["ffn_out"].whole ** 2 + (u * steps["out"]) ** 2
+    found["out"] = Spread(np.sqrt(end))
+    return {name: replace(spread, composed=True) for name, spread in found.items()}
+
+
+MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+
+
+def _output_logits(c: _Call) -> dict[str, Spread]:
+    weights, config, x = c.arguments["weights"], c.arguments["config"], c["x"]
+    eps, came = config.rms_norm_eps, c.carried.get("x")
+    shown = "output_norm" in c.answers
+    normed = c["output_norm"] if shown else oracle.rms_norm(x, weights.output_norm, eps=eps)
+    norm = _norm(x, weights.output_norm, normed, eps, c.p, came)
+    logits = _product(normed, weights.output, c["logits"], c.p, norm)
+    return {"output_norm": Spread(norm), "logits": Spread(logits)}
+
+
+_Maker: TypeAlias = Callable[[_Call], dict[str, Spread]]
+
+_MAKERS: Mapping[str, _Maker] = {
+    "rms_norm": _rms_norm,
+    "qkv": _qkv,
+    "rope": _rope,
+    "attention": _attention,
+    "swiglu": _swiglu,
+    "block": _block,
+    "output_logits": _output_logits,
+}
