@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.patched_oracle import answers
+from llama_ckpt.judging.rounding import Spread, case_spreads, sum_spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, Case, Point, block_point
 
@@ -68,12 +69,14 @@ class BlockFlow:
             whole block's.
         replaced: for each the inputs that were not recorded and were computed instead.
         read: for each the points that its step reads.
+        spreads: for each what rounding may leave there since the nearest inputs that they recorded.
     """
 
     computed: dict[str, Array] = field(default_factory=dict)
     cases: dict[str, Case] = field(default_factory=dict)
     replaced: dict[str, tuple[str, ...]] = field(default_factory=dict)
     read: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    spreads: dict[str, Spread] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,20 +86,31 @@ class Flow:
     Attributes:
         config: its shape; None without a model: then only what needs no weights is computed.
         positions: `[n]`.
+        dtype: what their program computes in.
     """
 
     config: Any
     positions: NDArray[np.int64]
+    dtype: str
 
-    def block(self, number: int, theirs: Mapping[str, Array], start: Array | None, weights: Any) -> BlockFlow:
+    def block(
+        self,
+        number: int,
+        theirs: Mapping[str, Array],
+        start: Array | None,
+        weights: Any,
+        start_spread: Array | None = None,
+    ) -> BlockFlow:
         """Compute every step of block `number` that can be.
 
         Args:
             theirs: their tensors of this block by neutral name, those that can be relied on.
             start: the block's input, theirs or computed; None where nobody knows it.
             weights: the block's; None without a model.
+            start_spread: how far rounding may have put a start that was computed; None where it is theirs.
         """
         flow = BlockFlow()
+        off: dict[str, Array] = {} if start_spread is None else {BLOCK_INPUT: start_spread}
         known: dict[str, Array] = {BLOCK_INPUT: start} if start is not None else {}
         whole = None if start is None or weights is None else self.block_case(number, start, weights)
         for step in STEPS:
@@ -107,9 +121,15 @@ class Flow:
             case = whole if step.function == "add" else self._case(number, step, inputs, weights)
             if step.function == "add":
                 made = {step.returns[0]: inputs[0] + inputs[1]}
+                carried = (off.get(point) for point in step.inputs)
+                flow.spreads[step.returns[0]] = sum_spread(inputs[0], inputs[1], self.dtype, *carried)
             elif weights is not None and case is not None:
                 found = answers(getattr(oracle, step.function), case)
                 made = {name.rpartition(".")[2]: array for name, array in found.items()}
+                named = dict(zip(case.arguments, step.inputs, strict=False))
+                came = {name: off[point] for name, point in named.items() if point in off}
+                spreads = case_spreads(step.function, case.arguments, made, self.dtype, carried=came)
+                flow.spreads.update(spreads)
             else:
                 made = _without_weights(step, inputs, self.positions)
             for point, array in made.items():
@@ -119,6 +139,8 @@ class Flow:
                 if case is not None:
                     flow.cases[point] = case
             known |= {point: array for point, array in made.items() if point not in theirs}
+            unseen = (point for point in made if point not in theirs and point in flow.spreads)
+            off |= {point: flow.spreads[point].whole for point in unseen}
         return flow
 
     def block_case(self, number: int, start: Array, weights: Any) -> Case:

@@ -33,7 +33,8 @@ from llama_ckpt.comparing.recorded_early import without_weight
 from llama_ckpt.comparing.walk_points import ENDS, SAME, TURNED, Array, PointJudge
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
-from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.rounded_run import RoundedRun
+from llama_ckpt.judging.rounding import case_spreads, product_spread
 from llama_ckpt.judging.verdict import judge
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import KEPT_BYTES
@@ -52,8 +53,10 @@ class Walk(PointJudge):
         # looked for first, as a shifted dump would fail in each block; the whole model comes last, since it
         # needs all the ends.
         sides = self.sides
-        self.flow = Flow(sides.config, np.asarray(sides.positions, np.int64))
+        self.flow = Flow(sides.config, np.asarray(sides.positions, np.int64), sides.dtype)
         exact = self._exact_embedding()
+        if sides.weights is not None and exact is not None:
+            self.rounded = RoundedRun(exact, sides.weights, sides.config, self.flow.positions, sides.dtype)
         start = self._embedding(exact)
         self._find_shifts(exact)
         for number in range(sides.n_layers):
@@ -175,7 +178,7 @@ class Walk(PointJudge):
             exact: what should come out of the last block, float64 [n, width]; None where nobody knows.
             start: what does by their dump.
         """
-        weights, sides = self.sides.weights, self.sides
+        weights = self.sides.weights
         names = ("output_norm", "logits")
         right: dict[str, Array] = {}
         if weights is not None and exact is not None:
@@ -199,7 +202,7 @@ class Walk(PointJudge):
                 theirs["logits"],
                 right.get("logits") if weights is not None else None,
                 self._reference("logits"),
-                limit_for("logits", sides.dtype, "total", n_layers=sides.n_layers),
+                self._limit("logits", "total"),
             )
 
     @property
@@ -223,6 +226,12 @@ class Walk(PointJudge):
         usable = own is not None and np.isfinite(own).all()
         read = np.asarray(own, np.float64) if usable else normed
         flow.computed.update({"output_norm": normed, "logits": read @ weights.output.T})
+        carried = {} if self.start_spread is None else {"x": self.start_spread}
+        dtype = self.sides.dtype
+        flow.spreads.update(case_spreads("output_logits", arguments, flow.computed, dtype, carried=carried))
+        if usable:
+            logits = flow.computed["logits"]
+            flow.spreads["logits"] = product_spread(read, weights.output, logits, dtype)
         flow.cases.update({"output_norm": case, "logits": case})
         flow.read.update({"output_norm": (last,), "logits": ("output_norm",)})
         flow.replaced.update({"output_norm": (), "logits": () if usable else ("output_norm",)})
@@ -261,9 +270,10 @@ class Walk(PointJudge):
         self._judge_step(theirs, right, flow, number, whole)
         # What goes on into the next block is their end, wrong as it may be: the next block's own error is
         # what it adds to that. Where they recorded none, or NaN, what the steps on their nearest inputs give.
-        end = theirs.get("out")
+        end, self.start_spread = theirs.get("out"), None
         if end is None or not np.isfinite(end).all():
             end = flow.computed.get("out")
+            self.start_spread = flow.spreads["out"].whole if "out" in flow.spreads else None
         if weights is not None:
             self._layer(number, exact_in, start, right["out"], from_input["out"], end)
         elif "out" in right and end is not None:
@@ -283,7 +293,7 @@ class Walk(PointJudge):
         # Steps are computed in float64 whatever the dump's type, so that only their rounding is in the error.
         # A tensor with a NaN is no input to judge a step by: the next nearest ones that they recorded are.
         usable = {point: np.asarray(x, np.float64) for point, x in theirs.items() if np.isfinite(x).all()}
-        return self.flow.block(number, usable, start, weights)
+        return self.flow.block(number, usable, start, weights, self.start_spread)
 
     def _settle(
         self,

@@ -20,8 +20,10 @@ from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
-from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for
+from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.metrics import relative_error
+from llama_ckpt.judging.rounded_run import RoundedRun, at_least
+from llama_ckpt.judging.rounding import Spread
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
@@ -40,6 +42,10 @@ SAME = 0.01
 """Relative error below which a tensor is taken for another layer's: any precision is nearer than that."""
 
 
+WORTH_ASKING = 1000.0
+"""A total error so many times too large is no rounding on any model, and is not asked about."""
+
+
 @dataclass
 class PointJudge:
     """What a walk keeps, and what it says of one point; fills a `Comparison`."""
@@ -52,6 +58,9 @@ class PointJudge:
     shifts: dict[str, int] = field(default_factory=dict)
     explainer: Explainer = field(default_factory=Explainer)
     ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    start_spread: Array | None = None  # of what goes into a block, where it is not theirs
+    rounded: RoundedRun | None = None
+    _limits: dict[tuple[str, str], Limit] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @cached_property
@@ -99,7 +108,12 @@ class PointJudge:
         return dump[name] if dump is not None and name in dump else None
 
     def _limit(self, name: str, error_kind: ErrorKind) -> Limit:
-        """What holds there; against a reference that rounds its activations, what its rounding needs."""
+        """What held there; before it was judged the table's.
+
+        Against a reference that rounds its activations, what its rounding needs.
+        """
+        if (name, error_kind) in self._limits:
+            return self._limits[name, error_kind]
         dtype = self.sides.dtype
         if self.sides.weights is None and error_kind == "total" and not self.sides.tight:
             record = self.sides.dumps.manifest.model if self.sides.dumps else None
@@ -116,15 +130,27 @@ class PointJudge:
         whole: tuple[Case, Mapping[str, Array]] | None,
     ) -> None:
         """Judge points of one block, or those outside of the blocks where `number` is None."""
+        # Of blocks gone through only the numbers are kept: limits of each element are as large as tensors.
+        self._limits = {key: limit.uniform for key, limit in self._limits.items()}
         order = [p.name for p in BLOCK_POINTS] if number is not None else ENDS
         judged: dict[str, ComparedPoint] = {}
         for point in order:
             if point not in theirs:
                 continue
             name = point if number is None else block_point(number, point)
-            own = self._judge(name, theirs[point], flow.computed.get(point), "own", None)
+            own = self._judge(
+                name, theirs[point], flow.computed.get(point), "own", None, flow.spreads.get(point)
+            )
             reference = self._reference(name)
             total = self._judge(name, theirs[point], right.get(point), "total", reference)
+            if (
+                total is not None
+                and own is not None
+                and own.verdict == "pass"
+                and self._may_be_rounding(total)
+            ):
+                self._widen(name, right[point])
+                total = self._judge(name, theirs[point], right[point], "total", reference)
             read = flow.read.get(point, ())
             compared = ComparedPoint(name, own, total, read, flow.replaced.get(point, ()))
             judged[point] = replace(compared, made=made(compared, theirs))
@@ -134,13 +160,35 @@ class PointJudge:
         self.result.compared += sum(c.own is not None or c.total is not None for c in judged.values())
         self.explainer.explain(judged, theirs, flow, whole, right, self.mask, self._limit)
 
+    def _may_be_rounding(self, total: PointVerdict) -> bool:
+        """Whether a total error beyond the table's limit is worth asking what rounding comes to here."""
+        if total.verdict == "pass" or self.rounded is None or not total.err < WORTH_ASKING * total.limit:
+            return False
+        return all(point.made != "here" for point in self.result.points)
+
+    def _widen(self, name: str, o: Array) -> None:
+        """Hold a point's total error to what rounding at random comes to on this model and prompt."""
+        assert self.rounded is not None
+        block, point = split_name(name)
+        draws = self.rounded.head() if block is None else self.rounded.block(block)
+        mask = self.mask if POINTS[point].causal else None
+        self._limits[name, "total"] = at_least(self._limit(name, "total"), o, draws, point, mask)
+
     def _judge(
-        self, name: str, x: Array, o: Array | None, error_kind: ErrorKind, r: Array | None
+        self,
+        name: str,
+        x: Array,
+        o: Array | None,
+        error_kind: ErrorKind,
+        r: Array | None,
+        spread: Spread | None = None,
     ) -> PointVerdict | None:
         if o is None:
             return None
         limit = self._limit(name, error_kind)
         mask = self.mask if POINTS[split_name(name)[1]].causal else None
+        if spread is not None and x.shape == o.shape:
+            limit = self._limits[name, error_kind] = within(limit, spread, o, mask)
         if self.sides.weights is None and error_kind == "total":
             r = None  # there o is llama.cpp's already
         if limit.exact and self.sides.dtype == "float32" and r is not None and r.shape != x.shape:

@@ -32,7 +32,16 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, Case, split_name
 
-__all__ = ["PRECISIONS", "Precision", "Spread", "angle_error", "case_spreads", "spreads_of", "sum_spread"]
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "Spread",
+    "angle_error",
+    "case_spreads",
+    "product_spread",
+    "spreads_of",
+    "sum_spread",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -111,7 +120,7 @@ def case_spreads(
         return {}
     came = {name: np.asarray(spread, np.float64) for name, spread in (carried or {}).items()}
     with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
-        return maker(_Call(arguments, values, PRECISIONS[dtype], came, exact_angles))
+        return maker(_Call(arguments, values, dtype, came, exact_angles))
 
 
 def spreads_of(
@@ -133,11 +142,22 @@ def spreads_of(
     return {by_point[point]: spread for point, spread in made.items() if point in by_point}
 
 
-def sum_spread(y: ArrayLike, dtype: str, *carried: Array | None) -> Spread:
-    """The spread of a sum of two tensors that comes to y, as at a residual."""
-    p = PRECISIONS[dtype]
-    squares = ((p.u + p.half) * np.asarray(y, np.float64)) ** 2
-    return Spread(np.sqrt(squares + sum(one**2 for one in carried if one is not None)))
+def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: ArrayLike | None) -> Spread:
+    """The spread of a + b, as at a residual.
+
+    The terms count as well as the sum: what was recorded of them may be rounded where the program had more.
+    """
+    p, first, second = PRECISIONS[dtype], np.asarray(a, np.float64), np.asarray(b, np.float64)
+    squares = (p.u + p.half) ** 2 * (first**2 + second**2 + (first + second) ** 2)
+    squares += sum(np.asarray(one, np.float64) ** 2 for one in carried if one is not None)
+    return Spread(np.sqrt(squares + p.least**2))
+
+
+def product_spread(x: ArrayLike, w: Any, y: ArrayLike, dtype: str) -> Spread:
+    """The spread of a product y = x w^T, `[n, out]`, of an x that is exact."""
+    rows, made = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    with np.errstate(all="ignore"):
+        return Spread(_product(rows, w, made, PRECISIONS[dtype]))
 
 
 @dataclass(frozen=True)
@@ -146,9 +166,14 @@ class _Call:
 
     arguments: Mapping[str, Any]
     answers: Mapping[str, ArrayLike]
-    p: Precision
+    dtype: str
     carried: Mapping[str, Array]
     exact_angles: bool
+
+    @property
+    def p(self) -> Precision:
+        """The precision."""
+        return PRECISIONS[self.dtype]
 
     def __getitem__(self, name: str) -> Array:
         return np.asarray(self.answers[name] if name in self.answers else self.arguments[name], np.float64)
@@ -166,7 +191,7 @@ def _sum(terms: tuple[Array, Array], n: int, y: Array, p: Precision) -> Array:
     norms, partial = terms
     walk = p.u * n**0.5
     squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
-    return np.sqrt(squares)
+    return np.asarray(np.sqrt(squares))
 
 
 def _terms(x: Array, w: Any) -> tuple[Array, Array]:
@@ -223,12 +248,12 @@ def _norm(x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: 
     share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
     own = share * np.abs(y) + p.least
     if carried is None:
-        return own
+        return np.asarray(own)
     scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
     through = carried * scale * np.abs(weight)
     # The root reads them all: a row's scale moves by the part of the deviation that lies along x.
     along = np.sqrt(np.sum((x * carried) ** 2, axis=1, keepdims=True)) * scale**2 / x.shape[1]
-    return np.sqrt(own**2 + through**2 + (along * y) ** 2)
+    return np.asarray(np.sqrt(own**2 + through**2 + (along * y) ** 2))
 
 
 TURN_ROUNDINGS = 2.0
@@ -307,7 +332,7 @@ def _attention(c: _Call) -> dict[str, Spread]:
         context[:, head], s_context[:, head] = made[2:]
     flat, spread = context.reshape(n, -1), s_context.reshape(n, -1)
     out = _product(flat, c.arguments["wo"], c["attn_out"], c.p, spread)
-    spreads = {**keep, "attn_context": spread, "attn_out": out}
+    spreads: dict[str, Any] = {**keep, "attn_context": spread, "attn_out": out}
     return {name: Spread(array) for name, array in spreads.items()}
 
 
@@ -419,7 +444,7 @@ def _block(c: _Call) -> dict[str, Spread]:
         if "x" in c.carried and BLOCK_INPUT in reads.values():
             came["x"] = c.carried["x"]
         answers = {point: steps[point] for point in made}
-        found.update(maker(_Call(given, answers, c.p, came, c.exact_angles)))
+        found.update(maker(_Call(given, answers, c.dtype, came, c.exact_angles)))
 
     at = {"positions": positions, "sequence_ids": c.arguments.get("sequence_ids")}
     eps, parts = {"eps": config.rms_norm_eps}, {f: getattr(weights, f) for f in MATRICES}
@@ -429,13 +454,14 @@ def _block(c: _Call) -> dict[str, Spread]:
     turn = {**at, "frequencies": oracle.rope_frequencies(config)}
     step(_rope, turn, ("q_rope", "k_rope"), {"q": "q", "k": "k"})
     step(_attention, {**at, **parts}, ("attn_out",), {"q": "q_rope", "k": "k_rope", "v": "v"})
-    u = c.p.u + c.p.half
-    residual = (u * steps["ffn_inp"]) ** 2 + c.carried.get("x", np.float64(0)) ** 2
-    found["ffn_inp"] = Spread(np.sqrt(residual + found["attn_out"].whole ** 2))
+
+    def add(made: str, a: Any, b: str, carried: ArrayLike | None) -> None:
+        found[made] = sum_spread(a, steps[b], c.dtype, carried, found[b].whole)
+
+    add("ffn_inp", c.arguments["x"], "attn_out", c.carried.get("x"))
     step(_rms_norm, {"weight": weights.ffn_norm, **eps}, ("ffn_norm",), {"x": "ffn_inp"})
     step(_swiglu, parts, ("ffn_gate", "ffn_up", "ffn_out"), {"x": "ffn_norm"})
-    end = found["ffn_inp"].whole ** 2 + found["ffn_out"].whole ** 2 + (u * steps["out"]) ** 2
-    found["out"] = Spread(np.sqrt(end))
+    add("out", steps["ffn_inp"], "ffn_out", found["ffn_inp"].whole)
     return {name: replace(spread, composed=True) for name, spread in found.items()}
 
 
