@@ -17,7 +17,7 @@ or a norm makes on the way. `limits` multiplies by the few constants that were m
 RoPE's angles are apart: many programs take position times a float32 frequency, others multiply frequencies
 one after the other. Both are right, of limited accuracy, and lose a known most, not a random walk.
 
-Products of squares are taken in float32, since of a deviation two digits count. numpy only.
+numpy only.
 """
 
 from __future__ import annotations
@@ -29,6 +29,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.judging.rounding_steps import (
+    PRECISIONS,
+    Precision,
+    Spread,
+    angle_error,
+    gated,
+    norm_deviation,
+    probabilities,
+    product_deviation,
+    product_terms_of,
+    sum_deviation,
+    turned_spread,
+)
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, Case, split_name
 
@@ -44,52 +57,6 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[np.float64]
-
-CHUNKS = 8
-"""In how many places a sum's partial sums are looked at."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What a program of a dtype rounds with.
-
-    Attributes:
-        u: of a sum, which is float32 everywhere.
-        half: of a result and of a weight; 0.0 in float32, whose results are sums.
-        least: below so much a number may be taken for zero, or has no more than this distance to the next.
-    """
-
-    u: float
-    half: float
-    least: float
-
-
-PRECISIONS: Mapping[str, Precision] = {
-    "float32": Precision(2.0**-24, 0.0, 2.0**-126),
-    "float16": Precision(2.0**-24, 2.0**-11, 2.0**-25),
-    "bfloat16": Precision(2.0**-24, 2.0**-8, 2.0**-126),
-}
-"""By the name of the dtype."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """What rounding may leave in a tensor.
-
-    Attributes:
-        deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
-        most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
-        composed: it is the sum of several steps', whose errors may point the same way.
-    """
-
-    deviation: Array
-    most: Array | None = None
-    composed: bool = False
-
-    @property
-    def whole(self) -> Array:
-        """Both in one, for a step that reads the tensor."""
-        return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
 
 
 def case_spreads(
@@ -157,7 +124,7 @@ def product_spread(x: ArrayLike, w: Any, y: ArrayLike, dtype: str) -> Spread:
     """The spread of a product y = x w^T, `[n, out]`, of an x that is exact."""
     rows, made = np.asarray(x, np.float64), np.asarray(y, np.float64)
     with np.errstate(all="ignore"):
-        return Spread(_product(rows, w, made, PRECISIONS[dtype]))
+        return Spread(product_deviation(rows, w, made, PRECISIONS[dtype]))
 
 
 @dataclass(frozen=True)
@@ -183,134 +150,22 @@ class _Call:
         return np.asarray(self.arguments[name], np.float64)
 
 
-# -- the parts ------------------------------------------------------------------------------------------
-
-
-def _sum(terms: tuple[Array, Array], n: int, y: Array, p: Precision) -> Array:
-    """Of a sum over n products that comes to y, from `_terms`."""
-    norms, partial = terms
-    walk = p.u * n**0.5
-    squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
-    return np.asarray(np.sqrt(squares))
-
-
-def _terms(x: Array, w: Any) -> tuple[Array, Array]:
-    """Of products `x [n, in]` with `w [out, in]`: their norms and the rms of their partial sums, `[n, out]`.
-
-    A weight in another memory has a method `product_terms` that does this there.
-    """
-    if hasattr(w, "product_terms"):
-        norms, partial = w.product_terms(x, CHUNKS)
-        return norms, partial
-    rows, scale = _in_float32(x)
-    matrix, unit = _in_float32(w)
-    norms = np.sqrt((rows * rows) @ (matrix * matrix).T)
-    step = -(-x.shape[1] // CHUNKS)
-    running, squares = np.zeros_like(norms), np.zeros_like(norms)
-    for start in range(0, x.shape[1], step):
-        running += rows[:, start : start + step] @ matrix[:, start : start + step].T
-        squares += running**2
-    return norms * (scale * unit), np.sqrt(squares / CHUNKS) * (scale * unit)
-
-
-def _in_float32(x: Any) -> tuple[NDArray[np.float32], float]:
-    """An array for products of which two digits count, scaled lest squares leave the range, and the scale."""
-    scale = float(np.abs(x).max(initial=0.0)) or 1.0
-    return np.asarray(x / scale, np.float32), scale
-
-
-def _carried(spread: Array, w: Any) -> Array:
-    """What a deviation of the inputs `[n, in]` comes to after a product with `w [out, in]`."""
-    if hasattr(w, "product_terms"):
-        norms: Array = w.product_terms(spread, 0)[0]
-        return norms
-    rows, scale = _in_float32(spread)
-    matrix, unit = _in_float32(w)
-    return np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit)
-
-
-def _product(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:
-    """Of y = x w^T, its own rounding and, where x has a deviation, what comes with that."""
-    own = _sum(_terms(x, w), x.shape[1], y.reshape(len(y), -1), p)
-    own = own if carried is None else np.hypot(own, _carried(carried, w))
-    return own.reshape(y.shape)
-
-
-NORM_ROUNDINGS = 4.0
-"""The root, the division and the product with the weight; in half precision two of them are rounded to it."""
-
-SUM_OF_SQUARES = 0.3
-"""Of u sqrt(width): a sum of positive terms, halved by the root."""
-
-
-def _norm(x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: Array | None = None) -> Array:
-    """Of an RMS norm `[n, width]`."""
-    share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
-    own = share * np.abs(y) + p.least
-    if carried is None:
-        return np.asarray(own)
-    scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
-    through = carried * scale * np.abs(weight)
-    # The root reads them all: a row's scale moves by the part of the deviation that lies along x.
-    along = np.sqrt(np.sum((x * carried) ** 2, axis=1, keepdims=True)) * scale**2 / x.shape[1]
-    return np.asarray(np.sqrt(own**2 + through**2 + (along * y) ** 2))
-
-
-TURN_ROUNDINGS = 2.0
-"""Two products and their sum, and the cosine and the sine that were rounded before."""
-
-
-def _turned(
-    x: Array, positions: Any, frequencies: Any, p: Precision, exact_angles: bool, carried: Array | None = None
-) -> Spread:
-    """Of heads `[n, heads, head_dim]` turned by RoPE, x before."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    reach = np.hypot(even, odd)
-    own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least
-    if carried is not None:
-        own = np.sqrt(own**2 + carried[..., 0::2] ** 2 + carried[..., 1::2] ** 2)
-    most = None
-    if not exact_angles:
-        off = angle_error(positions, frequencies)[:, None, :].astype(np.float64)
-        most = _both(reach * off)
-    return Spread(_both(own), most)
-
-
-def _both(pairs: Array) -> Array:
-    """A value of each pair for both of its elements."""
-    return np.repeat(pairs, 2, axis=-1)
-
-
-def angle_error(positions: ArrayLike, frequencies: ArrayLike) -> NDArray[np.float64]:
-    """By how many radians RoPE's angle may be off in a right program, `[n, pairs]`.
-
-    Position times a float32 frequency: the frequency's rounding and the product's, 2 u of the angle.
-    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before.
-    """
-    angle = np.abs(np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64))
-    roundings = 2.0 + np.arange(angle.shape[1])
-    return np.asarray(roundings * angle * 2.0**-24)
-
-
-# -- the functions of the oracle ------------------------------------------------------------------------
-
-
 def _rms_norm(c: _Call) -> dict[str, Spread]:
     name = next(iter(c.answers))
     x = c.carried.get("x")
-    return {name: Spread(_norm(c["x"], c["weight"], c[name], c.arguments["eps"], c.p, x))}
+    return {name: Spread(norm_deviation(c["x"], c["weight"], c[name], c.arguments["eps"], c.p, x))}
 
 
 def _qkv(c: _Call) -> dict[str, Spread]:
     weights = {"q": "wq", "k": "wk", "v": "wv"}
     x = c.carried.get("x")
-    return {y: Spread(_product(c["x"], c.arguments[w], c[y], c.p, x)) for y, w in weights.items()}
+    return {y: Spread(product_deviation(c["x"], c.arguments[w], c[y], c.p, x)) for y, w in weights.items()}
 
 
 def _rope(c: _Call) -> dict[str, Spread]:
     at = c.arguments["positions"], c.arguments["frequencies"]
     return {
-        f"{name}_rope": _turned(c.argument(name), *at, c.p, c.exact_angles, c.carried.get(name))
+        f"{name}_rope": turned_spread(c.argument(name), *at, c.p, c.exact_angles, c.carried.get(name))
         for name in ("q", "k")
     }
 
@@ -331,16 +186,9 @@ def _attention(c: _Call) -> dict[str, Spread]:
         keep["attn_scores"][:, head], keep["attn_probs"][:, head] = made[:2]
         context[:, head], s_context[:, head] = made[2:]
     flat, spread = context.reshape(n, -1), s_context.reshape(n, -1)
-    out = _product(flat, c.arguments["wo"], c["attn_out"], c.p, spread)
+    out = product_deviation(flat, c.arguments["wo"], c["attn_out"], c.p, spread)
     spreads: dict[str, Any] = {**keep, "attn_context": spread, "attn_out": out}
     return {name: Spread(array) for name, array in spreads.items()}
-
-
-EXP_ROUNDINGS = 4.0
-"""Of exp itself, of the division, and what fast versions of both lose."""
-
-STEEP = 3.0
-"""How many deviations of a score exp is followed for."""
 
 
 def _one_head(
@@ -348,39 +196,21 @@ def _one_head(
 ) -> tuple[Array, Array, Array, Array]:
     """Deviations of scores and probabilities, the context, and its deviation."""
     scores = q @ k.T
-    s_scores = _sum(_terms(q, k), q.shape[1], scores, p)
+    s_scores = sum_deviation(product_terms_of(q, k), q.shape[1], scores, p)
     if "q" in carried:
         s_scores = np.sqrt(s_scores**2 + (carried["q"] ** 2) @ (k * k).T)
     if "k" in carried:
         s_scores = np.sqrt(s_scores**2 + (q * q) @ (carried["k"] ** 2).T)
-    probs, s_probs, shared = _probabilities(scores, s_scores, visible, scale, p)
+    probs, s_probs, shared = probabilities(scores, s_scores, visible, scale, p)
     context = probs @ v
     spread = np.sqrt(
-        _sum(_terms(probs, v.T), len(k), context, p) ** 2 + (s_probs**2) @ (v * v) + (shared * context) ** 2
+        sum_deviation(product_terms_of(probs, v.T), len(k), context, p) ** 2
+        + (s_probs**2) @ (v * v)
+        + (shared * context) ** 2
     )
     if "v" in carried:
         spread = np.sqrt(spread**2 + (probs * probs) @ (carried["v"] ** 2))
     return s_scores, s_probs, context, spread
-
-
-def _probabilities(
-    scores: Array, s_scores: Array, visible: Any, scale: float, p: Precision
-) -> tuple[Array, Array, float]:
-    """Softmax over the visible keys, its deviation, and the relative error that all of a row share."""
-    scaled = np.where(visible, scores * scale, -np.inf)
-    below = scaled - scaled.max(axis=1, keepdims=True)
-    e = np.exp(below)
-    probs = e / e.sum(axis=1, keepdims=True)
-    # exp makes of an absolute error a relative one: of the score, of its scaling, of what is subtracted.
-    u = p.u + p.half
-    inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
-    inner = np.where(visible, inner, 0.0)
-    mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
-    shared = p.u * (EXP_ROUNDINGS + SUM_OF_SQUARES * scores.shape[1] ** 0.5) + 2 * p.half
-    relative = np.sqrt(inner + mean + shared**2)
-    # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
-    s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP
-    return probs, np.where(visible, np.minimum(s_probs, 0.5) + p.least, 0.0), shared
 
 
 def _visible(arguments: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -393,39 +223,16 @@ def _visible(arguments: Mapping[str, Any]) -> NDArray[np.bool_]:
     return seen
 
 
-GLU_ROUNDINGS = 4.0
-"""exp, the division, two products."""
-
-
 def _swiglu(c: _Call) -> dict[str, Spread]:
     x, w_gate, w_up, w_down = (c.arguments[name] for name in ("x", "w_gate", "w_up", "w_down"))
     x, came = np.asarray(x, np.float64), c.carried.get("x")
     gate = c["ffn_gate"] if "ffn_gate" in c.answers else np.matmul(x, w_gate.T)
     up = c["ffn_up"] if "ffn_up" in c.answers else np.matmul(x, w_up.T)
-    s_gate, s_up = _product(x, w_gate, gate, c.p, came), _product(x, w_up, up, c.p, came)
-    product, spread = _gated(gate, up, s_gate, s_up, c.p)
-    out = _product(product, w_down, c["ffn_out"], c.p, spread)
+    s_gate, s_up = product_deviation(x, w_gate, gate, c.p, came), product_deviation(x, w_up, up, c.p, came)
+    product, spread = gated(gate, up, s_gate, s_up, c.p)
+    out = product_deviation(product, w_down, c["ffn_out"], c.p, spread)
     spreads = {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
     return {name: Spread(array) for name, array in spreads.items()}
-
-
-def _gated(
-    gate: Array, up: Array, s_gate: Array | None, s_up: Array | None, p: Precision
-) -> tuple[Array, Array]:
-    """silu(gate) * up and its deviation."""
-    sigmoid = 1 / (1 + np.exp(-gate))
-    silu, slope = gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
-    product = silu * up
-    # exp(-a) takes the rounding of a with it, the more the larger a is, until the 1 beside it counts more.
-    rounded = (
-        GLU_ROUNDINGS * (p.u + 0.5 * p.half) * np.abs(product) * (1 + 0.5 * np.abs(gate) * (1 - sigmoid))
-    )
-    squares = (rounded + p.least) ** 2
-    if s_gate is not None:
-        squares += (slope * up * s_gate) ** 2
-    if s_up is not None:
-        squares += (silu * s_up) ** 2
-    return product, np.sqrt(squares)
 
 
 def _block(c: _Call) -> dict[str, Spread]:
@@ -473,8 +280,8 @@ def _output_logits(c: _Call) -> dict[str, Spread]:
     eps, came = config.rms_norm_eps, c.carried.get("x")
     shown = "output_norm" in c.answers
     normed = c["output_norm"] if shown else oracle.rms_norm(x, weights.output_norm, eps=eps)
-    norm = _norm(x, weights.output_norm, normed, eps, c.p, came)
-    logits = _product(normed, weights.output, c["logits"], c.p, norm)
+    norm = norm_deviation(x, weights.output_norm, normed, eps, c.p, came)
+    logits = product_deviation(normed, weights.output, c["logits"], c.p, norm)
     return {"output_norm": Spread(norm), "logits": Spread(logits)}
 
 

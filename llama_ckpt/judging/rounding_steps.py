@@ -1,0 +1,235 @@
+"""The rounding error of each kind of step: `rounding` says what it stands on, and puts them together.
+
+Each function takes float64 arrays, and what the program rounded on the way here where there is such
+(`carried`, a deviation of the same shape); it gives the deviation of every element of the result.
+Products of squares are taken in float32, since of a deviation two digits count. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "Spread",
+    "angle_error",
+    "gated",
+    "norm_deviation",
+    "probabilities",
+    "product_deviation",
+    "product_terms_of",
+    "sum_deviation",
+    "turned_spread",
+]
+
+Array: TypeAlias = NDArray[np.float64]
+
+CHUNKS = 8
+"""In how many places a sum's partial sums are looked at."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a program of a dtype rounds with.
+
+    Attributes:
+        u: of a sum, which is float32 everywhere.
+        half: of a result and of a weight; 0.0 in float32, whose results are sums.
+        least: below so much a number may be taken for zero, or has no more than this distance to the next.
+    """
+
+    u: float
+    half: float
+    least: float
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "float32": Precision(2.0**-24, 0.0, 2.0**-126),
+    "float16": Precision(2.0**-24, 2.0**-11, 2.0**-25),
+    "bfloat16": Precision(2.0**-24, 2.0**-8, 2.0**-126),
+}
+"""By the name of the dtype."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What rounding may leave in a tensor.
+
+    Attributes:
+        deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
+        most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
+        composed: it is the sum of several steps', whose errors may point the same way.
+    """
+
+    deviation: Array
+    most: Array | None = None
+    composed: bool = False
+
+    @property
+    def whole(self) -> Array:
+        """Both in one, for a step that reads the tensor."""
+        return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
+
+
+def sum_deviation(terms: tuple[Array, Array], n: int, y: Array, p: Precision) -> Array:
+    """Of a sum over n products that comes to y, from `product_terms_of`."""
+    norms, partial = terms
+    walk = p.u * n**0.5
+    squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
+    return np.asarray(np.sqrt(squares))
+
+
+def product_terms_of(x: Array, w: Any) -> tuple[Array, Array]:
+    """Of products `x [n, in]` with `w [out, in]`: their norms and the rms of their partial sums, `[n, out]`.
+
+    A weight in another memory has a method `product_terms` that does this there.
+    """
+    if hasattr(w, "product_terms"):
+        norms, partial = w.product_terms(x, CHUNKS)
+        return norms, partial
+    rows, scale = _in_float32(x)
+    matrix, unit = _in_float32(w)
+    norms = np.sqrt((rows * rows) @ (matrix * matrix).T)
+    step = -(-x.shape[1] // CHUNKS)
+    running, squares = np.zeros_like(norms), np.zeros_like(norms)
+    for start in range(0, x.shape[1], step):
+        running += rows[:, start : start + step] @ matrix[:, start : start + step].T
+        squares += running**2
+    return norms * (scale * unit), np.sqrt(squares / CHUNKS) * (scale * unit)
+
+
+def _in_float32(x: Any) -> tuple[NDArray[np.float32], float]:
+    """An array for products of which two digits count, scaled lest squares leave the range, and the scale."""
+    scale = float(np.abs(x).max(initial=0.0)) or 1.0
+    return np.asarray(x / scale, np.float32), scale
+
+
+def _carried(spread: Array, w: Any) -> Array:
+    """What a deviation of the inputs `[n, in]` comes to after a product with `w [out, in]`."""
+    if hasattr(w, "product_terms"):
+        norms: Array = w.product_terms(spread, 0)[0]
+        return norms
+    rows, scale = _in_float32(spread)
+    matrix, unit = _in_float32(w)
+    return np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit)
+
+
+def product_deviation(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:
+    """Of y = x w^T, its own rounding and, where x has a deviation, what comes with that."""
+    own = sum_deviation(product_terms_of(x, w), x.shape[1], y.reshape(len(y), -1), p)
+    own = own if carried is None else np.hypot(own, _carried(carried, w))
+    return own.reshape(y.shape)
+
+
+NORM_ROUNDINGS = 4.0
+"""The root, the division and the product with the weight; in half precision two of them are rounded to it."""
+
+SUM_OF_SQUARES = 0.3
+"""Of u sqrt(width): a sum of positive terms, halved by the root."""
+
+
+def norm_deviation(
+    x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: Array | None = None
+) -> Array:
+    """Of an RMS norm `[n, width]`."""
+    share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
+    own = share * np.abs(y) + p.least
+    if carried is None:
+        return np.asarray(own)
+    scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
+    through = carried * scale * np.abs(weight)
+    # The root reads them all: a row's scale moves by the part of the deviation that lies along x.
+    along = np.sqrt(np.sum((x * carried) ** 2, axis=1, keepdims=True)) * scale**2 / x.shape[1]
+    return np.asarray(np.sqrt(own**2 + through**2 + (along * y) ** 2))
+
+
+TURN_ROUNDINGS = 2.0
+"""Two products and their sum, and the cosine and the sine that were rounded before."""
+
+
+def turned_spread(
+    x: Array, positions: Any, frequencies: Any, p: Precision, exact_angles: bool, carried: Array | None = None
+) -> Spread:
+    """Of heads `[n, heads, head_dim]` turned by RoPE, x before."""
+    even, odd = x[..., 0::2], x[..., 1::2]
+    reach = np.hypot(even, odd)
+    own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least
+    if carried is not None:
+        own = np.sqrt(own**2 + carried[..., 0::2] ** 2 + carried[..., 1::2] ** 2)
+    most = None
+    if not exact_angles:
+        off = angle_error(positions, frequencies)[:, None, :].astype(np.float64)
+        most = _both(reach * off)
+    return Spread(_both(own), most)
+
+
+def _both(pairs: Array) -> Array:
+    """A value of each pair for both of its elements."""
+    return np.repeat(pairs, 2, axis=-1)
+
+
+def angle_error(positions: ArrayLike, frequencies: ArrayLike) -> NDArray[np.float64]:
+    """By how many radians RoPE's angle may be off in a right program, `[n, pairs]`.
+
+    Position times a float32 frequency: the frequency's rounding and the product's, 2 u of the angle.
+    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before.
+    """
+    angle = np.abs(np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64))
+    roundings = 2.0 + np.arange(angle.shape[1])
+    return np.asarray(roundings * angle * 2.0**-24)
+
+
+EXP_ROUNDINGS = 4.0
+"""Of exp itself, of the division, and what fast versions of both lose."""
+
+STEEP = 3.0
+"""How many deviations of a score exp is followed for."""
+
+
+def probabilities(
+    scores: Array, s_scores: Array, visible: Any, scale: float, p: Precision
+) -> tuple[Array, Array, float]:
+    """Softmax over the visible keys, its deviation, and the relative error that all of a row share."""
+    scaled = np.where(visible, scores * scale, -np.inf)
+    below = scaled - scaled.max(axis=1, keepdims=True)
+    e = np.exp(below)
+    probs = e / e.sum(axis=1, keepdims=True)
+    # exp makes of an absolute error a relative one: of the score, of its scaling, of what is subtracted.
+    u = p.u + p.half
+    inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
+    inner = np.where(visible, inner, 0.0)
+    mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
+    shared = p.u * (EXP_ROUNDINGS + SUM_OF_SQUARES * scores.shape[1] ** 0.5) + 2 * p.half
+    relative = np.sqrt(inner + mean + shared**2)
+    # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
+    s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP
+    return probs, np.where(visible, np.minimum(s_probs, 0.5) + p.least, 0.0), shared
+
+
+GLU_ROUNDINGS = 4.0
+"""exp, the division, two products."""
+
+
+def gated(
+    gate: Array, up: Array, s_gate: Array | None, s_up: Array | None, p: Precision
+) -> tuple[Array, Array]:
+    """silu(gate) * up and its deviation."""
+    sigmoid = 1 / (1 + np.exp(-gate))
+    silu, slope = gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
+    product = silu * up
+    # exp(-a) takes the rounding of a with it, the more the larger a is, until the 1 beside it counts more.
+    rounded = (
+        GLU_ROUNDINGS * (p.u + 0.5 * p.half) * np.abs(product) * (1 + 0.5 * np.abs(gate) * (1 - sigmoid))
+    )
+    squares = (rounded + p.least) ** 2
+    if s_gate is not None:
+        squares += (slope * up * s_gate) ** 2
+    if s_up is not None:
+        squares += (silu * s_up) ** 2
+    return product, np.sqrt(squares)
