@@ -275,7 +275,15 @@ class Walk(PointJudge):
             end = flow.computed.get("out")
             self.start_spread = flow.spreads["out"].whole if "out" in flow.spreads else None
         if weights is not None:
-            self._layer(number, exact_in, start, right["out"], from_input["out"], end)
+            self._layer(
+                number,
+                exact_in,
+                start,
+                right["out"],
+                from_input["out"],
+                end,
+                None if whole is None else whole[0],
+            )
         elif "out" in right and end is not None:
             self._layer(number, None, None, right["out"], None, end)
         next_exact = right.get("out")

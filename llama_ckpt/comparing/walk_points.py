@@ -23,7 +23,7 @@ from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.rounding import Spread, spreads_of
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
@@ -204,21 +204,26 @@ class PointJudge:
         exact_out: Array,
         from_input: Array | None,
         end: Array | None,
+        whole: Case | None = None,
     ) -> None:
-        """How much of the error at a block's end is its own."""
+        """How much of the error at a block's end is its own; whole: the block's call on their input."""
         name = block_point(number, "out")
         reference = self._reference(name)
         came_in = known_error(start, exact_in)
-        inherited = known_error(from_input, exact_out)
+        inherited, own = known_error(from_input, exact_out), known_error(end, from_input)
+        limit = limit_for(name, self.sides.dtype, "own")
+        # What rounding leaves of this very block costs another run of it: asked where the table is exceeded.
+        if whole is not None and from_input is not None and own > limit.err:
+            limit = within(limit, spreads_of(whole, {name: from_input}, self.sides.dtype)[name], from_input)
         self.result.layers.append(
             LayerErrors(
                 number,
-                own=known_error(end, from_input),
+                own=own,
                 inherited=inherited,
                 total=known_error(end, exact_out),
                 reference=known_error(reference, exact_out) if from_input is not None else np.nan,
                 amplification=inherited / came_in if came_in > 0 else np.nan,
-                own_limit=self._limit(name, "own").err,
+                own_limit=limit.err,
                 limit=self._limit(name, "total").err,
                 row_errs=() if end is None else tuple(row_errors(end, exact_out).tolist()),
             )

@@ -149,7 +149,7 @@ def norm_deviation(
     return np.asarray(np.sqrt(own**2 + through**2 + (along * y) ** 2))
 
 
-TURN_ROUNDINGS = 2.0
+TURN_ROUNDINGS = 1.25
 """Two products and their sum, and the cosine and the sine that were rounded before."""
 
 
