@@ -88,9 +88,7 @@ class Recording:
         return 16 if self.continuation is None else len(self.continuation.margins)
 
 
-def from_dump(
-    dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *, tight: bool
-) -> Recording:
+def from_dump(dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *, tight: bool) -> Recording:
     """Open one dump of a folder for judging; `tight` as in `Recording`.
 
     Where of the logits only the last row was kept, the others are the oracle's, of the recorded last block.
