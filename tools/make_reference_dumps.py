@@ -2,8 +2,9 @@
 
 The F16 file is the committed one; the others are derived from it (`llama-ckpt` derives the same
 files, byte for byte, when it validates). Every dump is small enough for a repository: logits of
-32,000 tokens are most of it, so prompts are short, and where a whole recording would say the same
-32 times, some blocks are recorded in full and of the others only what they return.
+32,000 tokens are most of it, so prompts are short, but for one that keeps the last token's logits
+alone, and where a whole recording would say the same 32 times, some blocks are recorded in full and
+of the others only what they return.
 """
 
 from __future__ import annotations
@@ -21,13 +22,21 @@ from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.making.derive import derive
 from reference_dumps import embedded_model
 
-ALL_BYTES = 6_000_000
-"""The most that all committed dumps together may take."""
+ALL_BYTES = 8_000_000
+"""The most that all dumps of the embedded model together may take."""
 
 FEW = (0, 1, 15, 31)
 """The first blocks, where a mistake shows alone, one in the middle, and the last."""
 
 EIGHT = (0, 1, 2, 3, 8, 15, 24, 31)
+
+ENDS = (0, 15, 31)
+
+GENESIS = (
+    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and "
+    "darkness was upon the face of the deep. And the Spirit of God moved upon the face of the waters. And "
+    "God said, Let there be light: and there was light. And God saw the light"
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Plan:
     positions_from: int = 0
     max_tokens: int = 64
     blocks: tuple[int, ...] | None = None
+    last_logits_only: bool = False
 
 
 PLANS: Mapping[str, tuple[Plan, ...]] = {
@@ -49,6 +59,7 @@ PLANS: Mapping[str, tuple[Plan, ...]] = {
         Plan("one-token", tokens=(1,), blocks=FEW),
         Plan("two-tokens", prompt="Jesus", blocks=FEW),
         Plan("far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW),
+        Plan("sixty-four-tokens", prompt=GENESIS, max_tokens=16, blocks=ENDS, last_logits_only=True),
     ),
     "f16": (Plan("hello", prompt="Hello", blocks=FEW),),
     "q8_0": (Plan("hello", prompt="Hello", blocks=FEW),),

@@ -246,7 +246,11 @@ def named_weights(model: Llama) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_model(path: Path, model: Llama, vocabulary: GGUFFile) -> None:
-    """Write the GGUF file: matrices in F16, norms in F32, the keys that real Llama-2 files carry."""
+    """Write the GGUF file: matrices in F16, norms in F32, the keys that real Llama-2 files carry.
+
+    What llama.cpp takes by default is written too: other loaders have no defaults, and stop at a file
+    without `llama.rope.freq_base`.
+    """
     shape = model.shape
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("llama_ckpt tiny-32l")
@@ -255,19 +259,25 @@ def write_model(path: Path, model: Llama, vocabulary: GGUFFile) -> None:
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.n_layers)
     writer.add_feed_forward_length(shape.ffn)
+    writer.add_vocab_size(shape.vocab_size)
     writer.add_rope_dimension_count(shape.width // shape.n_heads)
+    writer.add_rope_freq_base(shape.rope_theta)
     writer.add_head_count(shape.n_heads)
     writer.add_head_count_kv(shape.n_heads)
     writer.add_layer_norm_rms_eps(shape.rms_norm_eps)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     metadata = vocabulary.metadata
     writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
     writer.add_token_list(list(metadata["tokenizer.ggml.tokens"]))
     writer.add_token_scores([float(score) for score in metadata["tokenizer.ggml.scores"]])
     writer.add_token_types([int(kind) for kind in metadata["tokenizer.ggml.token_type"]])
     writer.add_bos_token_id(int(metadata["tokenizer.ggml.bos_token_id"]))
     writer.add_eos_token_id(int(metadata["tokenizer.ggml.eos_token_id"]))
     writer.add_unk_token_id(int(metadata["tokenizer.ggml.unknown_token_id"]))
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(True)
     for name, weight in named_weights(model):
         values = weight.detach().float().cpu().numpy()
         writer.add_tensor(name, values.astype(np.float16) if values.ndim > 1 else values)

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Take:
     forced: int = 0
     name: str | None = None
     blocks: Sequence[int] | None = None
+    last_logits_only: bool = False
 
 
 def capture(
@@ -51,6 +52,7 @@ def capture(
     forced: int = 0,
     name: str | None = None,
     blocks: Sequence[int] | None = None,
+    last_logits_only: bool = False,
     n_threads: int = 1,
     n_gpu_layers: int = 0,
     derived_from: Mapping[str, str] | None = None,
@@ -70,6 +72,7 @@ def capture(
             these is recorded.
         name: name of the dump; by default made from the prompt or the tokens.
         blocks: blocks to record in full; None for all. `blk.N.out` is recorded for every block.
+        last_logits_only: keep of the logits the last token's row alone; 1,000 rows of 32,000 are 128 MB.
         n_threads: threads of llama.cpp; its bits do not depend on it.
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
         derived_from: `{"sha256": …, "how": …}` of the file that this one was made from.
@@ -85,7 +88,7 @@ def capture(
         ReferenceMissingError, ReferenceCrashedError, ReferenceError: llama.cpp is not installed,
             crashed, or refuses the model.
     """
-    take = Take(prompt, tokens, positions_from, max_tokens, forced, name, blocks)
+    take = Take(prompt, tokens, positions_from, max_tokens, forced, name, blocks, last_logits_only)
     (entry,) = capture_takes(
         model, (take,), out=out, n_threads=n_threads, n_gpu_layers=n_gpu_layers, derived_from=derived_from
     )
@@ -117,6 +120,9 @@ def capture_takes(
         for number, (name, request, found) in enumerate(zip(names, requests, results, strict=True)):
             tensors = load_file(Path(scratch) / f"{number}.safetensors")
             entry, producer = _entry(name, request, found), _producer(request, found)
+            if takes[number].last_logits_only:
+                del tensors["logits"]
+                entry = replace(entry, last_logits_only=True)
             entries.append(write_dump(out, model=record, producer=producer, entry=entry, tensors=tensors))
     return entries
 

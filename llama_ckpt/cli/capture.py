@@ -41,6 +41,9 @@ def command(
     blocks: Annotated[
         str | None, typer.Option(metavar="NS", help="Blocks to record in full, with commas; all without it.")
     ] = None,
+    last_logits_only: Annotated[
+        bool, typer.Option("--last-logits-only", help="Keep the last token's logits alone, for long prompts.")
+    ] = False,
     threads: Annotated[
         int | None, typer.Option(help="Threads of llama.cpp, which change no result; all cores without it.")
     ] = None,
@@ -61,6 +64,7 @@ def command(
             forced=forced,
             name=name,
             blocks=None if blocks is None else _integers("--blocks", blocks),
+            last_logits_only=last_logits_only,
             n_threads=threads or os.cpu_count() or 1,
             n_gpu_layers=gpu_layers,
         )

@@ -64,6 +64,8 @@ def sizes_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         point = split_name(name)[1]
         if point in POINTS:
             sizes |= dict(zip(POINTS[point].axes, shape, strict=True))
+        elif point == "last_logits":  # all that a dump may hold of the logits
+            sizes["vocab"] = shape[0]
     return sizes
 
 

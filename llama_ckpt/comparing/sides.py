@@ -296,6 +296,8 @@ def _lacking(sides: Sides) -> Iterator[str]:
     if sides.weights is None:
         yield "no --model: own and inherited error are told apart only where no weights are needed"
         yield "no --model: whether you or llama.cpp is off cannot be told, and no bug can be named"
+        if sides.dump is not None and sides.dump.entry.last_logits_only:
+            yield "no --model: the reference kept the last token's logits alone, and yours are not judged"
         if sides.comparable and not sides.tight:
             yield "the reference rounds its activations: without --model only large errors are seen"
     if sides.dumps is None:

@@ -136,6 +136,8 @@ class DumpEntry:
         penalized: settings with a repetition penalty.
         last_row: True where only the last token's row of every tensor is kept, and of the other blocks
             nothing: enough to hold a full-size model's own run against, in a megabyte.
+        last_logits_only: True where of the logits no more is kept than `last_logits`: a row for each token
+            would be most of a long prompt's dump.
     """
 
     name: str
@@ -152,6 +154,7 @@ class DumpEntry:
     sampling: tuple[Sampling, ...] = ()
     penalized: tuple[Sampling, ...] = ()
     last_row: bool = False
+    last_logits_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -177,8 +180,9 @@ def manifest_text(manifest: Manifest) -> str:
     """The manifest as JSON text: fields in a fixed order, a list of numbers on one line."""
     document = {"schema": SCHEMA, **asdict(manifest)}
     for entry in document["dumps"]:
-        if not entry["last_row"]:
-            del entry["last_row"]  # whole dumps are the rule
+        for part in ("last_row", "last_logits_only"):
+            if not entry[part]:
+                del entry[part]  # whole dumps are the rule
     text = json.dumps(document, indent=1, ensure_ascii=True)
     # A string never holds a raw newline in JSON, so this touches lists of plain values only.
     return re.sub(r"\[\n\s+([^\[\]{}]*?)\n\s+\]", _one_line, text) + "\n"

@@ -61,8 +61,8 @@ def _record(kind: Any, value: object, where: str) -> Any:
     fields = _typed(value, dict, where)
     made = {}
     for name, annotation in _annotations(kind).items():
-        # A field with a default in Python is wanted in the file all the same: only this one came later.
-        if name in fields or name != "last_row":
+        # A field with a default in Python is wanted in the file all the same: only these came later.
+        if name in fields or name not in ("last_row", "last_logits_only"):
             made[name] = _field(annotation, _found(fields, name, where), f"{where}: {name}")
     record = kind(**made)
     if isinstance(record, DumpEntry):
@@ -114,6 +114,7 @@ def check_entry(entry: DumpEntry, where: str) -> None:
     """
     n_tokens = len(entry.token_ids)
     block_points = {point.name for point in BLOCK_POINTS}
+    kept = ("last_row", "last_logits_only") if entry.last_row and entry.last_logits_only else ()
     wanted: list[tuple[str, object, object, bool]] = [
         ("token_ids", entry.token_ids, "at least one", n_tokens > 0),
         ("file", entry.file, "a plain *.safetensors name", _plain(entry.file)),
@@ -121,6 +122,7 @@ def check_entry(entry: DumpEntry, where: str) -> None:
         ("greedy_tokens", len(entry.greedy_tokens), n_tokens, len(entry.greedy_tokens) == n_tokens),
         ("blocks", entry.blocks, f"below {entry.n_layers}, ascending", _ascending(entry)),
         ("points", entry.points, sorted(block_points), {"out"} <= set(entry.points) <= block_points),
+        ("what is kept", " and ".join(kept), "one of them at most", not kept),
     ]
     for field, got, right, holds in wanted:
         if not holds:

@@ -6,6 +6,7 @@ first axis = token, float32, under the neutral names of `points.py`; beside them
 of the sampler chain `sampling.K.ids` int32 and `sampling.K.probabilities` float32.
 
 A dump of the last row alone (`DumpEntry.last_row`) holds that row of each tensor, of its `blocks` only.
+One with the last logits alone (`DumpEntry.last_logits_only`) has no `logits` beside `last_logits`.
 
 Nothing is believed: the file's checksum, that every tensor is there and none is left over, that
 shapes agree with the tokens and with each other, and that values are finite.
@@ -42,7 +43,8 @@ def point_names(entry: DumpEntry) -> list[str]:
     for block in entry.blocks if entry.last_row else range(entry.n_layers):
         points = entry.points if block in entry.blocks else ("out",)
         names += [block_point(block, point) for point in points]
-    return names + [point.name for point in MODEL_POINTS if point.name != "embd"]
+    without = {"embd"} | ({"logits"} if entry.last_logits_only else set())
+    return names + [point.name for point in MODEL_POINTS if point.name not in without]
 
 
 class Dump(Mapping[str, Float32]):
@@ -90,7 +92,7 @@ class Dump(Mapping[str, Float32]):
     @property
     def vocab_size(self) -> int:
         """Number of entries of a row of logits."""
-        return self.shapes["logits"][1]
+        return self.shapes["last_logits" if self.entry.last_logits_only else "logits"][-1]
 
     def probabilities(self, index: int, *, penalized: bool = False) -> Float32:
         """`[vocab]`, float32: the probabilities after llama.cpp's own sampler chain.
@@ -282,9 +284,16 @@ def keep_last_row(
     """
     whole, dump = dumps.entry(name), dumps.dump(name)
     entry = replace(
-        whole, blocks=tuple(blocks), points=tuple(points), sampling=(), penalized=(), last_row=True
+        whole,
+        blocks=tuple(blocks),
+        points=tuple(points),
+        sampling=(),
+        penalized=(),
+        last_row=True,
+        last_logits_only=False,
     )
-    tensors = {point: dump[point][-1:] for point in point_names(entry)}
+    last = {"logits": dump["last_logits"][None]}
+    tensors = {point: last[point] if point in last else dump[point][-1:] for point in point_names(entry)}
     return write_dump(
         out, model=dumps.manifest.model, producer=dumps.manifest.producer, entry=entry, tensors=tensors
     )

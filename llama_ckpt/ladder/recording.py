@@ -22,7 +22,7 @@ from llama_ckpt.dumps.reference import DumpSet
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
-from llama_ckpt.points import SAMPLED, split_name
+from llama_ckpt.points import SAMPLED, block_point, split_name
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 
@@ -63,6 +63,8 @@ class Recording:
         probabilities: llama.cpp's `[vocab]` for setting K; None where nothing was recorded.
         last_row: llama.cpp's last row of some points, float32 [1, ...], where no more was kept; the tensors
             are the oracle's then.
+        computed: points for which a recording of llama.cpp's has no answer on these inputs: the tensors that
+            it lacks, which the oracle computed from those that it has, and what is taken from them.
     """
 
     label: str
@@ -78,6 +80,7 @@ class Recording:
     sampling: Sequence[Mapping[str, Any]] = ORACLE_SAMPLING
     probabilities: Callable[[int], NDArray[np.float32]] | None = None
     last_row: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    computed: frozenset[str] = frozenset()
 
     @property
     def n_choices(self) -> int:
@@ -85,8 +88,10 @@ class Recording:
         return 16 if self.continuation is None else len(self.continuation.margins)
 
 
-def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
+def from_dump(dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *, tight: bool) -> Recording:
     """Open one dump of a folder for judging; `tight` as in `Recording`.
+
+    Where of the logits only the last row was kept, the others are the oracle's, of the recorded last block.
 
     Raises:
         DumpError: it is damaged or incomplete.
@@ -96,19 +101,27 @@ def from_dump(dumps: DumpSet, name: str, *, tight: bool) -> Recording:
         {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "min_p": s.min_p}
         for s in entry.sampling
     ]
+    tensors: Mapping[str, NDArray[np.float32]] = dump
+    last_row: dict[str, NDArray[np.float32]] = {}
+    if entry.last_logits_only:
+        x = dump[block_point(entry.n_layers - 1, "out")]
+        logits = oracle.output_logits(x, weights, config=model.config).astype(np.float32)
+        tensors, last_row = {**dump, "logits": logits}, {"logits": dump["last_logits"][None]}
     return Recording(
         label=f"{dumps.path.name}/{name}",
         prompt=entry.prompt,
         token_ids=entry.token_ids,
         positions=entry.positions,
         blocks=entry.blocks,
-        tensors=dump,
+        tensors=tensors,
         recorded=True,
         tight=tight,
         greedy_tokens=entry.greedy_tokens,
         continuation=entry.continuation,
         sampling=settings,
         probabilities=dump.probabilities,
+        last_row=last_row,
+        computed=frozenset(("logits", "last_logits", "greedy_tokens")) if last_row else frozenset(),
     )
 
 

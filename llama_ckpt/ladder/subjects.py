@@ -144,7 +144,7 @@ def open_all(dumps: DumpSet, model: Model, weights: OracleWeights) -> Iterator[R
         if dumps.entry(name).last_row:
             yield from_last_row(dumps, name, model, weights)
         else:
-            yield from_dump(dumps, name, tight=dumps.manifest.tight)
+            yield from_dump(dumps, name, model, weights, tight=dumps.manifest.tight)
 
 
 def derivable(path: Path, dumps: DumpSet) -> bool:

@@ -199,12 +199,12 @@ def embedded_tokenizer() -> Tokenizer:
 
 
 def embedded_given() -> Iterator[GivenPrompt]:
-    """The embedded model and llama.cpp's float32 dumps of it that have four tokens and more."""
+    """The embedded model and llama.cpp's float32 dumps of it with four tokens and more, and their logits."""
     file = open_gguf(embedded_model())
     config = LlamaConfig.from_gguf(file)
     weights, dumps = OracleWeights(file, config), open_dumps(dump_folder("f32"))
     for entry in dumps.manifest.dumps:
-        if len(entry.token_ids) >= 4 and entry.prompt is not None:
+        if len(entry.token_ids) >= 4 and entry.prompt is not None and not entry.last_logits_only:
             yield GivenPrompt(
                 label=f"f32/{entry.name}",
                 config=config,

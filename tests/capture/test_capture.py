@@ -218,3 +218,14 @@ def test_bad_options_are_named(
     with pytest.raises(error, match=message):
         capture(recorded / "plain.gguf", **(options | {"out": out}))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+def test_of_the_logits_the_last_row_alone_is_kept_on_request(recorded: Path, tmp_path: Path) -> None:
+    takes = [Take(prompt=PROMPT, name="near", max_tokens=8, last_logits_only=True)]
+    (entry,) = capture_takes(recorded / "plain.gguf", takes, out=tmp_path)
+    small, whole = open_dumps(tmp_path).dump("near"), open_dumps(recorded / "plain").dump("near")
+    assert entry.last_logits_only and set(whole) - set(small) == {"logits"}
+    for name, array in small.items():
+        np.testing.assert_array_equal(array, whole[name])
+    assert entry.greedy_tokens == whole.entry.greedy_tokens
+    assert entry.sampling == whole.entry.sampling

@@ -63,6 +63,7 @@ def test_what_is_committed_is_what_the_tool_plans() -> None:
             assert entry.blocks == (plan.blocks or tuple(range(entry.n_layers)))
             assert (entry.prompt, entry.positions[0]) == (plan.prompt, plan.positions_from)
             assert len(entry.continuation.token_ids) == plan.max_tokens
+            assert entry.last_logits_only == plan.last_logits_only
 
 
 def test_the_promised_prompts_are_there() -> None:
@@ -72,6 +73,7 @@ def test_the_promised_prompts_are_there() -> None:
     assert len(float32.entry("eight-tokens").token_ids) == 8
     assert len(float32.entry("one-token").token_ids) == 1
     assert min(float32.entry("far-positions").positions) >= 4000
+    assert len(float32.entry("sixty-four-tokens").token_ids) == 64
 
 
 def test_committed_files_are_small() -> None:
@@ -117,8 +119,11 @@ def test_a_committed_dump_satisfies_its_formulas(weights: str, name: str) -> Non
 @each_dump
 def test_recorded_choices_are_those_of_the_recorded_logits(weights: str, name: str) -> None:
     dump = FOLDERS[weights].dump(name)
-    np.testing.assert_array_equal(dump["logits"].argmax(axis=1), dump.entry.greedy_tokens)
-    np.testing.assert_array_equal(dump["logits"][-1], dump["last_logits"])
+    if dump.entry.last_logits_only:
+        assert dump["last_logits"].argmax() == dump.entry.greedy_tokens[-1]
+    else:
+        np.testing.assert_array_equal(dump["logits"].argmax(axis=1), dump.entry.greedy_tokens)
+        np.testing.assert_array_equal(dump["logits"][-1], dump["last_logits"])
     if dump.entry.continuation.token_ids:
         assert dump.entry.continuation.token_ids[0] == dump.entry.greedy_tokens[-1]
 
@@ -137,6 +142,7 @@ def again(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
             max_tokens=len(entry.continuation.token_ids),
             name=name,
             blocks=entry.blocks,
+            last_logits_only=entry.last_logits_only,
             out=out / weights,
             n_threads=manifest.producer.threads,
             derived_from=manifest.model.derived_from,
