@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,9 +22,31 @@ needs_triton = pytest.mark.skipif(
 
 
 def interpreter_failure(code: str) -> str:
-    """What Python code died of, or nothing. It gets a process of its own: Triton reads its switch once."""
+    """What Python code died of, or nothing. It runs in a fork of its own: see `interpreter_process`."""
+    process = _process()
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(json.dumps(code) + "\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    assert answer, f"the interpreter's process ended: exit status {process.wait()}"
+    return str(json.loads(answer))
+
+
+@functools.cache
+def _process() -> subprocess.Popen[str]:
+    """One for all checks of this run: Triton reads its switch when it is imported, and only then."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.kernels.interpreter_process"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    return done.stderr or f"exit status {done.returncode}" if done.returncode else ""
+
+    def end() -> None:
+        process.communicate()  # its standard input ends, and it with it
+
+    atexit.register(end)
+    return process

@@ -21,9 +21,16 @@ def worker(embedded_model: Path) -> Iterator[RunningWorker]:
 
 @pytest.fixture(scope="session")
 def tight(embedded_model: Path) -> Iterator[RunningWorker]:
-    """A worker with the embedded model and narrow limits."""
-    limits = "--queue-size 1 --job-timeout 0.5 --max-context 2048 --client-timeout 1".split()
+    """A worker with the embedded model and narrow limits; a job there has all the time it needs."""
+    limits = "--queue-size 1 --max-context 2048 --client-timeout 1".split()
     with running(embedded_model, *limits) as started:
+        yield started.ready()
+
+
+@pytest.fixture(scope="session")
+def hurried(embedded_model: Path) -> Iterator[RunningWorker]:
+    """A worker with the embedded model; a job there has half a second, which one token may take when it is busy."""
+    with running(embedded_model, "--job-timeout", "0.5") as started:
         yield started.ready()
 
 

@@ -19,16 +19,29 @@ from tests.gguf_files import write_llama
 from tests.worker.running_worker import Json, RunningWorker, execute, parsed, request, running
 
 
-def test_timeout(tight: RunningWorker) -> None:
-    """--job-timeout is half a second there."""
-    with tight.client() as client:
-        events = execute(client, request("slow", max_tokens=1500))
-        assert events[0]["type"] == "started" and len(events) > 2
-        assert {key: events[-1][key] for key in ("type", "code")} == {"type": "error", "code": "TIMEOUT"}
-        assert "0.5 seconds" in events[-1]["message"]
-        assert execute(client, request("quick"))[-1]["stop_reason"] == "MAX_TOKENS"
-    assert tight.logged("job ended", job_id="slow")["outcome"] == "TIMEOUT"
-    assert len(tight.ends_of("slow")) == 1
+TRIES = 40
+"""Of jobs that have half a second: a busy machine may take longer for one token, and then another is tried."""
+
+
+def test_timeout(hurried: RunningWorker) -> None:
+    """--job-timeout is half a second there: tokens until then, one error, and jobs go on."""
+    with hurried.client() as client:
+        for number in range(TRIES):
+            events = execute(client, request(f"slow-{number}", max_tokens=1500))
+            assert events[0]["type"] == "started"
+            assert {key: events[-1][key] for key in ("type", "code")} == {"type": "error", "code": "TIMEOUT"}
+            assert "0.5 seconds" in events[-1]["message"]
+            assert hurried.logged("job ended", job_id=f"slow-{number}")["outcome"] == "TIMEOUT"
+            assert len(hurried.ends_of(f"slow-{number}")) == 1
+            if len(events) > 2:
+                break
+        assert len(events) > 2, "not a token before the time was up"
+        for number in range(TRIES):
+            last = execute(client, request(f"quick-{number}", max_tokens=1))[-1]
+            if last["type"] == "end":
+                break
+            assert last["code"] == "TIMEOUT"
+        assert last["stop_reason"] == "MAX_TOKENS"
 
 
 def test_inference_failed(reciter: RunningWorker, reciter_client: httpx.Client) -> None:

@@ -105,10 +105,10 @@ def test_a_client_that_reads_nothing_holds_nobody_up(tight: RunningWorker) -> No
     idle.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     idle.sendall(raw_request("/execute", json.dumps(request("unread", max_tokens=40)).encode()))
     tight.logged("job started", job_id="unread")
-    with tight.client() as client:  # one token: jobs there have half a second, on a busy machine, too
+    with tight.client() as client:
         end = execute(client, request("next", max_tokens=1))[-1]
         assert end.get("stop_reason") == "MAX_TOKENS", end
-    assert tight.logged("job ended", job_id="unread")["outcome"] in ("MAX_TOKENS", "TIMEOUT")
+    assert tight.logged("job ended", job_id="unread")["outcome"] == "MAX_TOKENS"
     idle.close()
 
 

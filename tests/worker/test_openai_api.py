@@ -159,8 +159,8 @@ def test_a_failure_is_an_error(reciting_api: openai.OpenAI) -> None:
         list(reciting_api.completions.create(prompt="n", stream=True, **GREEDY))
 
 
-def test_a_job_that_runs_out_of_time(tight: RunningWorker) -> None:
-    with openai.OpenAI(base_url=f"{tight.url}/v1", api_key="none", max_retries=0) as api:
+def test_a_job_that_runs_out_of_time(hurried: RunningWorker) -> None:
+    with openai.OpenAI(base_url=f"{hurried.url}/v1", api_key="none", max_retries=0) as api:
         with pytest.raises(openai.InternalServerError) as caught:
             api.completions.create(prompt="Hello", max_tokens=1500, **GREEDY)
     assert caught.value.status_code == 504 and caught.value.code == "TIMEOUT"
