@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import llama_ckpt
 from llama_ckpt.cli import COMMANDS, app
 from llama_ckpt.cli.progress import ProgressBar, waiting
+from tests.gguf_files import write_llama
 
 COMMAND = (sys.executable, "-m", "llama_ckpt")
 
@@ -163,13 +164,19 @@ def test_tokenize_answers_each_line_at_once() -> None:
             assert process.stdout.readline() == ids
 
 
-def test_inspect_marks_what_the_file_leaves_out(embedded_model: Path) -> None:
-    shown = answer("inspect", embedded_model)
+def test_inspect_marks_what_the_file_leaves_out(tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "model.gguf", omit_keys=("llama.rope.freq_base",))
+    shown = answer("inspect", model)
     assert "default, no llama.rope.freq_base" in shown
-    assert "every tensor of a Llama is there" in shown
+    assert json.loads(answer("inspect", model, "--json"))["defaulted"].count("llama.rope.freq_base") == 1
+
+
+def test_inspect_shows_what_the_file_says(embedded_model: Path) -> None:
+    shown = answer("inspect", embedded_model)
+    assert "every tensor of a Llama is there" in shown and "default, no llama.rope.freq_base" not in shown
     record = json.loads(answer("inspect", "--model", embedded_model, "--json"))
     assert record["config"]["n_layers"] == 32 and record["config"]["rms_norm_eps"] == pytest.approx(1e-5)
-    assert "llama.rope.freq_base" in record["defaulted"]
+    assert "llama.rope.freq_base" not in record["defaulted"]
     assert {t["type"]: t["count"] for t in record["tensors"]} == {"F16": 226, "F32": 65}
     assert record["computable"] is True and record["reason"] is None
 

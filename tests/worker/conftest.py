@@ -29,7 +29,7 @@ def tight(embedded_model: Path) -> Iterator[RunningWorker]:
 
 @pytest.fixture(scope="session")
 def hurried(embedded_model: Path) -> Iterator[RunningWorker]:
-    """A worker with the embedded model; a job there has half a second, which one token may take when it is busy."""
+    """A worker with the embedded model; a job has half a second, as one token may take on a busy machine."""
     with running(embedded_model, "--job-timeout", "0.5") as started:
         yield started.ready()
 

@@ -18,9 +18,8 @@ from llama_ckpt.worker import model_process
 from tests.gguf_files import write_llama
 from tests.worker.running_worker import Json, RunningWorker, execute, parsed, request, running
 
-
 TRIES = 40
-"""Of jobs that have half a second: a busy machine may take longer for one token, and then another is tried."""
+"""Of jobs that have half a second: a busy machine may take longer for one token; then another is tried."""
 
 
 def test_timeout(hurried: RunningWorker) -> None:
