@@ -24,7 +24,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
         ModelFileError: there is no vocabulary, or a damaged one.
     """
     model = metadata.get("tokenizer.ggml.model")
-    if model != "llama":
+    if not isinstance(model, str) or model != "llama":
         raise UnsupportedModelError(
             "the file's tokenizer (tokenizer.ggml.model) is not SentencePiece's",
             got="none" if model is None else repr(model),

@@ -177,7 +177,7 @@ class _Keys:
 
     def refuse_other_architectures(self) -> None:
         got = self._metadata.get("general.architecture", "no such key")
-        if got != "llama":
+        if not isinstance(got, str) or got != "llama":
             raise self.wrong(
                 "general.architecture", shown(got), "'llama'", hint="only Llama models are computed here"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import struct
@@ -11,11 +12,13 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as T
+from gguf import GGUFValueType as V
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.gguf.file import GGUFFile, weights_sha256
+from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from tests.gguf_files import gguf_bytes, key, tensor, write_llama
@@ -148,3 +151,19 @@ def test_a_claim_that_a_large_file_could_hold(tmp_path: Path, payload: bytes, ki
     path.write_bytes(gguf_bytes([key(b"a", kind, payload)]))
     os.truncate(path, 2 * GIBIBYTE)  # a sparse file: it takes no room on the disk
     assert words in str(read(path))
+
+
+@pytest.mark.parametrize("kind", [V.INT32, V.FLOAT32, V.STRING, V.BOOL], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("n", [1, 3])
+def test_an_array_in_place_of_any_value(n: int, kind: V, sound: Path, tmp_path: Path) -> None:
+    """numpy answers a comparison of an array with an array, which is neither true nor false."""
+    value = {V.INT32: 1, V.FLOAT32: 0.5, V.STRING: "a", V.BOOL: True}[kind]
+    for number, name in enumerate(GGUFFile(sound).metadata):
+        path = tmp_path / f"{number}.gguf"
+        keys = {name: ([value] * n, V.ARRAY, kind)}
+        write_llama(
+            path, width=32, n_heads=2, n_kv_heads=1, ffn=32, n_layers=1, vocab=12, type=T.Q4_0, keys=keys
+        )
+        read(path)
+        with contextlib.suppress(LlamaCkptError):
+            Tokenizer.from_gguf(GGUFFile(path))
