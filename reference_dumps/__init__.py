@@ -1,8 +1,8 @@
 """The embedded model, its reference dumps and where they are: a data package, so that a wheel carries them.
 
-    tiny-32l/model.gguf       a trained 32-layer Llama, F16 weights
-    tiny-32l/f32, f16, …      what llama.cpp computed with it: a manifest.json and a safetensors a prompt
-    llama-2-7b/f16            of `make-seeded --shape llama-2-7b --seed 1`: the last of 16 tokens, on CUDA
+tiny-32l/model.gguf       a trained 32-layer Llama, F16 weights
+tiny-32l/f32, f16, …      what llama.cpp computed with it: a manifest.json and a safetensors a prompt
+llama-2-7b/f16            of `make-seeded --shape llama-2-7b --seed 1`: the last of 16 tokens, on CUDA
 """
 
 from __future__ import annotations

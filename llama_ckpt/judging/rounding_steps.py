@@ -101,12 +101,17 @@ def product_terms_of(x: Array, w: Any) -> tuple[Array, Array]:
     for start in range(0, x.shape[1], step):
         running += rows[:, start : start + step] @ matrix[:, start : start + step].T
         squares += running**2
-    return norms * (scale * unit), np.sqrt(squares / CHUNKS) * (scale * unit)
+    scales = scale * unit.T
+    return norms * scales, np.sqrt(squares / CHUNKS) * scales
 
 
-def _in_float32(x: Any) -> tuple[NDArray[np.float32], float]:
-    """An array for products of which two digits count, scaled lest squares leave the range, and the scale."""
-    scale = float(np.abs(x).max(initial=0.0)) or 1.0
+def _in_float32(x: Any) -> tuple[NDArray[np.float32], Array]:
+    """An array for products of which two digits count, and its rows' scales.
+
+    Divided by its largest, a row's squares neither overflow nor vanish, but those below 1e-38 of that one's.
+    """
+    scale = np.asarray(np.abs(x).max(axis=1, keepdims=True, initial=0.0), np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
     return np.asarray(x / scale, np.float32), scale
 
 
@@ -117,7 +122,7 @@ def _carried(spread: Array, w: Any) -> Array:
         return norms
     rows, scale = _in_float32(spread)
     matrix, unit = _in_float32(w)
-    return np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit)
+    return np.asarray(np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit.T))
 
 
 def product_deviation(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:

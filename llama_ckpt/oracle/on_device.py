@@ -61,11 +61,35 @@ class DeviceMatrix:
         x = torch.from_numpy(np.ascontiguousarray(inputs[0])).to(self._weight.device)
         return torch.mm(x, self.float64().t()).cpu().numpy()
 
-    def float64(self) -> Tensor:
-        """The values as the file means them, `[out, in]` on the device."""
+    def product_terms(self, x: Array, chunks: int) -> tuple[Array, Array]:
+        """What the rounding of products `x [n, in]` with this weight depends on, `[n, out]`.
+
+        The norms of their terms, ‖x∘w‖₂, and the rms of the sums after each of `chunks` parts of `in`; with 0
+        the norms alone. In float32, of which two digits count; each row of both is divided by its largest
+        number first, so that squares neither overflow nor vanish, but those below 1e-38 of that one's.
+        """
+        rows, scale = _row_scaled(torch.from_numpy(np.ascontiguousarray(x)).to(self._weight.device))
+        matrix, unit = _row_scaled(self.float32())
+        scales = scale * unit.t()
+        norms = torch.mm(rows * rows, (matrix * matrix).t()).sqrt() * scales
+        squares = torch.zeros_like(norms)
+        running = torch.zeros_like(norms, dtype=torch.float32)
+        parts = -(-x.shape[1] // chunks) if chunks else x.shape[1] + 1
+        for start in range(0, x.shape[1] if chunks else 0, parts):
+            part = slice(start, start + parts)
+            running += torch.mm(rows[:, part], matrix[:, part].t())
+            squares += running.square()
+        partial = (squares / max(chunks, 1)).sqrt() * scales
+        return norms.cpu().numpy(), partial.cpu().numpy()
+
+    def float32(self) -> Tensor:
+        """The values as the file means them, `[out, in]` on the device; float32 holds every type's."""
         weight = self._weight
-        values = weight.dequantize(torch.float32) if isinstance(weight, PackedWeight) else weight
-        return values.double()
+        return weight.dequantize(torch.float32) if isinstance(weight, PackedWeight) else weight.float()
+
+    def float64(self) -> Tensor:
+        """The same for products with float64."""
+        return self.float32().double()
 
     def check(self, file: GGUFFile, name: str) -> None:
         """Compare some rows with the file's.
@@ -87,6 +111,13 @@ class DeviceMatrix:
                     got=float(np.abs(ours - wanted).max()),
                     wanted="equal to what gguf dequantizes",
                 )
+
+
+def _row_scaled(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows divided by their largest number, float32; and these, float64 `[rows, 1]`, 1 for a row of zeros."""
+    scale = matrix.abs().amax(dim=1, keepdim=True)
+    scale = torch.where(scale > 0, scale, 1.0)
+    return (matrix / scale).float(), scale.double()
 
 
 class DeviceOracleWeights(OracleWeights):

@@ -73,8 +73,7 @@ ARROWS: dict[str, str] = {
         "tokens version weights worker"
     ),
     "llama_ckpt": (
-        "comparing dumps errors generation gguf ladder making model shadowing tokens version "
-        "weights"
+        "comparing dumps errors generation gguf ladder making model shadowing tokens version weights"
     ),
     "__main__": "cli",
     "reference_dumps": "",

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llama_ckpt.errors import ReferenceError
+from llama_ckpt.judging.rounding_steps import CHUNKS, product_terms_of
 from llama_ckpt.model import Model, load
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.on_device import DeviceMatrix, DeviceOracleWeights, oracle_weights
@@ -72,6 +73,35 @@ def test_only_a_products_right_side_is_taken(model: Model) -> None:
         matrix.T + np.ones((8, 4))
     with pytest.raises(TypeError):
         np.ones((2, 4)) @ matrix
+
+
+def test_the_terms_of_rounding_are_those_of_numpy(model: Model) -> None:
+    weight = model.weights.blocks[3].w_down
+    draw = np.random.default_rng(2)
+    # Rows of very different sizes, the last one of an empty slot: their squares leave float32 unless scaled.
+    sizes = np.array([[1e-30], [1.0], [1e25], [0.0]])
+    x = (0.3 + draw.standard_normal((4, weight.shape[1]))) * sizes
+    wide = model.file.float64("blk.3.ffn_down.weight")
+    wanted = product_terms_of(x, wide)
+    matrix = DeviceMatrix(weight)
+    for found, array in zip(product_terms_of(x, matrix), wanted, strict=True):
+        assert found.dtype == np.float64 and found.shape == (4, len(wide))
+        np.testing.assert_allclose(found, array, rtol=1e-3)
+    norms = np.sqrt((x / sizes.clip(1e-30)) ** 2 @ (wide**2).T) * sizes
+    np.testing.assert_allclose(matrix.product_terms(x, 0)[0], norms, rtol=1e-5)
+    sums = (x[:, : -(-x.shape[1] // CHUNKS)] @ wide[:, : -(-x.shape[1] // CHUNKS)].T)[1:2]
+    assert np.all(matrix.product_terms(x, CHUNKS)[1][1:2] >= np.abs(sums) / CHUNKS**0.5 * 0.999)
+
+
+def test_packed_weights_have_the_same_terms(embedded_model: Path, tmp_path: Path) -> None:
+    from llama_ckpt.making.derive import derive
+
+    model = load(derive(embedded_model, "Q4_0", tmp_path / "q.gguf").path, device="cpu")
+    x = np.random.default_rng(1).standard_normal((5, model.config.width))
+    wide = model.file.float64("blk.3.ffn_up.weight")
+    found = product_terms_of(x, DeviceMatrix(model.weights.blocks[3].w_up))
+    for one, array in zip(found, product_terms_of(x, wide), strict=True):
+        np.testing.assert_allclose(one, array, rtol=1e-3)
 
 
 def test_small_models_and_cpus_keep_to_numpy(model: Model) -> None:
