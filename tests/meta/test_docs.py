@@ -55,6 +55,9 @@ def test_the_readme_lists_the_ladder_and_the_tree() -> None:
 
 
 def test_the_readme_names_only_files_that_exist() -> None:
+    tree = README.split("## The tree")[1].split("```")[1]
+    for name in re.findall(r"[\w.]+(?:/|\.py)", tree):
+        assert (ROOT / name).exists() or (ROOT / "llama_ckpt" / name).exists(), f"README.md's tree has {name}"
     for target in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / target).exists(), f"README.md links to {target}"
 
