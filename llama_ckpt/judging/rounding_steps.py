@@ -183,10 +183,14 @@ def angle_error(positions: ArrayLike, frequencies: ArrayLike) -> NDArray[np.floa
     """By how many radians RoPE's angle may be off in a right program, `[n, pairs]`.
 
     Position times a float32 frequency: the frequency's rounding and the product's, 2 u of the angle.
-    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before.
+    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before. The first
+    pair's frequency is 1, or a power of 2 where positions are stretched by one: there is nothing to round.
     """
-    angle = np.abs(np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64))
+    turns = np.asarray(frequencies, np.float64)
+    angle = np.abs(np.asarray(positions, np.float64)[:, None] * turns)
     roundings = 2.0 + np.arange(angle.shape[1])
+    if roundings.size and np.frexp(turns[0])[0] == 0.5:
+        roundings[0] = 0.0
     return np.asarray(roundings * angle * 2.0**-24)
 
 

@@ -24,6 +24,7 @@ from llama_ckpt.judging.limits import (
     unmeasured,
 )
 from llama_ckpt.judging.measured import ENGINE, LAYERS, Measured, read_measured
+from llama_ckpt.judging.rounding import angle_error
 from llama_ckpt.judging.verdict import judge
 from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
@@ -206,3 +207,15 @@ def test_what_a_tool_writes_is_read_back_the_same(name: str, tmp_path: Path) -> 
     path.write_text(data(measured.errors, measured.on, measured.worst))
     assert read_measured(path) == measured
     assert path.read_bytes() == (ROOT / "llama_ckpt" / "judging" / path.name).read_bytes()
+
+
+def test_the_first_pair_has_no_angle_to_round() -> None:
+    """Its frequency is 1, or a power of 2: whole positions times that are exact in float32."""
+    turns = 1e4 ** -(np.arange(4) / 4)
+    off = angle_error([0, 3, 300], turns)
+    assert not off[:, 0].any() and not off[0].any() and np.all(off[1:, 1:] > 0)
+    assert not angle_error([300], turns / 4)[:, 0].any()
+    assert angle_error([300], turns / 3)[:, 0].all()
+    for f in (turns, turns / 4, turns / 3):
+        built = np.float32([[300]]) * np.float32(f)
+        assert np.all(np.abs(built - 300 * f) <= angle_error([300], f))
