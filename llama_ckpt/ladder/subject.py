@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,12 @@ from llama_ckpt.ladder.recording import Recording
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.weights.records import unpacked
 
 __all__ = ["Subject", "keeper"]
+
+UNPACKED_BYTES: Final = 1 << 30
+"""Matrices are made once for a whole text when all of them together take at most so many bytes."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,15 @@ class Subject:
     weights: OracleWeights
     recordings: tuple[Recording, ...]
     answers: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
+
+    @cached_property
+    def writing(self) -> Model:
+        """The model as it writes texts, a pass a token: a small one's matrices are made once."""
+        dtype = self.model.dtype
+        elements = sum(math.prod(info.shape) for info in self.model.file.tensors.values())
+        if elements * dtype.itemsize > UNPACKED_BYTES:
+            return self.model
+        return replace(self.model, weights=unpacked(self.model.weights, dtype))
 
     def exact(self, recording: Recording) -> dict[str, NDArray[np.float64]]:
         """The oracle's run from a recording's tokens: every point that was recorded."""

@@ -259,6 +259,7 @@ class Trial:
 
     def end_to_end(self, case: Case) -> Iterator[PointVerdict]:
         """The greedy continuation and its text."""
+        case = replace(case, arguments={**case.arguments, "model": self.subject.writing})
         yield from judge_continuation(
             self.subject.model, self.subject.weights, self.recording, case, noise=self.judge.noise
         )

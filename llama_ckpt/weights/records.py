@@ -8,7 +8,7 @@ there, q, k and v under one another, rows of gate and up in turn. Norm weights a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from llama_ckpt.weights.loading import Progress, fill
 from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
 from llama_ckpt.weights.tensor_names import MODEL_TENSORS, block_tensor
 
-__all__ = ["BlockWeights", "ModelWeights", "load_weights"]
+__all__ = ["BlockWeights", "ModelWeights", "load_weights", "unpacked"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +91,31 @@ def load_weights(
         blocks=tuple(_block(file, number, places) for number in range(config.n_layers)),
         output_norm=_vector(file, MODEL_TENSORS["output_norm"], places),
         output=token_embd if config.tied_output else _matrix(file, MODEL_TENSORS["output"], places),
+    )
+
+
+def unpacked(weights: ModelWeights, dtype: torch.dtype) -> ModelWeights:
+    """The same weights, every matrix a tensor of `dtype` with the very values that `linear` makes of it.
+
+    For many passes over few rows, where making them again in each pass takes longer than the products.
+    """
+    made: dict[int, Tensor] = {}  # a tied output stays the object that the embedding is
+
+    def matrix(w: Weight) -> Tensor:
+        if id(w) not in made:
+            made[id(w)] = w.dequantize(dtype) if isinstance(w, PackedWeight) else w.to(dtype)
+        return made[id(w)]
+
+    def block(packed: BlockWeights) -> BlockWeights:
+        norms = ("attn_norm", "ffn_norm")
+        names = [one.name for one in fields(packed) if one.name not in norms]
+        return replace(packed, **{name: matrix(getattr(packed, name)) for name in names})
+
+    return ModelWeights(
+        matrix(weights.token_embd),
+        tuple(map(block, weights.blocks)),
+        weights.output_norm,
+        matrix(weights.output),
     )
 
 

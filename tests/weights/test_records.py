@@ -18,7 +18,7 @@ from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
 from llama_ckpt.weights.block_formats import BLOCK_DECODERS, PLAIN_DTYPES
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight, linear
-from llama_ckpt.weights.records import BlockWeights, ModelWeights, load_weights
+from llama_ckpt.weights.records import BlockWeights, ModelWeights, load_weights, unpacked
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor, expected_shapes
 from tests.gguf_files import write_llama
 
@@ -161,3 +161,23 @@ def test_on_cuda(tmp_path: Path, type: T) -> None:
     np.testing.assert_array_equal(values(there.blocks[1].wo), values(here.blocks[1].wo))
     x = torch.ones(1, 256, device="cuda")
     assert torch.isfinite(linear(x, there.output)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("type", TYPES, ids=[kind.name for kind in TYPES])
+def test_unpacked_matrices_give_the_same_bits(tmp_path: Path, type: T, dtype: torch.dtype) -> None:
+    weights = load_weights(*small(tmp_path, type, tied=True))
+    made = unpacked(weights, dtype)
+    assert made.output is made.token_embd and made.output_norm is weights.output_norm
+    pairs = [(weights.output, made.output)]
+    for ours, theirs in zip(weights.blocks, made.blocks, strict=True):
+        pairs += [(getattr(ours, name), getattr(theirs, name)) for name in BLOCK_TENSORS]
+    for packed, plain in pairs:
+        assert isinstance(plain, torch.Tensor) and plain.dtype == (
+            dtype if plain.ndim == 2 else torch.float32
+        )
+        if plain.ndim == 2:
+            x = torch.randn(1, plain.shape[1], generator=torch.Generator().manual_seed(1)).to(dtype)
+            assert torch.equal(linear(x, packed), linear(x, plain))
+        else:
+            assert plain is packed
