@@ -8,6 +8,8 @@
 #   make lint             ruff and mypy
 #   make reference        install llama.cpp itself (the extra `reference`; it is compiled: minutes)
 #   make reference-dumps  record the committed reference dumps again
+#   make other-llamas     programs that nobody here wrote, recorded and judged (OTHERS_ARGS=--cheapest: two of
+#                         them); writes docs/other_llamas.md, an hour or two on two cores
 #   make docs             write docs/ again from the checkpoints and the command line's help
 #   make clean            remove .venv and everything that was built
 #
@@ -23,6 +25,7 @@ MODEL ?=
 MODELS ?= models
 SYSTEM ?=
 PYTEST_ARGS ?=
+OTHERS_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +37,7 @@ REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps docs clean
+.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -93,9 +96,13 @@ lint: setup
 reference-dumps: reference
 	$(BIN)/python tools/make_reference_dumps.py
 
+# The cheapest need no llama.cpp; all the others stand beside it.
+other-llamas: $(if $(findstring --cheapest,$(OTHERS_ARGS)),setup,reference)
+	$(BIN)/python -m tools.other_llamas $(OTHERS_ARGS)
+
 docs: setup
 	$(BIN)/python -m tools.make_docs
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .others build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find llama_ckpt checkpoints reference_dumps tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,74 @@
+"""What tries other people's programs: every driver can be listed, its environment is pinned, the page tells the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llama_ckpt.precisions import DTYPES
+from tools.other_llamas.__main__ import judged_wrongly
+from tools.other_llamas.catalogue import CHEAPEST, keys, program
+from tools.other_llamas.environments import REQUIREMENTS
+from tools.other_llamas.judge import Errors, Judged
+from tools.other_llamas.page import page
+
+SHARED = ("torch", "numpy", "llama_ckpt")
+"""What no environment may bring along: torch because of its size, the others because they are on trial."""
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_driver_says_what_it_drives(key: str) -> None:
+    one = program(key)
+    assert one.title and one.dtypes and set(one.dtypes) <= set(DTYPES)
+    assert not one.environment or (REQUIREMENTS / f"{one.environment}.txt").is_file()
+
+
+def test_every_environment_is_used_and_pinned() -> None:
+    used = {program(key).environment for key in keys()} | {"smollm2"}
+    files = sorted(REQUIREMENTS.glob("*.txt"))
+    assert {path.stem for path in files} == used - {""}
+    for path in files:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if line and not line.startswith("#"):
+                assert re.fullmatch(r"[\w.-]+==[\w.+!]+", line), f"{path.name}: {line} is not pinned"
+                assert line.partition("==")[0].lower() not in SHARED, f"{path.name}: {line}"
+
+
+def test_continuous_integration_runs_two_that_must_pass() -> None:
+    assert len(CHEAPEST) == 2
+    assert not any(program(key).deviates for key in CHEAPEST)
+
+
+def found(key: str, passed: bool) -> Judged:
+    """One run of a program, judged."""
+    run = {
+        "length": 20,
+        "passed": passed,
+        "sentence": "every point is right" if passed else "blk.3.q_rope is the first wrong point",
+        "named": "" if passed else "theta is 10,000",
+        "compared": 547,
+        "logits": 1.5e-7,
+    }
+    points = {"q_rope": Errors(own=1e-7, share=0.25, total=2e-7), "logits": Errors(total=1.5e-7)}
+    return Judged(key, "embedded", "float32", points, [run])
+
+
+def test_the_page_counts_a_condemned_program_and_says_why() -> None:
+    text = page([found("transformers_eager", True), found("transformers_sdpa", False)])
+    assert "**1 of 2 runs of right programs are condemned**, 1,094 points judged" in text
+    assert "blk.3.q_rope is the first wrong point: theta is 10,000" in text
+    assert "0.25 at q_rope" in text and "1.5e-07" in text
+    assert "| q_rope | 1.0e-07 | 1.0e-07 |" in text
+
+
+def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:
+    assert judged_wrongly(found("transformers_eager", False)) == [20]
+    assert judged_wrongly(found("transformers_eager", True)) == []
+
+
+def test_the_committed_page_has_every_program() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "other_llamas.md").read_text(encoding="utf-8")
+    missing = [key for key in keys() if f"| {program(key).title} |" not in text]
+    assert not missing, "run `make other-llamas`"

@@ -1,0 +1,140 @@
+"""A program on one model in one dtype: its dumps made, each judged by `llama-ckpt compare`, and what was said.
+
+The comparison runs as users run it, in a process of its own, so that its memory is given back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.other_llamas.catalogue import program
+from tools.other_llamas.environments import OTHERS, ROOT, run_in
+from tools.other_llamas.job import Job, ModelFiles
+from tools.other_llamas.models import prompt
+
+__all__ = ["Errors", "Judged", "judged"]
+
+DRIVER_SECONDS = 1800.0
+COMPARE_SECONDS = 1800.0
+
+
+@dataclass
+class Errors:
+    """The largest relative errors at one kind of point, over blocks and prompts.
+
+    Attributes:
+        own: made at this step, on the program's own inputs; `share` of what is allowed, at its nearest.
+        total: of the whole run; `reference` llama.cpp's at the same points, NaN where it was not recorded.
+    """
+
+    own: float = math.nan
+    share: float = math.nan
+    total: float = math.nan
+    reference: float = math.nan
+
+    def take(self, point: Mapping[str, Any]) -> None:
+        """Count one point of a comparison's JSON in."""
+        own, total = point["own"] or {}, point["total"] or {}
+        self.own = _larger(self.own, own.get("err"))
+        self.total = _larger(self.total, total.get("err"))
+        self.reference = _larger(self.reference, total.get("err_reference"))
+        if own.get("err") is not None and own.get("limit"):
+            self.share = _larger(self.share, own["err"] / own["limit"])
+
+
+@dataclass
+class Judged:
+    """What compare said of a program's runs on one model in one dtype.
+
+    Attributes:
+        points: by neutral name.
+        runs: for each prompt its `length`, `passed`, `sentence`, `named`, `compared` points and the total
+            error of its `logits`.
+    """
+
+    key: str
+    model: str
+    dtype: str
+    points: dict[str, Errors] = field(default_factory=dict)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _larger(a: float, b: float | None) -> float:
+    return a if b is None or math.isnan(b) else b if math.isnan(a) else max(a, b)
+
+
+def judged(key: str, files: ModelFiles, dtype: str, lengths: Sequence[int], reference: Path | None) -> Judged:
+    """Run a program on prompts of these lengths and judge each dump.
+
+    Raises:
+        SystemExit: the driver failed: a program that cannot run is no result.
+    """
+    result = Judged(key, files.name, dtype)
+    (OTHERS / "dumps").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=OTHERS / "dumps") as scratch:
+        outs = {length: Path(scratch) / f"{length}.safetensors" for length in lengths}
+        prompts = tuple((prompt(files, length), str(out)) for length, out in outs.items())
+        _drive(Job(key, files, dtype, prompts), Path(scratch) / "job.json")
+        for length, out in outs.items():
+            _take(result, _compared(out, files, reference, length), length)
+            out.unlink()
+    return result
+
+
+def _drive(job: Job, path: Path) -> None:
+    job.write(path)
+    name = program(job.program).environment
+    done = run_in(name, "tools.other_llamas.driver", str(path), timeout=DRIVER_SECONDS)
+    if done.returncode:
+        tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
+        raise SystemExit(f"{job.program} on {job.model.name}, {job.dtype}: the driver failed\n{tail}")
+
+
+def _compared(dump: Path, files: ModelFiles, reference: Path | None, length: int) -> dict[str, Any]:
+    """The JSON of a comparison."""
+    report = dump.with_suffix(".json")
+    command = [sys.executable, "-m", "llama_ckpt", "compare", str(dump), "--model", files.gguf]
+    if reference is not None:
+        command += ["--reference", str(reference), "--dump", f"n{length}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "--json", str(report)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=COMPARE_SECONDS,
+    )
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr.strip()}")
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return found
+
+
+def _take(result: Judged, found: Mapping[str, Any], length: int) -> None:
+    logits = math.nan
+    for point in found["points"]:
+        result.points.setdefault(point["point"], Errors()).take(point)
+        if point["name"] == "logits" and point["total"]:
+            logits = point["total"]["err"] or math.nan
+    named = [one["sentence"] for one in found["diagnoses"][:1]]
+    result.runs.append(
+        {
+            "length": length,
+            "passed": found["verdict"] == "pass",
+            "sentence": found["reason"],
+            "named": named[0] if named else "",
+            "compared": found["compared"],
+            "logits": logits,
+        }
+    )
