@@ -1,4 +1,4 @@
-"""What tries other people's programs: every driver can be listed, its environment is pinned, the page tells the truth."""
+"""Other people's programs: drivers can be listed, environments are pinned, the page tells the truth."""
 
 from __future__ import annotations
 

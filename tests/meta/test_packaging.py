@@ -77,7 +77,7 @@ def test_torch_is_pinned_in_one_place() -> None:
             ROOT / "pyproject.toml",
             ROOT / "Makefile",
             ROOT / ".ci" / "run",
-            *ROOT.glob("requirements/*"),
+            *ROOT.glob("requirements/**/*.txt"),
         ]
         if re.search(r"torch==\d", path.read_text(encoding="utf-8"))
     ]

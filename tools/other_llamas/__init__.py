@@ -1,6 +1,6 @@
-"""Other people's Llamas on trial: programs that nobody here wrote, recorded and judged by `llama-ckpt compare`.
+"""Other people's Llamas on trial: programs that nobody here wrote, recorded, and judged by `compare`.
 
-    python -m tools.other_llamas                               # all programs on all models: docs/other_llamas.md
+    python -m tools.other_llamas              # all programs on all models: docs/other_llamas.md
     python -m tools.other_llamas --only mlx_lm --models embedded --tokens 2 20
     python -m tools.other_llamas --list
 

@@ -1,4 +1,4 @@
-"""A program on one model in one dtype: its dumps made, each judged by `llama-ckpt compare`, and what was said.
+"""A program on one model in one dtype: its dumps are made, and each is judged by `llama-ckpt compare`.
 
 The comparison runs as users run it, in a process of its own, so that its memory is given back.
 """

@@ -1,4 +1,4 @@
-"""docs/other_llamas.md: who is how exact, from what `judge` found; no dates, so that a page says the same again."""
+"""docs/other_llamas.md: who is how exact, from what `judge` found; without dates."""
 
 from __future__ import annotations
 

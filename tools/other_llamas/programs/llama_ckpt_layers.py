@@ -11,7 +11,7 @@ __all__ = ["PROGRAM"]
 
 
 def load(files: ModelFiles, dtype: str) -> Runner:
-    """Every point through the layers' own tap; without a tokenizer, which other vocabularies have no use for."""
+    """Every point through the layers' own tap; without a tokenizer, which not every model has."""
     import torch
 
     from checkpoints.c08_logits import logits

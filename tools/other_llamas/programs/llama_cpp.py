@@ -1,4 +1,4 @@
-"""llama.cpp through its binding llama-cpp-python, as `llama-ckpt capture` records it: float32, no flash attention."""
+"""llama.cpp through its binding, as `llama-ckpt capture` records it: float32, no flash attention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""transformers' `LlamaForCausalLM` with the attention that it calls eager: products and softmax, one by one."""
+"""transformers' `LlamaForCausalLM` with its eager attention: products and softmax, one by one."""
 
 from __future__ import annotations
 
