@@ -23,6 +23,7 @@ from llama_ckpt.version import __version__
 if TYPE_CHECKING:
     from llama_ckpt.comparing.compare_dump import compare_dump as compare_dump
     from llama_ckpt.dumps.record import record as record
+    from llama_ckpt.dumps.recorder import Recorder as Recorder
     from llama_ckpt.generation import generate as generate
     from llama_ckpt.gguf.file import GGUFFile as GGUFFile
     from llama_ckpt.gguf.file import open_gguf as open_gguf
@@ -42,6 +43,7 @@ __all__ = [
     "LlamaCkptError",
     "LlamaConfig",
     "Model",
+    "Recorder",
     "Tokenizer",
     "__version__",
     "compare_dump",
@@ -60,6 +62,7 @@ _HOMES = {
     "LadderReport": "ladder.report",
     "LlamaConfig": "weights.config",
     "Model": "model",
+    "Recorder": "dumps.recorder",
     "Tokenizer": "tokens.tokenizer",
     "compare_dump": "comparing.compare_dump",
     "discover": "ladder.discovery",

@@ -1,102 +1,124 @@
-"""Hooks on a torch module's submodules, and the recorder that they show tensors to; below both recorders.
+"""Hooks on a torch module's submodules, which show what goes in and what comes out.
 
-A mapping says which submodule's output is which point; a path that ends in `:input` means what goes in.
+A mapping says which submodule's output is which point:
+
+    "model.norm": "output_norm"                             # {N} stands for a block's number, in both
+    "layers.{N}.wo:input": "blk.{N}.attn_context"           # `:input`: what goes in
+    "layers.{N}.wqkv": "blk.{N}.q blk.{N}.k blk.{N}.v"      # one output, side by side in its last axis
+    "layers.{N}.norm": ["blk.{N}.attn_norm", "blk.{N}.ffn_norm"]   # called twice: in this order
+
+One module that stands in several places, as blocks that share theirs, is numbered by its calls.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llama_ckpt.dumps.recorder import check_point
 from llama_ckpt.errors import OptionError, ShapeError
-from llama_ckpt.points import POINTS, split_name
 
-__all__ = ["Recorder", "hooks"]
+__all__ = ["BLOCK", "COMPILED", "Mapped", "Show", "hooks", "places", "submodules"]
 
 BLOCK = "{N}"
 INPUT = ":input"
+COMPILED = "_orig_mod"
+"""Where `torch.compile` keeps the module that it was given."""
+
+Mapped: TypeAlias = "Mapping[str, str | Sequence[str]]"
+Show: TypeAlias = Callable[[str, Tensor], None]
+"""Gets the points, with blanks between where they lie side by side, and the tensor."""
 
 
-@dataclass
-class Recorder:
-    """Keeps copies of what hooks show; each point once."""
+def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every submodule by each of its paths, with the wrappers of `torch.compile` left out of them."""
+    for name, submodule in module.named_modules(remove_duplicate=False):
+        yield ".".join(part for part in name.split(".") if part != COMPILED), submodule
 
-    tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
 
-    def keep(self, point: str, tensor: Any) -> None:
-        """Copy a tensor under its full neutral name, without a batch of one.
-
-        Raises:
-            ShapeError: no tensor, several sequences, or a point that was there already.
-        """
-        if isinstance(tensor, tuple | list) and tensor:
-            tensor = tensor[0]
-        if not isinstance(tensor, Tensor):
-            raise ShapeError(f"what {point} is recorded from", got=type(tensor).__name__, wanted="a tensor")
-        if point in self.tensors:
-            raise ShapeError(
-                point, got="two tensors in one call", wanted="one: a single pass over the prompt"
-            )
-        array = tensor.detach().float().cpu().numpy()
-        if array.ndim > len(POINTS[split_name(point)[1]].axes) or (array.ndim == 3 and array.shape[0] == 1):
-            if array.shape[0] != 1:
-                raise ShapeError(f"batch of {point}", got=array.shape[0], wanted="one sequence")
-            array = array[0]
-        self.tensors[point] = np.array(array)  # a copy, whatever happens to the module's buffers
+def places(module: nn.Module, path: str) -> list[tuple[nn.Module, str | None]]:
+    """The submodules that a path names, each with its block's number as it is written."""
+    pattern = re.escape(path.removesuffix(INPUT)).replace(re.escape(BLOCK), r"(\d+)", 1)
+    found: dict[str, tuple[nn.Module, str | None]] = {}
+    for name, submodule in submodules(module):
+        if match := re.fullmatch(pattern, name):  # the wrapper comes before what it wraps, which is wanted
+            found[name] = submodule, match.group(1) if match.groups() else None
+    return list(found.values())
 
 
 @contextmanager
-def hooks(module: nn.Module, mapping: Mapping[str, str], recorder: Recorder) -> Iterator[None]:
-    """While it lasts, every call of a mapped submodule is shown to the recorder."""
+def hooks(module: nn.Module, mapping: Mapped, show: Show) -> Iterator[None]:
+    """While it lasts, every call of a mapped submodule is shown.
+
+    Raises:
+        OptionError: a path or a point that there is not. ShapeError: a submodule that is called more often
+            than the mapping has points for it.
+    """
     handles = []
     try:
-        for path, point in mapping.items():
-            found = list(_submodules(module, path, point))
-            if not found:
-                raise OptionError(
-                    "mapping", got=path, wanted="the path of a submodule, {N} for a block's number"
-                )
-            for submodule, name in found:
+        for path, points in mapping.items():
+            for submodule, names in _named(module, path, points):
+                look = _Look(names, show)
                 if path.endswith(INPUT):
-                    hook = submodule.register_forward_pre_hook(_before(name, recorder), with_kwargs=True)
+                    handles.append(submodule.register_forward_pre_hook(look.before, with_kwargs=True))
                 else:
-                    hook = submodule.register_forward_hook(_after(name, recorder))
-                handles.append(hook)
+                    handles.append(submodule.register_forward_hook(look.after))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _before(name: str, recorder: Recorder) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorder.keep(name, args[0] if args else next(iter(kwargs.values()), None))
+def _named(
+    module: nn.Module, path: str, points: str | Sequence[str]
+) -> Iterator[tuple[nn.Module, list[str]]]:
+    """Each submodule of a path once, with the points of its calls in their order."""
+    by_call = [points] if isinstance(points, str) else list(points)
+    for point in by_call:
+        _check(path, point)
+    found = places(module, path)
+    if not found:
+        raise OptionError("mapping", got=path, wanted="the path of a submodule, {N} for a block's number")
+    calls: dict[int, tuple[nn.Module, list[str]]] = {}
+    for submodule, number in found:
+        names = [point if number is None else point.replace(BLOCK, number) for point in by_call]
+        calls.setdefault(id(submodule), (submodule, []))[1].extend(names)
+    yield from calls.values()
 
-    return hook
+
+def _check(path: str, point: str) -> None:
+    for one in point.split() or [point]:
+        if path.count(BLOCK) != one.count(BLOCK) or path.count(BLOCK) > 1:
+            raise OptionError("mapping", got=f"{path}: {one}", wanted="{N} once in both, or in neither")
+        check_point(one.replace(BLOCK, "0"))
 
 
-def _after(name: str, recorder: Recorder) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        recorder.keep(name, output)
+class _Look:
+    """The hooks of one submodule, which count its calls."""
 
-    return hook
+    def __init__(self, names: Sequence[str], show: Show) -> None:
+        self.names, self.show, self.calls = names, show, 0
 
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._take(args[0] if args else next(iter(kwargs.values()), None))
 
-def _submodules(module: nn.Module, path: str, point: str) -> Iterator[tuple[nn.Module, str]]:
-    """The submodules of a path, each with the full name of its point."""
-    if path.count(BLOCK) != point.count(BLOCK) or path.count(BLOCK) > 1:
-        raise OptionError("mapping", got=f"{path}: {point}", wanted="{N} once in both, or in neither")
-    number, neutral = split_name(point.replace(BLOCK, "0"))
-    if neutral not in POINTS or (number is None) != (neutral in ("embd", "output_norm", "logits")):
-        raise OptionError("mapping", got=point, wanted="a point, such as blk.{N}.attn_norm or logits")
-    pattern = re.escape(path.removesuffix(INPUT)).replace(re.escape(BLOCK), r"(\d+)")
-    for name, submodule in module.named_modules():
-        if match := re.fullmatch(pattern, name):
-            yield submodule, point.replace(BLOCK, match.group(1)) if match.groups() else point
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._take(output)
+
+    def _take(self, value: Any) -> None:
+        if self.calls >= len(self.names):
+            what, wanted = self.names[-1], "one: a single pass over the prompt"
+            raise ShapeError(what, got="two tensors in one call", wanted=wanted)
+        if isinstance(value, Mapping):
+            value = value.get("logits", next(iter(value.values()), None))
+        if isinstance(value, tuple | list) and value:
+            value = value[0]
+        name = self.names[self.calls]
+        if not isinstance(value, Tensor):
+            raise ShapeError(f"what {name} is recorded from", got=type(value).__name__, wanted="a tensor")
+        self.calls += 1
+        self.show(name, value)

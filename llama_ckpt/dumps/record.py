@@ -1,37 +1,43 @@
-"""Recording a live torch module: hooks that yield a dump under the neutral names.
+"""Recording a live torch module: a dump under the neutral names, of the program as it is.
 
     import llama_ckpt as lc
 
-    recorded = lc.record(model, [1, 15043])                  # transformers' LlamaForCausalLM is known
+    recorded = lc.record(model, [1, 15043])                  # known programs need no mapping
     recorded = lc.record(mine, x, mapping={"layers.{N}.norm1": "blk.{N}.attn_norm"})
     recorded.save("mine.safetensors")                        # llama-ckpt compare mine.safetensors
 
-A mapping says which submodule's output is which point; a path that ends in `:input` means what goes in.
-Tensors are copied at the moment they are made. What a known model does in a layout of its own is
-recognized, stated in `notes` and undone.
+Hooks show what submodules hand on, a watch what attention is given; nothing is replaced. The module runs
+again without either, and where that gives other outputs nothing is recorded. What a program does in a
+layout of its own is recognized, stated in `notes` and undone; what it does out of sight is no point of the
+dump, and the dump says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llama_ckpt.dumps.hooks import Recorder, hooks
+from llama_ckpt.dumps.hooks import BLOCK, COMPILED, Mapped, hooks, places, submodules
+from llama_ckpt.dumps.inputs import Inputs, arguments_of, call, declared_run
+from llama_ckpt.dumps.program import known_programs
+from llama_ckpt.dumps.recorder import Recorder, computed_in, dtype_name
+from llama_ckpt.dumps.same import run_watched
+from llama_ckpt.dumps.settle import Run, settle
 from llama_ckpt.dumps.theirs import save_dump
-from llama_ckpt.dumps.transformers_llama import is_transformers_llama, recording
+from llama_ckpt.dumps.watching import watching
 from llama_ckpt.errors import OptionError, ShapeError
+from llama_ckpt.listing import some
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
 
 __all__ = ["Recorded", "record"]
-
-Inputs: TypeAlias = "Tensor | Sequence[int] | Mapping[str, Any]"
 
 
 @dataclass
@@ -41,15 +47,18 @@ class Recorded:
     Attributes:
         tensors: full point name to float32, token first, a batch of one left out.
         token_ids, positions: of the run; None where the inputs don't tell.
-        dtype: what the module computes in.
+        dtype: what the module computes in, by what its projections give.
         notes: sentences on what was recognized and how it was recorded.
+        points, blocks: what was recorded on purpose; None: all there are.
     """
 
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[Any]]
     token_ids: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
-    dtype: str = "float32"
+    dtype: str | None = "float32"
     notes: list[str] = field(default_factory=list)
+    points: tuple[str, ...] | None = None
+    blocks: tuple[int, ...] | None = None
 
     def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
         """Write it as a dump that `llama-ckpt compare` reads.
@@ -65,71 +74,123 @@ class Recorded:
             positions=self.positions,
             weights_sha256=weights_sha256,
             dtype=self.dtype,
+            points=self.points,
+            blocks=self.blocks,
             producer="llama_ckpt.record",
             notes="; ".join(self.notes) or None,
         )
 
 
-def record(
-    module: nn.Module,
-    inputs: Inputs,
-    *,
-    mapping: Mapping[str, str] | None = None,
-) -> Recorded:
-    """Run a module once and keep the tensors at the points that the mapping names.
+def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) -> Recorded:
+    """Run a module and keep the tensors at the points that the mapping names, and those of attention.
 
     Args:
         module: a live torch module.
-        inputs: token ids `[n]` or `[1, n]` as a list or a tensor, any one tensor, or keyword arguments;
-            among these `input_ids` and `position_ids` are declared in the dump.
-        mapping: path of a submodule to full point name, `{N}` for the block's number in both; the path
-            may end in `:input`. None: the module must be of a kind that is known (transformers' Llama).
+        inputs: token ids `[n]` or `[1, n]` as a list or a tensor, any one tensor, or keyword arguments.
+            Ids and positions are declared in the dump where they go by a name that is known: `input_ids`,
+            `tokens`, `idx`, `x`; `position_ids`, `input_pos`, `start_pos`.
+        mapping: path of a submodule to a full point name, see `hooks`. None: the module must be of a kind
+            that is known (`dumps/programs`), by the paths of its submodules.
 
     Raises:
-        OptionError: an unknown kind of module without a mapping, or a path or point that there is not.
-        ShapeError: more than one sequence, a point recorded twice.
+        OptionError: an unknown kind of module without a mapping, a path or point that there is not, or a
+            module that computes something else while it is watched.
+        ShapeError: more than one sequence, a point recorded twice, a cache of earlier tokens.
     """
-    arguments = _arguments(inputs)
-    recorder, notes = Recorder(), []
+    args, kwargs = arguments_of(inputs, module)
+    run = Run()
+    if mapping is None:
+        mapping = _known_mapping(module, run)
+    run.token_ids, run.positions = declared_run(args, kwargs)
+    with torch.no_grad(), _uncompiled(module, run):
+        run_watched(
+            module,
+            lambda: call(module, args, kwargs),
+            lambda: _look_on(module, mapping, run),
+            lambda: _look_on(module, mapping, Run()),
+            run.note,
+        )
+    recorder = settle(run)
+    points, blocks = _declared(recorder, mapping, module, run)
+    dtype = computed_in(recorder.dtypes)
+    return Recorded(recorder.tensors, run.token_ids, run.positions, dtype, run.notes, points, blocks)
+
+
+def _known_mapping(module: nn.Module, run: Run) -> Mapped:
+    """The mapping of a program that is known, by the paths of its submodules, also within another module.
+
+    Raises:
+        OptionError: none is.
+    """
+    names = [name for name, _ in submodules(module)]
+    known = []
+    for key, program in known_programs():
+        known.append(key)
+        landmark = next(path for path in program.mapping if BLOCK not in path)
+        for prefix in (name.removesuffix(landmark) for name in names if name.endswith(landmark)):
+            mapping = program.mapping_for(lambda path, prefix=prefix: bool(places(module, prefix + path)))
+            if mapping is not None and prefix[-1:] in ("", "."):
+                run.pairs = program.pairs
+                run.note(f"recognized as {program.name} by its submodules")
+                return {prefix + path: points for path, points in mapping.items()}
+    raise OptionError(
+        "mapping",
+        got=f"none for {type(module).__name__}",
+        wanted=f"paths of submodules and points, or a program that is known: {', '.join(known)}",
+    )
+
+
+@contextmanager
+def _look_on(module: nn.Module, mapping: Mapped, run: Run) -> Iterator[None]:
+    """While it lasts, what hooks and the watch see goes into `run`."""
+
+    def show(points: str, tensor: Tensor) -> None:
+        if points in run.shown:
+            wanted = "one: a single pass over the prompt"
+            raise ShapeError(points, got="two tensors in one call", wanted=wanted)
+        run.shown[points] = tensor.detach().float().cpu().numpy().copy()
+        run.dtypes[points] = dtype_name(tensor)
+
+    with hooks(module, mapping, show), watching(module, list(mapping)) as told:
+        yield
+        run.attention = told()
+
+
+@contextmanager
+def _uncompiled(module: nn.Module, run: Run) -> Iterator[None]:
+    """While it lasts, what `torch.compile` made runs as it was written: in one piece nothing can be seen."""
     with ExitStack() as stack:
-        if mapping is None:
-            if not is_transformers_llama(module):
-                raise OptionError(
-                    "mapping",
-                    got=f"none for {type(module).__name__}",
-                    wanted="paths of submodules and points",
-                )
-            finish = stack.enter_context(recording(module, recorder))
-        else:
-            stack.enter_context(hooks(module, mapping, recorder))
-            finish = None
-        with torch.inference_mode():
-            module(**arguments) if isinstance(arguments, dict) else module(arguments)
-    ids, positions = _declared(arguments)
-    if finish is not None:
-        notes += finish(positions)
-    dtype = next((str(p.dtype).removeprefix("torch.") for p in module.parameters()), "float32")
-    return Recorded(recorder.tensors, ids, positions, dtype, notes)
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if any(
+            hasattr(part, COMPILED) or getattr(part, "_compiled_call_impl", None) for part in module.modules()
+        ):
+            run.note("compiled by torch.compile; what was recorded is the module as it runs uncompiled")
+        yield
 
 
-def _arguments(inputs: Inputs) -> Any:
-    """What the module is called with: a tensor, or a dict of keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return dict(inputs)
-    if isinstance(inputs, Tensor):
-        ids = not inputs.is_floating_point()
-        return inputs[None] if ids and inputs.ndim == 1 else inputs
-    return torch.tensor([list(inputs)], dtype=torch.int64)
+def _declared(
+    recorder: Recorder, mapping: Mapped, module: nn.Module, run: Run
+) -> tuple[tuple[str, ...] | None, tuple[int, ...] | None]:
+    """The points that were seen, where they are not all, and the blocks, where the mapping names some alone.
 
-
-def _declared(arguments: Any) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Token ids and positions of the run, as far as the inputs tell."""
-    named = arguments if isinstance(arguments, dict) else {"input_ids": arguments}
-    ids, positions = named.get("input_ids"), named.get("position_ids")
-    if not isinstance(ids, Tensor) or ids.is_floating_point():
-        return None, None
-    if ids.ndim == 2 and ids.shape[0] != 1:
-        raise ShapeError("batch", got=ids.shape[0], wanted="one sequence")
-    token_ids = tuple(int(token) for token in ids.reshape(-1))
-    at = range(len(token_ids)) if positions is None else positions.reshape(-1).tolist()
-    return token_ids, tuple(int(position) for position in at)
+    What was seen in some of the blocks only is not declared.
+    """
+    inside = {path for path in mapping if BLOCK in path}
+    blocks = {int(number) for path in inside for _, number in places(module, path) if number is not None}
+    some_alone = not blocks
+    blocks = blocks or {b for b, _ in map(split_name, recorder.tensors) if b is not None}
+    seen = [point.name for point in MODEL_POINTS if point.name in recorder.tensors]
+    for name in (point.name for point in BLOCK_POINTS):
+        count = sum(block_point(block, name) in recorder.tensors for block in blocks)
+        if count == len(blocks) and blocks:
+            seen.append(name)
+        elif count:
+            run.note(f"{name} was seen in {count} of {len(blocks)} blocks")
+    missing = [point for point in POINTS if point not in seen]
+    if missing:
+        inner = {"attn_scores", "attn_probs"} <= set(missing) and "q_rope" in seen
+        why = "; scores and probabilities stay inside a fused attention, an eager one shows them"
+        run.note(f"not seen, so no points of this dump: {some(missing, 6)}{why if inner else ''}")
+    every = None if not missing else tuple(seen)
+    return every, tuple(sorted(blocks)) if some_alone and blocks else None

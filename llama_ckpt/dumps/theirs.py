@@ -255,6 +255,8 @@ def save_dump(
     positions: Sequence[int] | None = None,
     weights_sha256: str | None = None,
     dtype: str | None = None,
+    points: Sequence[str] | None = None,
+    blocks: Sequence[int] | None = None,
     producer: str | None = None,
     notes: str | None = None,
 ) -> None:
@@ -263,7 +265,7 @@ def save_dump(
     Args:
         path: the file to write.
         tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
-        token_ids, positions, weights_sha256, dtype, producer, notes: as in `Declared`.
+        token_ids, positions, weights_sha256, dtype, points, blocks, producer, notes: as in `Declared`.
 
     Raises:
         OptionError: no tensors.
@@ -272,7 +274,9 @@ def save_dump(
         raise OptionError("tensors", got="none", wanted="at least one")
     facts = {"weights_sha256": weights_sha256, "dtype": dtype, "producer": producer, "notes": notes}
     metadata = {key: value for key, value in facts.items() if value is not None}
-    for key, numbers in (("token_ids", token_ids), ("positions", positions)):
+    if points is not None:
+        metadata["points"] = ",".join(points)
+    for key, numbers in (("token_ids", token_ids), ("positions", positions), ("blocks", blocks)):
         if numbers is not None:
             metadata[key] = ",".join(str(int(number)) for number in numbers)
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}

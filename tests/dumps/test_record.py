@@ -20,6 +20,7 @@ from llama_ckpt.making.export import export_weights
 from llama_ckpt.making.seeded_model import make_seeded
 
 transformers = pytest.importorskip("transformers", reason="a GPU machine without a network may lack it")
+pytest.importorskip("transformers.masking_utils")
 
 MODEL = reference_dumps.embedded_model()
 EIGHT = [1, 1126, 4177, 1497, 29892, 2803, 727, 367]
@@ -29,7 +30,8 @@ ALL = 3 + 17 * 32
 def loaded(model: Path, folder: Path) -> Any:
     """transformers' Llama with a GGUF file's weights."""
     export_weights(model, folder / "model.safetensors", layout="hf")
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    made = transformers.LlamaForCausalLM
+    return made.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,49 @@ def test_recording_changes_nothing(theirs: Any) -> None:
         recorded = record(theirs, EIGHT)
         assert torch.equal(theirs(ids).logits, before)
     assert not [module for module in theirs.modules() if module._forward_hooks or module._forward_pre_hooks]
-    assert np.allclose(recorded.tensors["logits"], before[0].numpy(), rtol=1e-4, atol=1e-4)
+    assert np.array_equal(recorded.tensors["logits"], before[0].numpy()), "the program that runs is theirs"
+
+
+def forgotten_scale(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **options: Any
+) -> Any:
+    """An attention of somebody's own, registered with transformers, which never uses `scaling`."""
+    groups = query.shape[1] // key.shape[1]
+    k, v = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = query @ k.transpose(2, 3) + mask
+    return (scores.softmax(-1) @ v).transpose(1, 2).contiguous(), None
+
+
+def fused_without_scale(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **options: Any
+) -> Any:
+    """The same by torch's fused function, which then never shows a score."""
+    context = nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=1.0, enable_gqa=True)
+    return context.transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize(
+    ("attention", "first"),
+    [(forgotten_scale, "blk.0.attn_probs"), (fused_without_scale, "blk.0.attn_context")],
+)
+def test_an_attention_of_its_own_whose_scale_is_forgotten_is_named(
+    theirs: Any, tmp_path: Path, attention: Any, first: str
+) -> None:
+    """The model's own function runs and is watched: no other is put in its place."""
+    name = attention.__name__
+    transformers.AttentionInterface.register(name, attention)
+    masks = transformers.masking_utils
+    masks.AttentionMaskInterface.register(name, masks.eager_mask)
+    try:
+        theirs.set_attn_implementation(name)
+        record(theirs, EIGHT).save(tmp_path / "theirs.safetensors")
+    finally:
+        theirs.set_attn_implementation("eager")
+    report = compare_dump(tmp_path / "theirs.safetensors")
+    assert report.first_wrong is not None
+    assert (report.first_wrong.name, report.first_wrong.made) == (first, "here")
+    assert "the scores are not divided by sqrt(head_dim)" in report.diagnoses[0].sentence()
+    assert not report.findings, "what a fused call keeps inside is declared, not missing"
 
 
 def test_grouped_heads_and_positions_of_ones_own(tmp_path: Path) -> None:

@@ -82,7 +82,15 @@ ARROWS: dict[str, str] = {
 
 LOADS_TORCH = (
     *("weights.block_formats", "weights.quants", "weights.records", "weights.loading", "weights.kv_cache"),
-    *("tokens.sampling", "kernels", "dumps.hooks", "dumps.record", "dumps.transformers_llama"),
+    *(
+        "tokens.sampling",
+        "kernels",
+        "dumps.hooks",
+        "dumps.inputs",
+        "dumps.record",
+        "dumps.same",
+        "dumps.watching",
+    ),
     *("oracle.on_device", "model", "generation", "engine", "ladder", "mutants", "worker"),
 )
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""

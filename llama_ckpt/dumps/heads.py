@@ -1,0 +1,105 @@
+"""Puts what was recorded of a running program into the axes that a point has; numpy only.
+
+Programs hand attention more than the prompt: the slots of a cache that are still empty, and each key head
+once for every query head that reads it. Copies are folded back once they are found to be equal, slots are
+cut off. One output that holds several points side by side is cut into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.errors import ShapeError
+
+__all__ = ["cut_keys", "fold_heads", "norm_ratio", "side_by_side"]
+
+
+def cut_keys(x: NDArray[Any], n: int, positions: Sequence[int] | None, axis: int, name: str) -> NDArray[Any]:
+    """The prompt's own keys of `x`, where it holds a cache's slots.
+
+    Args:
+        x: with keys on `axis`. n: the number of the prompt's tokens. positions: theirs.
+        name: for the message.
+
+    Raises:
+        ShapeError: keys of earlier tokens are there too.
+    """
+    keys = x.shape[axis]
+    if keys <= n:
+        return x
+    first = positions[0] if positions else 0
+    if first != 0:
+        raise ShapeError(
+            f"keys that attention saw in {name}",
+            got=f"{keys}, and the first token at position {first}",
+            wanted=f"the prompt's {n}, in one pass without a cache of earlier tokens",
+        )
+    return x.take(np.arange(n), axis)
+
+
+def fold_heads(x: NDArray[Any], n_kv_heads: int | None) -> tuple[NDArray[Any] | None, str | None]:
+    """Expanded key or value heads as the few that they were, and what is remarkable about it.
+
+    Args:
+        x: `[heads, keys, head_dim]`.
+        n_kv_heads: how many there were; None: as few as the copies say.
+
+    Returns:
+        `[n_kv_heads, keys, head_dim]`, or None where the heads are no copies of so many.
+    """
+    heads = len(x)
+    counts = range(1, heads + 1) if n_kv_heads is None else (n_kv_heads,)
+    for few in counts:
+        if few == heads:
+            return x, None
+        if heads % few:
+            continue
+        one_by_one = x.reshape(few, heads // few, *x.shape[1:])
+        if (one_by_one == one_by_one[:, :1]).all():
+            return one_by_one[:, 0], None
+        if n_kv_heads is not None:
+            in_turn = x.reshape(heads // few, few, *x.shape[1:])
+            if (in_turn == in_turn[:1]).all():
+                return in_turn[0], "key heads stand in turn (0, 1, 0, 1), as `repeat` puts them"
+    return None, "the key heads that attention saw are no copies of the projection's"
+
+
+def norm_ratio(before: NDArray[Any], after: NDArray[Any]) -> float | None:
+    """By what factor vectors were made longer; None where it is not one for all of them.
+
+    Args:
+        before, after: `[n, heads, head_dim]`.
+    """
+    if before.shape != after.shape:
+        return None
+    lengths = [np.linalg.norm(x.astype(np.float64), axis=-1) for x in (before, after)]
+    kept = lengths[0] > 0
+    ratio = lengths[1][kept] / lengths[0][kept]
+    if not ratio.size or not np.isfinite(ratio).all():
+        return None
+    middle = float(np.median(ratio))
+    return middle if np.abs(ratio - middle).max() <= 0.02 * middle else None
+
+
+def side_by_side(
+    x: NDArray[Any], points: Sequence[str], q_features: int | None
+) -> Mapping[str, NDArray[Any]] | None:
+    """One output cut into the points that lie side by side in its last axis.
+
+    Where they are q, k and v, `q_features` says how many the first has; the others share the rest. None
+    where that is wanted and not known, or does not go in.
+    """
+    features = x.shape[-1]
+    parts = [features // len(points)] * len(points)
+    if points[0].rpartition(".")[2] == "q" and len(points) == 3:
+        if q_features is None:
+            return None
+        parts = [q_features, *[(features - q_features) // 2] * 2]
+    if sum(parts) != features or min(parts) <= 0:
+        return None
+    ends = np.cumsum(parts)[:-1]
+    return dict(zip(points, np.split(x, ends, axis=-1), strict=True))
