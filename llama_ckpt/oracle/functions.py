@@ -34,7 +34,7 @@ def oracle_modules() -> tuple[ModuleType, ...]:
         for name, value in vars(module).items():
             if isinstance(value, FunctionType) and value.__module__ == module.__name__:
                 first = homes.setdefault(name, module.__name__)
-                if first != module.__name__:  # one namespace holds them all, see diagnose.patched_oracle
+                if first != module.__name__:  # one namespace holds them all, see patched_oracle
                     raise ValueError(f"{module.__name__} defines {name}, wanted another name: {first} has it")
     return modules
 

@@ -95,17 +95,22 @@ def rope(
     Pair i is the neighbours (2i, 2i+1) of a head: in a GGUF file the rows of wq and wk are ordered
     for that. Its angle is `positions[n] * frequencies[i]`; the value vectors are never turned.
     """
-    angle = _float64(positions)[:, None] * _float64(frequencies)  # [n, head_dim / 2]
-    cos, sin = np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]  # the same for every head
+    cos, sin = _cos_and_sin(positions, frequencies)
+    return _turned(_float64(q), cos, sin), _turned(_float64(k), cos, sin)
 
-    def turn(x: Array) -> Array:
-        even, odd = x[..., 0::2], x[..., 1::2]
-        turned = np.empty_like(x)
-        turned[..., 0::2] = even * cos - odd * sin
-        turned[..., 1::2] = even * sin + odd * cos
-        return turned
 
-    return turn(_float64(q)), turn(_float64(k))
+def _cos_and_sin(positions: ArrayLike, frequencies: ArrayLike) -> tuple[Array, Array]:
+    """Of every pair's angle, `[n, 1, head_dim / 2]`: the same for every head."""
+    angle = _float64(positions)[:, None] * _float64(frequencies)
+    return np.cos(angle)[:, None, :], np.sin(angle)[:, None, :]
+
+
+def _turned(x: Array, cos: Array, sin: Array) -> Array:
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = np.empty_like(x)
+    turned[..., 0::2] = even * cos - odd * sin
+    turned[..., 1::2] = even * sin + odd * cos
+    return turned
 
 
 def qkv(
@@ -152,16 +157,33 @@ def attention(
     keys = np.repeat(k, group, axis=1).transpose(1, 0, 2)  # [n_heads, n, head_dim]
     values = np.repeat(v, group, axis=1).transpose(1, 0, 2)
 
-    scores = queries @ keys.transpose(0, 2, 1)  # [n_heads, query, key]
+    scores = _scores(queries, keys)
     tap("attn_scores", scores.transpose(1, 0, 2))
 
-    scaled = np.where(_visible(positions, sequence_ids), scores / np.sqrt(head_dim), -np.inf)
-    probs = _normalized_exp(scaled)
+    scaled = np.where(_visible(positions, sequence_ids), _scaled(scores, head_dim), -np.inf)
+    probs = _probabilities(scaled)
     tap("attn_probs", probs.transpose(1, 0, 2))
 
-    context = (probs @ values).transpose(1, 0, 2).reshape(n, n_heads * head_dim)
+    context = _mixed(probs, values).transpose(1, 0, 2).reshape(n, n_heads * head_dim)
     tap("attn_context", context)
     return _linear(context, wo)
+
+
+def _scores(queries: Array, keys: Array) -> Array:
+    return queries @ keys.swapaxes(-1, -2)  # [n_heads, query, key]
+
+
+def _scaled(scores: Array, head_dim: int) -> Array:
+    scaled: Array = scores / np.sqrt(head_dim)
+    return scaled
+
+
+def _probabilities(scaled: Array) -> Array:
+    return _normalized_exp(scaled)
+
+
+def _mixed(probs: Array, values: Array) -> Array:
+    return probs @ values  # [n_heads, query, head_dim]
 
 
 def _visible(positions: ArrayLike, sequence_ids: ArrayLike | None) -> NDArray[np.bool_]:
@@ -194,9 +216,13 @@ def swiglu(
     tap("ffn_gate", gate)
     up = _linear(x, w_up)
     tap("ffn_up", up)
-    product = gate * _sigmoid(gate) * up
+    product = _gated(gate, up)
     tap("ffn_swiglu", product)
     return _linear(product, w_down)
+
+
+def _gated(gate: Array, up: Array) -> Array:
+    return gate * _sigmoid(gate) * up
 
 
 def _sigmoid(a: Array) -> Array:
@@ -234,13 +260,17 @@ def block(
     attn_out = attention(q, k, v, weights.wo, positions=positions, sequence_ids=sequence_ids, tap=tap)
     tap("attn_out", attn_out)
 
-    ffn_inp: Array = x + attn_out
+    ffn_inp = _added(x, attn_out)
     tap("ffn_inp", ffn_inp)
     normed = rms_norm(ffn_inp, weights.ffn_norm, eps=config.rms_norm_eps)
     tap("ffn_norm", normed)
     ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
     tap("ffn_out", ffn_out)
-    return ffn_inp + ffn_out
+    return _added(ffn_inp, ffn_out)
+
+
+def _added(x: Array, y: Array) -> Array:
+    return x + y  # a residual sum
 
 
 def output_logits(x: ArrayLike, weights: Any, *, config: Any, tap: Tap | None = None) -> Array:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llama_ckpt.diagnose import run_oracle
 from llama_ckpt.diagnose.bugs import catalogue, reached_from
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle, answers
 from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle import run_oracle
 from llama_ckpt.points import Case
 from tests.comparing.prompts import prompt, rope_case
 

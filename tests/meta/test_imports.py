@@ -33,7 +33,7 @@ ARROWS: dict[str, str] = {
     "tokens": "errors gguf",
     "kernels": "errors weights",
     # the mathematics, and what is held against it
-    "oracle": "errors gguf weights",
+    "oracle": "errors gguf points weights",
     "judging": "errors json_values oracle points precisions",
     "dumps": "errors judging listing points precisions",
     "capture": "dumps errors gguf points spawning weights",

@@ -9,7 +9,7 @@ from functools import cache
 from types import FunctionType
 from typing import Any
 
-from llama_ckpt.diagnose import run_oracle
+from llama_ckpt.oracle import run_oracle
 from llama_ckpt.oracle.functions import oracle_modules
 
 __all__ = ["reached_from"]
