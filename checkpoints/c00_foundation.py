@@ -55,8 +55,8 @@ def tokenize(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def cases(given: Given) -> Iterator[Case]:
-    """The prompt's tokens, and one lookup of them."""
-    if given.prompt is not None:
+    """The prompt's tokens, where the vocabulary is one that is read here, and one lookup of them."""
+    if given.prompt is not None and given.tokenizer.unsupported is None:
         yield Case("tokenize", {"tokenizer": given.tokenizer, "text": given.prompt}, ("token_ids",))
     arguments = {"token_ids": given.token_ids, "weight": given.weights.token_embd, **given.dtype_option}
     yield Case("embed", arguments, ("embd",))

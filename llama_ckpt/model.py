@@ -38,7 +38,7 @@ class Model:
     Attributes:
         file: the open GGUF file.
         config: its shape.
-        tokenizer: its vocabulary.
+        tokenizer: its vocabulary; of one that is not supported, token ids alone (`tokenizer.unsupported`).
         weights: on `device`, in the file's types.
         device: where it computes.
         dtype: what it computes in.
@@ -139,7 +139,7 @@ def load(
     picked, kind = pick_device(device), pick_dtype(dtype)
     file = open_gguf(path)
     config = LlamaConfig.from_gguf(file)
-    tokenizer = Tokenizer.from_gguf(file)
+    tokenizer = Tokenizer.for_model(file, config.vocab_size)
     return Model(file, config, tokenizer, load_weights(file, config, picked, progress), picked, kind)
 
 

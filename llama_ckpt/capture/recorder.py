@@ -97,7 +97,7 @@ def _continuation(context: Context, request: Request, token_ids: tuple[int, ...]
     while len(tokens) < request.max_tokens:
         token = context.greedy(-1)
         margins.append(_margin(context.logits(-1)))
-        if token == loaded.eos:
+        if loaded.ends(token):
             ended_by = "eos"
             break
         tokens.append(token)

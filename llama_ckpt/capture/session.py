@@ -44,8 +44,8 @@ class ReferenceModel:
             raise ReferenceError(f"llama.cpp refuses {request.model}", got=" ".join(library.complaints[-3:]))
         self.vocab: Any = api.llama_model_get_vocab(self.model)
         self.vocab_size: int = api.llama_vocab_n_tokens(self.vocab)
+        self._has_texts: bool = api.llama_vocab_type(self.vocab) != api.LLAMA_VOCAB_TYPE_NONE
         self.n_layers: int = api.llama_model_n_layer(self.model)
-        self.eos: int = api.llama_vocab_eos(self.vocab)
 
     def __enter__(self) -> ReferenceModel:
         return self
@@ -63,8 +63,14 @@ class ReferenceModel:
             raise OptionError("tokens to record", got="none", wanted="at least one")
         return tokens
 
+    def ends(self, token: int) -> bool:
+        """Whether llama.cpp ends a text at this token; a vocabulary may have several such."""
+        return self._has_texts and bool(self.library.api.llama_vocab_is_eog(self.vocab, token))
+
     def piece(self, token: int) -> bytes:
         """The bytes of a token, as `llama_token_to_piece` gives them; control tokens have none."""
+        if not self._has_texts:  # llama.cpp would end the process
+            return b""
         buffer = ctypes.create_string_buffer(PIECE_BYTES)
         length = self.library.api.llama_token_to_piece(self.vocab, token, buffer, PIECE_BYTES, 0, False)
         return buffer.raw[:length]

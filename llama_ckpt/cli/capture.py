@@ -9,9 +9,8 @@ from typing import Annotated
 import typer
 
 from llama_ckpt.capture import capture
-from llama_ckpt.cli.options import ModelFile, model_path
+from llama_ckpt.cli.options import ModelFile, integers, model_path
 from llama_ckpt.cli.progress import waiting
-from llama_ckpt.errors import OptionError
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -58,21 +57,14 @@ def command(
             model_path(model),
             out=out,
             prompt=prompt,
-            tokens=None if tokens is None else _integers("--tokens", tokens),
+            tokens=None if tokens is None else integers("--tokens", tokens),
             positions_from=positions_from,
             max_tokens=max_tokens,
             forced=forced,
             name=name,
-            blocks=None if blocks is None else _integers("--blocks", blocks),
+            blocks=None if blocks is None else integers("--blocks", blocks),
             last_logits_only=last_logits_only,
             n_threads=threads or os.cpu_count() or 1,
             n_gpu_layers=gpu_layers,
         )
     print(f"{out / entry.file}: {len(entry.token_ids)} tokens, {len(entry.blocks)} blocks in full")
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(number) for number in text.split(",")]
-    except ValueError:
-        raise OptionError(option, got=repr(text), wanted="whole numbers with commas, 1,15043") from None

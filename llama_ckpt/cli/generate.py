@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 import llama_ckpt
-from llama_ckpt.cli.options import Device, ModelFile, model_path
+from llama_ckpt.cli.options import Device, ModelFile, integers, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.errors import OptionError
@@ -22,8 +22,13 @@ EXAMPLE = 'Example: llama-ckpt generate "In the beginning" --max-tokens 20'
 
 
 def command(
-    prompt: Annotated[str, typer.Argument(help="The text to continue; - reads standard input.")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="The text to continue; - reads standard input.")
+    ] = None,
     model: ModelFile = None,
+    tokens: Annotated[
+        str | None, typer.Option(metavar="IDS", help="Token ids instead of a text, with commas: 1,15043.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0 keeps all.")] = 0,
@@ -51,7 +56,7 @@ def command(
     """Continue a prompt, printing as it goes."""
     from llama_ckpt.generation import computed_by
 
-    text = sys.stdin.buffer.read() if prompt == "-" else os.fsencode(prompt)
+    given = _prompt(prompt, tokens)
     fit_threads(model_path(model))
     with ProgressBar() as bar:
         kind = dtype or "float32"
@@ -60,7 +65,7 @@ def command(
         precision = "layers"  # the engine has precisions of its own, and no dtype
     pieces = llama_ckpt.generate(
         loaded,
-        text,
+        given,
         max_tokens=max_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -72,10 +77,22 @@ def command(
         precision=precision,
     )
     first = next(pieces, "")  # what cannot be generated is one sentence and nothing else
+    if loaded.tokenizer.unsupported is not None:
+        print(f"token ids in brackets, not text: {loaded.tokenizer.unsupported}", file=sys.stderr)
     print(f"computed by {computed_by(loaded, precision)}", file=sys.stderr)
     for piece in chain((first,), pieces):
         print(piece, end="", flush=True)
     print()
+
+
+def _prompt(text: str | None, tokens: str | None) -> bytes | list[int]:
+    if (text is None) == (tokens is None):
+        got = "neither" if text is None else "both"
+        raise OptionError("a prompt or --tokens", got=got, wanted="one of the two")
+    if tokens is not None:
+        return integers("--tokens", tokens)
+    assert text is not None
+    return sys.stdin.buffer.read() if text == "-" else os.fsencode(text)
 
 
 def _stop_strings(stop: list[str] | None) -> tuple[str, ...]:

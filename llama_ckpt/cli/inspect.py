@@ -23,14 +23,18 @@ def command(
         Path | None, typer.Argument(metavar="M.gguf", help="A GGUF file; the embedded model without it.")
     ] = None,
     option: Annotated[Path | None, typer.Option("--model", metavar="M.gguf", help="The same.")] = None,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="Every tensor, with its shape and type.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
 ) -> None:
     """Show what a GGUF file holds.
 
-    That is its configuration, with what llama.cpp's defaults fill in marked, and its tensors by type.
+    That is its configuration, with what llama.cpp's defaults fill in marked, its vocabulary, its tensors by
+    type, and whatever of these is not computed here, with the reason.
     """
     record = inspection(open_gguf(model_path(option if model is None else model)))
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        print("\n".join(inspection_lines(record)))
+        print("\n".join(inspection_lines(record, every_tensor=tensors)))

@@ -7,9 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from llama_ckpt.errors import OptionError
 from reference_dumps import embedded_model
 
-__all__ = ["Device", "Dtype", "ModelFile", "Precision", "model_path"]
+__all__ = ["Device", "Dtype", "ModelFile", "Precision", "integers", "model_path"]
 
 ModelFile = Annotated[
     Path | None,
@@ -31,3 +32,11 @@ Precision = Annotated[
 def model_path(model: Path | None) -> Path:
     """The model that was asked for, or the embedded one."""
     return embedded_model() if model is None else model
+
+
+def integers(option: str, text: str) -> list[int]:
+    """The whole numbers of an option such as `--tokens 1,15043`. Raises OptionError for anything else."""
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise OptionError(option, got=repr(text), wanted="whole numbers with commas, 1,15043") from None

@@ -86,8 +86,8 @@ def judge_continuation(
         yield tokens_verdict("continuation", choices, len(ours), "the oracle's")
         return
     theirs = list(continuation.token_ids)
-    if continuation.ended_by == "eos" and model.tokenizer.eos_id is not None:
-        theirs.append(model.tokenizer.eos_id)
+    if continuation.ended_by == "eos":
+        theirs += _end(model, ours[len(theirs) : len(theirs) + 1])
     choices = []
     steps: NDArray[np.float64] | None = None  # every difference is judged on llama.cpp's own tokens
     while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
@@ -103,7 +103,16 @@ def judge_continuation(
         reason = f"{len(ours)} tokens where llama.cpp has {len(theirs)}"
         verdict = dataclasses.replace(verdict, verdict="fail", blame="yours", reason=reason)
     yield verdict
-    yield text_verdict("".join(token.text for token in tokens), continuation.text_base64, choices)
+    if model.tokenizer.unsupported is None:
+        yield text_verdict("".join(token.text for token in tokens), continuation.text_base64, choices)
+
+
+def _end(model: Model, ours: Sequence[int]) -> list[int]:
+    """The token at which llama.cpp ended; which is not recorded, so ours, where it ends a text."""
+    ends = model.tokenizer.eog_ids
+    if ours and ours[0] in ends:
+        return list(ours)
+    return [model.tokenizer.eos_id] if model.tokenizer.eos_id is not None else sorted(ends)[:1]
 
 
 def step_logits(

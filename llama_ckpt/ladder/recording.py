@@ -33,6 +33,7 @@ __all__ = [
     "from_last_row",
     "from_oracle",
     "oracle_given",
+    "prompt_ids",
     "torch_given",
 ]
 
@@ -127,12 +128,12 @@ def from_dump(dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *
 
 def from_oracle(model: Model, weights: OracleWeights, prompt: str) -> Recording:
     """The oracle's own run of a prompt, rounded to float32, for judging without llama.cpp."""
-    token_ids = tuple(model.tokenizer.encode(prompt))
+    token_ids, text = prompt_ids(model.tokenizer, prompt)
     positions = tuple(range(len(token_ids)))
     blocks = range(model.config.n_layers)
     return Recording(
         label="oracle/" + prompt.split(" ")[0].lower(),
-        prompt=prompt,
+        prompt=text,
         token_ids=token_ids,
         positions=positions,
         blocks=tuple(blocks),
@@ -140,6 +141,15 @@ def from_oracle(model: Model, weights: OracleWeights, prompt: str) -> Recording:
         recorded=False,
         tight=False,
     )
+
+
+def prompt_ids(tokenizer: Tokenizer, prompt: str) -> tuple[tuple[int, ...], str | None]:
+    """A prompt's token ids and its text; of a vocabulary that is not supported, as many ids and no text."""
+    if tokenizer.unsupported is None:
+        return tuple(tokenizer.encode(prompt)), prompt
+    first = [tokenizer.bos_id] if tokenizer.add_bos and tokenizer.bos_id is not None else []
+    # A prime's multiples: ids all over the vocabulary, the same for the same prompt.
+    return (*first, *(byte * 7919 % tokenizer.vocab_size for byte in prompt.encode())), None
 
 
 def from_last_row(dumps: DumpSet, name: str, model: Model, weights: OracleWeights) -> Recording:

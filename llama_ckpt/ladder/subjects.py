@@ -19,12 +19,14 @@ from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.dumps.reference import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle
+from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle, prompt_ids
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.making.derive import TYPES, derive
 from llama_ckpt.model import Model, load
 from llama_ckpt.oracle.on_device import oracle_weights
 from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import embedded_model
 
 __all__ = ["INSTALL_REFERENCE", "Selection", "select"]
@@ -75,17 +77,25 @@ def select(
     """
     path = Path(model) if model is not None else embedded_model()
     name = str(model) if model is not None else "embedded tiny-32l"
+    tokenizer = path_tokenizer(path)
+    said = () if tokenizer.unsupported is None else (f"prompts are token ids: {tokenizer.unsupported}",)
     if oracle_only:
-        return Selection(name, oracle_subject(path, device, dtype))
+        return Selection(name, oracle_subject(path, device, dtype), said)
     if dumps is None and model is not None:
         if importlib.util.find_spec("llama_cpp") is None:
             note = f"llama.cpp: not compared; to compare, {INSTALL_REFERENCE}"
-            return Selection(name, oracle_subject(path, device, dtype), (note,), compared=False)
-        folders = capture_all(path, scratch)
+            return Selection(name, oracle_subject(path, device, dtype), (*said, note), compared=False)
+        folders = capture_all(path, tokenizer, scratch)
         note = f"llama.cpp was recorded for this run, prompts {', '.join(map(repr, PROMPTS))}"
-        return Selection(name, recorded_subjects(path, folders, device, dtype, scratch), (note,))
+        return Selection(name, recorded_subjects(path, folders, device, dtype, scratch), (*said, note))
     folders = dump_folders(Path(dumps) if dumps is not None else embedded_model().parent)
-    return Selection(name, recorded_subjects(path, folders, device, dtype, scratch))
+    return Selection(name, recorded_subjects(path, folders, device, dtype, scratch), said)
+
+
+def path_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a model's file, without its weights."""
+    file = open_gguf(path)
+    return Tokenizer.for_model(file, LlamaConfig.from_gguf(file).vocab_size)
 
 
 def dump_folders(folder: Path) -> list[Path]:
@@ -181,7 +191,7 @@ def type_named(how: str) -> str:
     return found[0]
 
 
-def capture_all(path: Path, scratch: Path) -> list[Path]:
+def capture_all(path: Path, tokenizer: Tokenizer, scratch: Path) -> list[Path]:
     """Record llama.cpp on the file, and on its float32 upcast where that is small enough."""
     file = open_gguf(path)
     files: dict[str, tuple[Path, Mapping[str, str] | None]] = {"as-is": (path, None)}
@@ -192,10 +202,16 @@ def capture_all(path: Path, scratch: Path) -> list[Path]:
     folders = []
     for label, (source, origin) in files.items():
         out = scratch / label
-        takes = [Take(prompt=prompt, name=f"prompt-{number}") for number, prompt in enumerate(PROMPTS)]
+        takes = [_take(tokenizer, number) for number in range(len(PROMPTS))]
         capture_takes(source, takes, out=out, n_threads=os.cpu_count() or 1, derived_from=origin)
         folders.append(out)
     return folders
+
+
+def _take(tokenizer: Tokenizer, number: int) -> Take:
+    """One of the prompts: as a text, for llama.cpp's own tokenizer, where it can be held against ours."""
+    token_ids, text = prompt_ids(tokenizer, PROMPTS[number])
+    return Take(prompt=text, tokens=token_ids if text is None else None, name=f"prompt-{number}")
 
 
 def _elements(shape: Sequence[int]) -> int:

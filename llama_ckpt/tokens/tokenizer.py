@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama_ckpt.errors import ModelFileError, TokenizerError
+from llama_ckpt.errors import ModelFileError, TokenizerError, UnsupportedModelError
 from llama_ckpt.tokens.special_tokens import Kind, byte_value, partition, token_kinds
 from llama_ckpt.tokens.spm import SpmMerger
-from llama_ckpt.tokens.vocabulary import read_vocabulary
+from llama_ckpt.tokens.vocabulary import read_special_ids, read_vocabulary
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -38,7 +38,11 @@ class Tokenizer:
         eog_ids: every id at which llama.cpp ends generation; `eos_id` is one of them.
         add_bos, add_eos: what `encode` adds unless it is told otherwise.
         add_space_prefix: whether a space is put before a text.
+        unsupported: why texts cannot be encoded with this vocabulary, a sentence; None where they can. Ids
+            are all that such a tokenizer knows: a token's piece is then its id in brackets.
     """
+
+    unsupported: str | None = None
 
     def __init__(
         self,
@@ -109,6 +113,34 @@ class Tokenizer:
         """
         return cls(**read_vocabulary(file.metadata))
 
+    @classmethod
+    def for_model(cls, file: GGUFFile, vocab_size: int) -> Tokenizer:
+        """The tokenizer of a model's file; of a vocabulary that is not supported, one that knows ids alone.
+
+        Args:
+            file: an open GGUF file.
+            vocab_size: how many tokens the model has, for a file without a vocabulary.
+
+        Raises:
+            ModelFileError: the file's vocabulary is a damaged one.
+        """
+        try:
+            return cls.from_gguf(file)
+        except UnsupportedModelError as error:
+            return cls._of_ids(file, vocab_size, str(error))
+
+    @classmethod
+    def _of_ids(cls, file: GGUFFile, vocab_size: int, why: str) -> Tokenizer:
+        """Knows which ids end a text, by the names that tokens have in every vocabulary, and no text."""
+        specials = read_special_ids(file.metadata, vocab_size)
+        tokenizer = cls([b"[%d]" % i for i in range(vocab_size)], **specials)
+        tokenizer.unsupported = why
+        texts = file.metadata.get("tokenizer.ggml.tokens")
+        if isinstance(texts, list):
+            ids = {text: i for i, text in enumerate(texts)}
+            tokenizer.eog_ids |= token_kinds(ids, [1] * len(texts), specials["roles"])[1]
+        return tokenizer
+
     @property
     def vocab_size(self) -> int:
         """How many tokens there are; ids are 0 to `vocab_size` - 1."""
@@ -132,7 +164,10 @@ class Tokenizer:
 
         Raises:
             TokenizerError: the vocabulary lacks a byte that the text needs, or BOS or EOS.
+            UnsupportedModelError: the vocabulary is of a kind that is not supported.
         """
+        if self.unsupported is not None:
+            raise UnsupportedModelError(self.unsupported, hint="give token ids instead of a text")
         data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else bytes(text)
         ids = self._added("BOS", self.bos_id, self.add_bos if add_bos is None else add_bos)
         after_special = True

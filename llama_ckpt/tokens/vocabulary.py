@@ -9,7 +9,7 @@ import numpy as np
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 
-__all__ = ["read_vocabulary"]
+__all__ = ["read_special_ids", "read_vocabulary"]
 
 _FURTHER_ROLES = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
 _OLDER_NAMES = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
@@ -34,20 +34,38 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
     # llama.cpp reads a token's text as a C string, which ends at the first NUL.
     tokens = [bytes(token).split(b"\0", 1)[0] for token in _array(metadata, "tokens", 1)]
     n = len(tokens)
-    roles = {role: _special_id(metadata, role, n) for role in _FURTHER_ROLES}
+    roles = {role: _special_id(metadata, role, n, None) for role in _FURTHER_ROLES}
     name = str(metadata.get("general.name", "")).lower()
     return {
         "tokens": tokens,
         "scores": _array(metadata, "scores", n, optional=True),
         "types": _array(metadata, "token_type", n, optional=True),
-        "bos_id": _special_id(metadata, "bos", n),
-        "eos_id": _special_id(metadata, "eos", n),
-        "unk_id": _special_id(metadata, "unknown", n),
+        "bos_id": _special_id(metadata, "bos", n, _DEFAULT_IDS["bos"]),
+        "eos_id": _special_id(metadata, "eos", n, _DEFAULT_IDS["eos"]),
+        "unk_id": _special_id(metadata, "unknown", n, _DEFAULT_IDS["unknown"]),
         "add_bos": _flag(metadata, "add_bos_token", True),
         "add_eos": _flag(metadata, "add_eos_token", False),
         "add_space_prefix": _flag(metadata, "add_space_prefix", True),
         "roles": {role: token for role, token in roles.items() if token is not None},
         "strip_after_special": "phi-3" in name or "phi3" in name,
+    }
+
+
+def read_special_ids(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """What a file says of its special tokens, as arguments of `Tokenizer`, whatever its vocabulary's kind.
+
+    Raises:
+        ModelFileError: an id or a flag is of another kind.
+    """
+    ids = {role: _special_id(metadata, role, vocab_size, None) for role in ("bos", "eos", *_FURTHER_ROLES)}
+    return {
+        "bos_id": ids.pop("bos"),
+        "eos_id": ids.pop("eos"),
+        "unk_id": None,
+        "add_bos": _flag(metadata, "add_bos_token", False),
+        "add_eos": _flag(metadata, "add_eos_token", False),
+        "add_space_prefix": False,
+        "roles": {role: token for role, token in ids.items() if token is not None},
     }
 
 
@@ -65,10 +83,9 @@ def _array(metadata: Mapping[str, Any], name: str, at_least: int, *, optional: b
     return value[:at_least] if optional else value
 
 
-def _special_id(metadata: Mapping[str, Any], role: str, n: int) -> int | None:
+def _special_id(metadata: Mapping[str, Any], role: str, n: int, default: int | None) -> int | None:
     """A special token's id; one outside the vocabulary counts as not given, as in llama.cpp."""
-    token = _DEFAULT_IDS.get(role)
-    token = token if token is not None and token < n else None
+    token = default if default is not None and default < n else None
     for name in (role, _OLDER_NAMES.get(role)):
         key = f"tokenizer.ggml.{name}_token_id"
         if name is None or key not in metadata:
