@@ -21,8 +21,11 @@ def command(
     out: Annotated[Path, typer.Option(metavar="F.safetensors", help="The file to write.")],
     model: ModelFile = None,
     layout: Annotated[
-        Literal["gguf", "hf"],
-        typer.Option(help="hf: Hugging Face's names, Q and K in half-split order, and a config.json."),
+        Literal["gguf", "hf", "meta"],
+        typer.Option(
+            help="hf: Hugging Face's names, Q and K in half-split order, and a config.json; "
+            "meta: Meta's names, neighbouring pairs as in GGUF, and a params.json."
+        ),
     ] = "gguf",
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"], typer.Option(help="Of the written values.")

@@ -5,7 +5,8 @@
 
 `gguf` keeps the file's own names (`blk.0.attn_q.weight`) and row order: pairs of RoPE are neighbours.
 `hf` has Hugging Face's names, the rows of Q and K in half-split order, and a `config.json` beside it, so
-that `LlamaForCausalLM.from_pretrained(folder)` loads it. Every matrix is [out, in]. The configuration and,
+that `LlamaForCausalLM.from_pretrained(folder)` loads it; `meta` has Meta's names, neighbours, and a
+`params.json`. Every matrix is [out, in]. The configuration and,
 of float32, `weights_sha256`, which a dump of this model declares, stand in `__metadata__`. One tensor is
 in memory at a time; numpy only.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,30 +26,14 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.making.export_layouts import LAYOUTS, configuration, exported_tensors, ordered
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, expected_shapes
 
-__all__ = ["EXPORTED_TYPES", "LAYOUTS", "export_weights", "halves_from_pairs"]
-
-LAYOUTS = ("gguf", "hf")
-"""How the exported tensors may be named and ordered."""
+__all__ = ["EXPORTED_TYPES", "export_weights"]
 
 EXPORTED_TYPES = {"float32": ("F32", 4), "float16": ("F16", 2), "bfloat16": ("BF16", 2)}
 """What they may be written in: safetensors' name and the size of an element."""
-
-HF_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "wq": "self_attn.q_proj",
-    "wk": "self_attn.k_proj",
-    "wv": "self_attn.v_proj",
-    "wo": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "w_gate": "mlp.gate_proj",
-    "w_up": "mlp.up_proj",
-    "w_down": "mlp.down_proj",
-}
-HF_MODEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
 
 def export_weights(
@@ -63,8 +48,8 @@ def export_weights(
 
     Args:
         model: a GGUF file of a Llama.
-        out: the safetensors file; for `hf` a `config.json` is written beside it.
-        layout: "gguf" or "hf". dtype: "float32", which is exact, "float16" or "bfloat16".
+        out: the safetensors file; for `hf` a `config.json` is written beside it, for `meta` a `params.json`.
+        layout: "gguf", "hf" or "meta". dtype: "float32", which is exact, "float16" or "bfloat16".
         progress: called with the tensor's name, how many are done, and of how many.
 
     Returns:
@@ -97,11 +82,13 @@ def export_weights(
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    if layout == "gguf":
+    beside = configuration(file, config, layout, dtype)
+    if beside is None:
         return [path]
-    beside = path.with_name("config.json")
-    beside.write_text(json.dumps(_hf_config(file, config, dtype), indent=1) + "\n", encoding="utf-8")
-    return [path, beside]
+    name, content = beside
+    other = path.with_name(name)
+    other.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return [path, other]
 
 
 def _write(
@@ -115,50 +102,20 @@ def _write(
 ) -> None:
     """The header, which needs shapes only, then one tensor after another."""
     kind, size = EXPORTED_TYPES[dtype]
-    shapes = expected_shapes(config)
+    tensors = list(exported_tensors(config, layout))
     header: dict[str, Any] = {"__metadata__": metadata}
     place = 0
-    for name, shape in shapes.items():
+    for exported, _, shape in tensors:
         end = place + size * int(np.prod(shape))
-        exported = _exported_name(name, layout)
         header[exported] = {"dtype": kind, "shape": list(shape), "data_offsets": [place, end]}
         place = end
     text = json.dumps(header).encode("utf-8")
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)) + text)
-    for number, name in enumerate(shapes):
+    for number, (_, name, _) in enumerate(tensors):
         if progress:
-            progress(name, number, len(shapes))
-        values = file.float32(name)
-        if layout == "hf":
-            values = _hf_order(name, values, config)
-        stream.write(_encoded(name, values, dtype))
-
-
-def _exported_name(name: str, layout: str) -> str:
-    if layout == "gguf":
-        return name
-    for field, own in MODEL_TENSORS.items():
-        if name == own:
-            return f"{HF_MODEL[field]}.weight"
-    _, number, suffix = name.split(".", 2)
-    field = next(field for field, own in BLOCK_TENSORS.items() if own == suffix)
-    return f"model.layers.{number}.{HF_BLOCK[field]}.weight"
-
-
-def _hf_order(name: str, values: NDArray[np.float32], config: LlamaConfig) -> NDArray[np.float32]:
-    heads = {BLOCK_TENSORS["wq"]: config.n_heads, BLOCK_TENSORS["wk"]: config.n_kv_heads}
-    n_heads = heads.get(name.split(".", 2)[-1])
-    return values if n_heads is None else halves_from_pairs(values, n_heads)
-
-
-def halves_from_pairs(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
-    """Rows of a projection `[n_heads * head_dim, in]` from GGUF's order into Hugging Face's.
-
-    In each head row 2i comes to i and row 2i + 1 to i + head_dim / 2.
-    """
-    pairs = w.reshape(n_heads, -1, 2, *w.shape[1:])  # [n_heads, head_dim / 2, 2, in]
-    return pairs.swapaxes(1, 2).reshape(w.shape)
+            progress(name, number, len(tensors))
+        stream.write(_encoded(name, ordered(name, file.float32(name), config, layout), dtype))
 
 
 def _encoded(name: str, values: NDArray[np.float32], dtype: str) -> bytes:
@@ -175,43 +132,3 @@ def _encoded(name: str, values: NDArray[np.float32], dtype: str) -> bytes:
     if not np.isfinite(half[np.isfinite(values)]).all():
         raise OptionError("--dtype", got=f"float16, which cannot hold {name}", wanted="float32 or bfloat16")
     return half.tobytes()
-
-
-def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """What `transformers` needs to build the same model."""
-    scaled = {"rope_type": "linear", "factor": config.rope_scale}
-    plain = {"rope_type": "default"}
-    ids = dict(_special_ids(file))
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": config.width,
-        "intermediate_size": config.ffn,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {
-            **(scaled if config.rope_scale != 1.0 else plain),
-            "rope_theta": config.rope_theta,
-        },
-        "rope_scaling": scaled if config.rope_scale != 1.0 else None,
-        "tie_word_embeddings": config.tied_output,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
-        "torch_dtype": dtype,
-        "dtype": dtype,
-        **ids,
-    }
-
-
-def _special_ids(file: GGUFFile) -> Iterator[tuple[str, int]]:
-    for name in ("bos", "eos"):
-        value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if isinstance(value, int):
-            yield f"{name}_token_id", value

@@ -12,7 +12,7 @@ import pytest
 import reference_dumps
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison, LintFinding
-from llama_ckpt.making.export import halves_from_pairs
+from llama_ckpt.making.export_layouts import halves_from_pairs
 from tests.comparing.their_programs import EIGHT, HELLO, N_LAYERS, Tensors, bug, model, right_run, run, write
 
 FACTS = {"token_ids": EIGHT, "positions": range(8)}

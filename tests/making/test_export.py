@@ -15,7 +15,8 @@ import reference_dumps
 from llama_ckpt.cli import app
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import open_gguf, weights_sha256
-from llama_ckpt.making.export import export_weights, halves_from_pairs
+from llama_ckpt.making.export import export_weights
+from llama_ckpt.making.export_layouts import halves_from_pairs
 from llama_ckpt.making.seeded_model import make_seeded
 
 MODEL = reference_dumps.embedded_model()
@@ -63,6 +64,42 @@ def test_hugging_faces_names_and_order(grouped: Path, tmp_path: Path) -> None:
     written = json.loads(config.read_text())
     assert written["tie_word_embeddings"] and written["head_dim"] == 8 and written["num_key_value_heads"] == 2
     assert written["rope_parameters"] == {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+
+
+def test_metas_names_and_order(grouped: Path, tmp_path: Path) -> None:
+    path, params = export_weights(grouped, tmp_path / "consolidated.safetensors", layout="meta")
+    file, tensors = open_gguf(grouped), load_file(path)
+    for own, name in (
+        ("blk.1.attn_q.weight", "layers.1.attention.wq.weight"),
+        ("blk.0.attn_k.weight", "layers.0.attention.wk.weight"),
+        ("blk.1.ffn_gate.weight", "layers.1.feed_forward.w1.weight"),
+        ("blk.1.ffn_up.weight", "layers.1.feed_forward.w3.weight"),
+        ("blk.0.ffn_down.weight", "layers.0.feed_forward.w2.weight"),
+        ("blk.0.attn_norm.weight", "layers.0.attention_norm.weight"),
+        ("token_embd.weight", "tok_embeddings.weight"),
+        ("token_embd.weight", "output.weight"),
+        ("output_norm.weight", "norm.weight"),
+    ):
+        assert np.array_equal(tensors[name], file.float32(own)), name
+    assert len(tensors) == len(file.tensors) + 1, "Meta's program ties nothing: the head is there too"
+    assert safe_open(path, "numpy").metadata()["weights_sha256"] == weights_sha256(file)
+    assert params.name == "params.json" and json.loads(params.read_text())["n_kv_heads"] == 2
+
+
+@pytest.mark.parametrize(
+    ("width", "ffn", "wanted"), [(64, 96, 1), (64, 160, 1), (64, 176, 176), (96, 256, 256), (64, 512, 512)]
+)
+def test_metas_rule_leads_to_the_feed_forward_width(
+    width: int, ffn: int, wanted: int, tmp_path: Path
+) -> None:
+    model = tmp_path / "m.gguf"
+    make_seeded(model, width=width, n_heads=4, head_dim=8, ffn=ffn, n_layers=1, vocab=320, seed=1)
+    _, beside = export_weights(model, tmp_path / "w.safetensors", layout="meta")
+    params = json.loads(beside.read_text())
+    hidden = int(2 * (4 * params["dim"]) / 3)  # as Meta's program has it
+    hidden = int(params.get("ffn_dim_multiplier", 1.0) * hidden)
+    multiple = params["multiple_of"]
+    assert multiple * ((hidden + multiple - 1) // multiple) == ffn and multiple == wanted
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -1,0 +1,161 @@
+"""How exported weights may be named and ordered, and the configuration that each program reads beside them.
+
+gguf    the file's own names (`blk.0.attn_q.weight`) and order: pairs of RoPE are neighbours
+hf      Hugging Face's names, rows of Q and K in half-split order, a `config.json`
+meta    Meta's names, consolidated (`layers.0.attention.wq.weight`), neighbours, a `params.json`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, expected_shapes
+
+__all__ = ["LAYOUTS", "configuration", "exported_tensors", "halves_from_pairs", "ordered"]
+
+LAYOUTS = ("gguf", "hf", "meta")
+"""How the exported tensors may be named and ordered."""
+
+BLOCK_NAMES: Mapping[str, Mapping[str, str]] = {
+    "hf": {
+        "attn_norm": "input_layernorm",
+        "wq": "self_attn.q_proj",
+        "wk": "self_attn.k_proj",
+        "wv": "self_attn.v_proj",
+        "wo": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "w_gate": "mlp.gate_proj",
+        "w_up": "mlp.up_proj",
+        "w_down": "mlp.down_proj",
+    },
+    "meta": {
+        "attn_norm": "attention_norm",
+        "wq": "attention.wq",
+        "wk": "attention.wk",
+        "wv": "attention.wv",
+        "wo": "attention.wo",
+        "ffn_norm": "ffn_norm",
+        "w_gate": "feed_forward.w1",
+        "w_up": "feed_forward.w3",
+        "w_down": "feed_forward.w2",
+    },
+}
+MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
+    "hf": {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
+    "meta": {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"},
+}
+BLOCKS = {"hf": "model.layers", "meta": "layers"}
+
+
+def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """The tensors to write: the name in the file, the GGUF file's own, the shape."""
+    shapes = expected_shapes(config)
+    for name, shape in shapes.items():
+        yield _exported_name(name, layout), name, shape
+    if layout == "meta" and config.tied_output:  # Meta's program has no tie: the matrix is there twice
+        embedding = MODEL_TENSORS["token_embd"]
+        yield "output.weight", embedding, shapes[embedding]
+
+
+def _exported_name(name: str, layout: str) -> str:
+    if layout == "gguf":
+        return name
+    for field, own in MODEL_TENSORS.items():
+        if name == own:
+            return f"{MODEL_NAMES[layout][field]}.weight"
+    _, number, suffix = name.split(".", 2)
+    field = next(field for field, own in BLOCK_TENSORS.items() if own == suffix)
+    return f"{BLOCKS[layout]}.{number}.{BLOCK_NAMES[layout][field]}.weight"
+
+
+def ordered(name: str, values: NDArray[np.float32], config: LlamaConfig, layout: str) -> NDArray[np.float32]:
+    """A tensor's values with its rows as the layout has them; `name` is the GGUF file's."""
+    heads = {BLOCK_TENSORS["wq"]: config.n_heads, BLOCK_TENSORS["wk"]: config.n_kv_heads}
+    n_heads = heads.get(name.split(".", 2)[-1])
+    return values if n_heads is None or layout != "hf" else halves_from_pairs(values, n_heads)
+
+
+def halves_from_pairs(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
+    """Rows of a projection `[n_heads * head_dim, in]` from GGUF's order into Hugging Face's.
+
+    In each head row 2i comes to i and row 2i + 1 to i + head_dim / 2.
+    """
+    pairs = w.reshape(n_heads, -1, 2, *w.shape[1:])  # [n_heads, head_dim / 2, 2, in]
+    return pairs.swapaxes(1, 2).reshape(w.shape)
+
+
+def configuration(
+    file: GGUFFile, config: LlamaConfig, layout: str, dtype: str
+) -> tuple[str, dict[str, Any]] | None:
+    """The file to write beside the weights and what stands in it; None where there is none."""
+    if layout == "hf":
+        return "config.json", _hf_config(file, config, dtype)
+    return ("params.json", _meta_params(config)) if layout == "meta" else None
+
+
+def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """What `transformers` needs to build the same model."""
+    scaled = {"rope_type": "linear", "factor": config.rope_scale}
+    plain = {"rope_type": "default"}
+    ids = dict(_special_ids(file))
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.n_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {
+            **(scaled if config.rope_scale != 1.0 else plain),
+            "rope_theta": config.rope_theta,
+        },
+        "rope_scaling": scaled if config.rope_scale != 1.0 else None,
+        "tie_word_embeddings": config.tied_output,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "torch_dtype": dtype,
+        "dtype": dtype,
+        **ids,
+    }
+
+
+def _special_ids(file: GGUFFile) -> Iterator[tuple[str, int]]:
+    for name in ("bos", "eos"):
+        value = file.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        if isinstance(value, int):
+            yield f"{name}_token_id", value
+
+
+def _meta_params(config: LlamaConfig) -> dict[str, Any]:
+    """What Meta's program builds the same model from; keys that Llama-2's has not, only where they matter.
+
+    It has no key for the feed-forward width: that is two thirds of four widths, times a factor, rounded up
+    to a multiple. Where a multiple alone leads to it, 256 as in Meta's own files is preferred.
+    """
+    plain = int(2 * (4 * config.width) / 3)
+    narrow = {"multiple_of": 1, "ffn_dim_multiplier": (config.ffn + 0.5) / plain}
+    usual = -(-plain // 256) * 256 == config.ffn
+    wide = {"multiple_of": 256 if usual else config.ffn}
+    return {
+        "dim": config.width,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "n_kv_heads": config.n_kv_heads,
+        "vocab_size": config.vocab_size,
+        **(narrow if config.ffn < plain else wide),
+        "norm_eps": config.rms_norm_eps,
+        **({"rope_theta": config.rope_theta} if config.rope_theta != 10000.0 else {}),
+    }
