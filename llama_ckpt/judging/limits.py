@@ -206,6 +206,7 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
     norm = float(np.linalg.norm(exact)) or 1.0
     err = (ERR * float(np.linalg.norm(deviation)) + float(np.linalg.norm(most))) / norm
     benign = min(1.0, err / limit.err) * STRUCTURE_FLOOR["own"] * limit.err
+    lean = spread.lean / (norm * math.sqrt(max(int(judged.sum()), 1)))
     point, dtype = limit.point, limit.dtype
     measured = _largest(point, dtype, "own") or (0.0,) * 5
     return replace(
@@ -214,7 +215,7 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
         row_err=float(rows.max()),
         element_err=float(elements.max()),
         gain=max(benign, MARGIN * max(measured[3], ON_CUDA.get((dtype, "own", point), 0.0))),
-        bias=max(benign, MARGIN * measured[4]),
+        bias=max(benign, MARGIN * measured[4]) + lean,
         reason=f"{limit.reason.partition(';')[0]}; {ERR:g} x what rounding may leave of these inputs",
         rows=rows,
         elements=elements,

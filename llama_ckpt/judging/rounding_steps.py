@@ -65,11 +65,13 @@ class Spread:
         deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
         most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
         composed: it is the sum of several steps', whose errors may point the same way.
+        lean: the most that `most` may move the sum of all elements by: a wrong angle turns every head alike.
     """
 
     deviation: Array
     most: Array | None = None
     composed: bool = False
+    lean: float = 0.0
 
     @property
     def whole(self) -> Array:
@@ -144,7 +146,7 @@ def norm_deviation(
 ) -> Array:
     """Of an RMS norm `[n, width]`."""
     share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
-    own = share * np.abs(y) + p.least
+    own = share * np.abs(y) + p.least * (1 + np.abs(weight))
     if carried is None:
         return np.asarray(own)
     scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
@@ -164,14 +166,15 @@ def turned_spread(
     """Of heads `[n, heads, head_dim]` turned by RoPE, x before."""
     even, odd = x[..., 0::2], x[..., 1::2]
     reach = np.hypot(even, odd)
-    own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least
+    own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least * (2 + reach)
     if carried is not None:
         own = np.sqrt(own**2 + carried[..., 0::2] ** 2 + carried[..., 1::2] ** 2)
-    most = None
-    if not exact_angles:
-        off = angle_error(positions, frequencies)[:, None, :].astype(np.float64)
-        most = _both(reach * off)
-    return Spread(_both(own), most)
+    if exact_angles:
+        return Spread(_both(own))
+    off = angle_error(positions, frequencies)
+    # A turn by a little moves a pair (a, b) by (-b, a): in sum over the heads by sqrt(2) of theirs at most.
+    lean = np.sqrt(2.0) * np.sum(off * np.hypot(even.sum(axis=1), odd.sum(axis=1)))
+    return Spread(_both(own), _both(reach * off[:, None, :]), lean=float(lean))
 
 
 def _both(pairs: Array) -> Array:
@@ -236,7 +239,10 @@ def gated(
     rounded = (
         GLU_ROUNDINGS * (p.u + 0.5 * p.half) * np.abs(product) * (1 + 0.5 * np.abs(gate) * (1 - sigmoid))
     )
-    squares = (rounded + p.least) ** 2
+    # The sigmoid and silu may be rounded on the way: where they are next to nothing float16 has no digits.
+    tiny = np.minimum(p.least, np.abs(silu)) + np.abs(gate) * np.minimum(p.least, sigmoid)
+    least = p.least + np.abs(up) * tiny
+    squares = (rounded + least) ** 2
     if s_gate is not None:
         squares += (slope * up * s_gate) ** 2
     if s_up is not None:

@@ -1,0 +1,71 @@
+"""What right programs lose that is no share of a result: float16 without digits, angles that heads share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from llama_ckpt.judging.limits import limit_for, within
+from llama_ckpt.judging.rounding import case_spreads
+from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
+from llama_ckpt.judging.verdict import PointVerdict, judge
+from llama_ckpt.oracle import llama as oracle
+
+
+def silu_at_once(gate: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.silu(gate)
+
+
+def sigmoid_rounded(gate: torch.Tensor) -> torch.Tensor:
+    return gate * torch.sigmoid(gate)
+
+
+@pytest.mark.parametrize("silu", [silu_at_once, sigmoid_rounded])
+def test_a_gate_far_below_zero_has_no_digits_in_float16(
+    silu: Callable[[torch.Tensor], torch.Tensor],
+) -> None:
+    """silu(-20) is 4e-8, float16's smallest step 6e-8: times an `up` of 8 the product is off by all it is."""
+    gate = torch.linspace(-24, -8, 4096, dtype=torch.float16)
+    up = torch.full_like(gate, 8.0)
+    exact, deviation = gated(gate.double().numpy(), up.double().numpy(), None, None, PRECISIONS["float16"])
+    off = np.abs((silu(gate) * up).double().numpy() - exact)
+    assert (off <= 2.5 * deviation).all()
+    assert (off > 0.5 * np.abs(exact)).any()  # so a share of the result alone would condemn it
+    assert (deviation < 2e-4).all()
+
+
+def turned_in_float32(x: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """As transformers does: a position times a float32 frequency, its cosine and sine in float32."""
+    d = x.shape[-1]
+    frequencies = (1.0 / 10000.0 ** (np.arange(0, d, 2, dtype=np.float32) / np.float32(d))).astype(np.float32)
+    angles = (positions[:, None].astype(np.float32) * frequencies)[:, None, :]
+    cos, sin = np.cos(angles), np.sin(angles)
+    y = np.empty_like(x)
+    y[..., 0::2] = x[..., 0::2] * cos - x[..., 1::2] * sin
+    y[..., 1::2] = x[..., 0::2] * sin + x[..., 1::2] * cos
+    return y
+
+
+def judged(x: NDArray[np.float32], q: NDArray[np.float32], positions: NDArray[np.int64]) -> PointVerdict:
+    frequencies = 10000.0 ** -(np.arange(0, q.shape[-1], 2) / q.shape[-1])
+    arguments = {"q": q, "k": q, "positions": positions, "frequencies": frequencies}
+    exact = oracle.rope(*(np.asarray(one, np.float64) for one in (q, q, positions, frequencies)))[0]
+    spread = case_spreads("rope", arguments, {"q_rope": exact, "k_rope": exact}, "float32")["q_rope"]
+    limit = within(limit_for("q_rope", "float32", "own"), spread, exact)
+    return judge("q_rope", x, exact, limit=limit, dtype="float32")
+
+
+@pytest.mark.parametrize(("n", "head_dim"), [(600, 4), (2000, 16)])
+def test_heads_with_a_mean_lean_with_float32_angles(n: int, head_dim: int) -> None:
+    """A token's heads are all turned too far by the same: where they have a mean, the error has one."""
+    positions = np.arange(n)
+    q = np.zeros((n, 4, head_dim), np.float32)
+    q[..., 2:4] = 1.0  # the second pair: the first one's frequency is 1, which float32 has exactly
+    right = turned_in_float32(q, positions)
+    assert judged(right, q, positions).verdict == "pass"
+    shifted = judged(right + np.float32(1e-4 * np.sqrt(np.mean(right * right))), q, positions)
+    assert shifted.verdict == "fail"
