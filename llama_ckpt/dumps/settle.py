@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.dumps.attention import Attention
 from llama_ckpt.dumps.heads import cut_keys, fold_heads, norm_ratio, side_by_side
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
 from llama_ckpt.dumps.recorder import Recorder
@@ -32,7 +33,7 @@ class Run:
     Attributes:
         shown: by points (several, with blanks between, where they lie side by side), as hooks saw it.
         dtypes: of each of these.
-        attention: by block, see `watching.Attention`.
+        attention: by block, as the watch saw it.
         token_ids, positions: of the run, where the inputs tell.
         pairs: which features are turned together where nothing shows it; None: they are left as they are.
         notes: sentences on what was recognized.
@@ -40,7 +41,7 @@ class Run:
 
     shown: dict[str, Array] = field(default_factory=dict)
     dtypes: dict[str, str] = field(default_factory=dict)
-    attention: Mapping[int, Any] = field(default_factory=dict)
+    attention: Mapping[int, Attention] = field(default_factory=dict)
     token_ids: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
     pairs: str | None = None
@@ -102,7 +103,7 @@ def _laid(name: str, x: Array, run: Run, head_dim: int | None) -> Array:
     return x
 
 
-def _add_attention(recorder: Recorder, block: int, seen: Any, run: Run) -> None:
+def _add_attention(recorder: Recorder, block: int, seen: Attention, run: Run) -> None:
     """What the watch saw of one block; what a hook saw too is left as the hook saw it."""
     n = seen.q.shape[1]
     v = recorder.tensors.get(block_point(block, "v"))

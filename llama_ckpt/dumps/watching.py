@@ -12,11 +12,9 @@ A kernel that torch is not asked for shows nothing, and then these points are no
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,57 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from llama_ckpt.dumps.attention import Attention, Look, Product, Softmax, attention_of
 from llama_ckpt.dumps.hooks import BLOCK, places, submodules
 
-__all__ = ["Attention", "Watch", "watching"]
+__all__ = ["Watch", "watching"]
 
 Array: TypeAlias = NDArray[np.float32]
 
 PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "mm"})
 FUSED = re.compile(r"scaled_dot_product\w*_attention|flex_attention")
 """Functions that are given q, k, v first, each `[…, heads, n, head_dim]`."""
-
-
-@dataclass(frozen=True)
-class Product:
-    """One product of two tensors that are no weights: `a @ b`, with leading axes in common.
-
-    Attributes:
-        a, b, out: `[…, n, d]`, `[…, d, m]`, `[…, n, m]`, copied when it was made.
-        dtypes: of the three.
-    """
-
-    a: Array
-    b: Array
-    out: Array
-    dtypes: tuple[str, str, str]
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """That one was made between two products, and over which axis: `last` is that of the keys."""
-
-    last: bool
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What one block's attention was given and what it gave; None for what was not seen.
-
-    Attributes:
-        q: `[heads, n, head_dim]`; k, v: `[heads, keys, head_dim]`, with as many heads and keys as it had.
-        scores, probs: `[heads, n, keys]`. context: `[heads, n, head_dim]`.
-        dtypes: of each by name.
-    """
-
-    q: Array
-    k: Array
-    v: Array | None = None
-    scores: Array | None = None
-    probs: Array | None = None
-    context: Array | None = None
-    dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 class Watch(TorchFunctionMode):
@@ -89,33 +46,31 @@ class Watch(TorchFunctionMode):
         super().__init__()
         self.weights = weights
         self.block: int | None = None
-        self.seen: dict[int, list[Product | Softmax | Attention]] = {}
+        self.seen: dict[int, list[Look]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if self.block is not None:
-            look = self._look(getattr(func, "__name__", ""), args, kwargs or {}, result)
-            if look is not None:
-                self.seen.setdefault(self.block, []).append(look)
+            looks = self._look(getattr(func, "__name__", ""), args, kwargs or {}, result)
+            self.seen.setdefault(self.block, []).extend(look for look in looks if look is not None)
         return result
 
     def _look(
         self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
-    ) -> Product | Softmax | Attention | None:
+    ) -> Iterator[Look | None]:
         given = [*args, *kwargs.values()]
         if name in PRODUCTS and len(given) >= 2:
-            return self._product(given[0], given[1], result)
-        if name == "einsum":
+            yield self._product(given[0], given[1], result)
+        elif name == "einsum":
             operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
-            return self._einsum(args[0], list(operands), result)
-        if name == "softmax" and isinstance(result, Tensor):
+            yield from self._einsum(args[0], list(operands), result)
+        elif name == "softmax" and isinstance(result, Tensor):
             dim = kwargs.get("dim", args[1] if len(args) > 1 else -1)
-            return Softmax(dim in (-1, result.ndim - 1), tuple(result.shape))
-        if FUSED.search(name):
-            return _fused(args, kwargs, result)
-        return None
+            yield Softmax(dim in (-1, result.ndim - 1), tuple(result.shape))
+        elif FUSED.search(name):
+            yield _fused(args, kwargs, result)
 
     def _product(self, a: Any, b: Any, out: Any) -> Product | None:
         if not (_is_float(a) and _is_float(b) and _is_float(out)) or a.ndim < 2 or b.ndim < 2:
@@ -124,17 +79,14 @@ class Watch(TorchFunctionMode):
             return None  # a projection, written out
         return Product(_copy(a), _copy(b), _copy(out), (_dtype(a), _dtype(b), _dtype(out)))
 
-    def _einsum(self, equation: Any, operands: list[Any], out: Any) -> Product | None:
+    def _einsum(self, equation: Any, operands: list[Any], out: Any) -> Iterator[Product]:
         if not isinstance(equation, str) or len(operands) != 2 or not all(map(_is_float, [*operands, out])):
-            return None
+            return
         if any(map(self._is_weight, operands)):
-            return None
-        turned = _as_product(equation.replace(" ", ""), *operands)
-        if turned is None:
-            return None
-        a, b, order = turned
-        dtypes = (_dtype(a), _dtype(b), _dtype(out))
-        return Product(_copy(a), _copy(b), _copy(out.permute(order)), dtypes)
+            return
+        for place, a, b, order in _as_products(equation.replace(" ", ""), *operands):
+            dtypes = (_dtype(a), _dtype(b), _dtype(out))
+            yield Product(_copy(a), _copy(b), _copy(out.permute(order)), dtypes, place)
 
     def _is_weight(self, x: Tensor) -> bool:
         return x.untyped_storage().data_ptr() in self.weights
@@ -152,30 +104,37 @@ def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-def _as_product(equation: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, list[int]] | None:
+def _as_products(equation: str, a: Tensor, b: Tensor) -> Iterator[tuple[str, Tensor, Tensor, list[int]]]:
     """An einsum's operands as those of a product, and the order that its output's axes have in it.
 
-    None where more than one axis is summed, or either side has no axis of its own last.
+    Nothing where more than one axis is summed, or the right side has not one of its own. Where the left
+    side has several, such as the token's and the group's, the token's is the one before the keys': in the
+    output of the first product of an attention, in the left side of the second.
     """
     found = re.fullmatch(r"([a-zA-Z]+),([a-zA-Z]+)->([a-zA-Z]+)", equation)
     if found is None or any(len(set(each)) != len(each) for each in found.groups()):
-        return None
+        return
     left, right, out = found.groups()
     summed = [axis for axis in left if axis in right and axis not in out]
     rows = [axis for axis in out if axis in left and axis not in right]
     columns = [axis for axis in out if axis in right and axis not in left]
     if len(summed) != 1 or not rows or len(columns) != 1:
-        return None
-    # Of several axes that q alone has, such as the group and the token, the token's is nearest the keys'.
-    lead = [axis for axis in out if axis not in (rows[-1], columns[0])]
-    order = [*lead, rows[-1], columns[0]]
+        return
+    places = {"": rows[0]} if len(rows) == 1 else {"first": out[-2:-1], "second": left[-2:-1]}
+    for place, row in places.items():
+        if row not in rows:
+            continue
+        lead = [axis for axis in out if axis not in (row, columns[0])]
+        order = [out.index(axis) for axis in [*lead, row, columns[0]]]
+        laid = _laid(a, left, lead, [row, *summed]), _laid(b, right, lead, [*summed, *columns])
+        yield place, *laid, order
 
-    def laid(x: Tensor, own: str, last: list[str]) -> Tensor:
-        missing = [axis for axis in lead if axis not in own]
-        axes = [*own, *missing]
-        return x.reshape(*x.shape, *[1] * len(missing)).permute([axes.index(axis) for axis in [*lead, *last]])
 
-    return laid(a, left, [rows[-1], *summed]), laid(b, right, [*summed, *columns]), [*map(out.index, order)]
+def _laid(x: Tensor, own: str, lead: list[str], last: list[str]) -> Tensor:
+    """An operand with its axes in the order of `lead` and `last`; one that it has not is of size one."""
+    missing = [axis for axis in lead if axis not in own]
+    axes = [*own, *missing]
+    return x.reshape(*x.shape, *[1] * len(missing)).permute([axes.index(axis) for axis in [*lead, *last]])
 
 
 def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Attention | None:
@@ -186,71 +145,6 @@ def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Att
     q, k, v = (_copy(x).reshape(-1, *x.shape[-2:]) for x in given)
     dtypes = dict(zip(("q", "k", "v", "context"), map(_dtype, [*given, context]), strict=True))
     return Attention(q, k, v, context=_copy(context).reshape(-1, *context.shape[-2:]), dtypes=dtypes)
-
-
-def attention_of(seen: list[Product | Softmax | Attention]) -> Attention | None:
-    """One block's attention from what was seen in it; heads that were computed one by one are put together.
-
-    None where there was none, or where both ways were gone, so that it can't be told what is what.
-    """
-    fused = [each for each in seen if isinstance(each, Attention)]
-    pairs = list(_pairs(seen))
-    if bool(fused) == bool(pairs):
-        return None
-    parts = fused or [_from_products(*pair) for pair in pairs]
-    if len({(part.q.shape[1:], part.k.shape[1:]) for part in parts}) != 1:
-        return None
-    if len(parts) > 1 and any(part.q.shape[0] != 1 for part in parts):
-        return None
-
-    def together(name: str) -> Any:
-        each = [getattr(part, name) for part in parts]
-        return None if any(one is None for one in each) else np.concatenate(each)
-
-    names = ("q", "k", "v", "scores", "probs", "context")
-    return Attention(**{name: together(name) for name in names}, dtypes=parts[0].dtypes)
-
-
-def _pairs(seen: list[Product | Softmax | Attention]) -> Iterator[tuple[Product, Product]]:
-    """The two products of an attention: what the first gives has the second's left side's shape.
-
-    A softmax over another axis than the last says that rows are not the queries; two axes alone may be
-    those of any product, so there one must stand between.
-    """
-    before: list[Product] = []
-    between: list[Softmax] = []
-    for each in seen:
-        if isinstance(each, Softmax):
-            between.append(each)
-        elif isinstance(each, Product):
-            first = next((one for one in reversed(before) if _fits(one, each)), None)
-            rows_are_queries = all(one.last for one in between if math.prod(one.shape) == each.a.size)
-            if first is not None and rows_are_queries and (between or each.a.ndim > 2):
-                yield first, each
-                before, between = [], []
-            else:
-                before.append(each)
-
-
-def _fits(first: Product, second: Product) -> bool:
-    return first.out.size == second.a.size and first.out.shape[-2:] == second.a.shape[-2:]
-
-
-def _from_products(first: Product, second: Product) -> Attention:
-    lead = np.broadcast_shapes(first.a.shape[:-2], first.b.shape[:-2])
-    n, m = first.out.shape[-2:]
-    q = np.broadcast_to(first.a, (*lead, *first.a.shape[-2:])).reshape(-1, *first.a.shape[-2:])
-    k = first.b.swapaxes(-1, -2).reshape(-1, m, first.b.shape[-2])
-    names = ("q", "k", "scores", "probs", "v", "context")
-    return Attention(
-        q,
-        k,
-        second.b.reshape(-1, *second.b.shape[-2:]),
-        scores=first.out.reshape(-1, n, m),
-        probs=second.a.reshape(-1, n, m),
-        context=second.out.reshape(-1, n, second.out.shape[-1]),
-        dtypes=dict(zip(names, first.dtypes + second.dtypes, strict=True)),
-    )
 
 
 @contextmanager
