@@ -280,7 +280,11 @@ def output_logits(x: ArrayLike, weights: Any, *, config: Any, tap: Tap | None = 
     """
     normed = rms_norm(x, weights.output_norm, eps=config.rms_norm_eps)
     (tap or _ignore)("output_norm", normed)
-    return _linear(normed, weights.output)
+    return _head(normed, weights.output)
+
+
+def _head(x: Array, w: Any) -> Array:
+    return _linear(x, w)
 
 
 def logits(

@@ -7,25 +7,66 @@ only models that fit a stated number of bytes are kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, overload
+from typing import Any, Final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.oracle.minima import block_minima
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
 
-__all__ = ["KEPT_BYTES", "OracleBlockWeights", "OracleWeights"]
+__all__ = ["KEPT_BYTES", "FileMatrix", "OracleBlockWeights", "OracleWeights"]
 
 Array = NDArray[np.float64]
 
 KEPT_BYTES: Final = 1 << 30
 """Blocks are kept once dequantized when all of them together take at most so many bytes."""
+
+
+class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
+    """A file's matrix `[out, in]`, float64, that knows its type there; what is made of it is a plain array.
+
+    Attributes:
+        weight_type: the file's type, such as "Q4_0"; None for a part or a transpose of the matrix.
+    """
+
+    weight_type: str | None
+    _raw: Callable[[], NDArray[np.uint8]] | None
+    _kept: dict[str, Any]
+
+    @classmethod
+    def read(cls, file: GGUFFile, name: str) -> FileMatrix:
+        """A tensor of a file."""
+        matrix = file.float64(name).view(cls)
+        matrix.weight_type, matrix._raw = file.info(name).type.name, lambda: file.raw(name)
+        return matrix
+
+    def __array_finalize__(self, whole: Any) -> None:
+        self.weight_type, self._raw, self._kept = None, None, {}
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        return array[()] if return_scalar else np.asarray(array)
+
+    @property
+    def minima(self) -> Array | None:
+        """The minimum of each block of a row, `[out, blocks]`; None where the type has none."""
+        raw, kind = self._raw, self.weight_type
+        if raw is None or kind is None:
+            return None
+        minima: Array | None = self.kept("minima", lambda: block_minima(raw(), kind))
+        return minima
+
+    def kept(self, what: str, make: Callable[[], Any]) -> Any:
+        """Something that is made of the matrix once, for as long as it lives."""
+        if what not in self._kept:
+            self._kept[what] = make()
+        return self._kept[what]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +102,7 @@ class OracleWeights:
     @cached_property
     def token_embd(self) -> Array:
         """[vocab, width]; dequantized when it is first asked for, as the others are."""
-        return self._file.float64(MODEL_TENSORS["token_embd"])
+        return FileMatrix.read(self._file, MODEL_TENSORS["token_embd"])
 
     @cached_property
     def output_norm(self) -> Array:
@@ -71,7 +112,7 @@ class OracleWeights:
     @cached_property
     def output(self) -> Array:
         """[vocab, width]; the very array `token_embd` where the file ties the two."""
-        return self.token_embd if self._tied else self._file.float64(MODEL_TENSORS["output"])
+        return self.token_embd if self._tied else FileMatrix.read(self._file, MODEL_TENSORS["output"])
 
 
 class _Blocks(Sequence[OracleBlockWeights]):
@@ -104,8 +145,12 @@ class _Blocks(Sequence[OracleBlockWeights]):
     def _block(self, number: int) -> OracleBlockWeights:
         if number in self._kept:
             return self._kept[number]
-        values = {field: self._file.float64(block_tensor(number, field)) for field in BLOCK_TENSORS}
+        values = {field: self._tensor(block_tensor(number, field)) for field in BLOCK_TENSORS}
         block = OracleBlockWeights(**values)
         if self._keep:
             self._kept[number] = block
         return block
+
+    def _tensor(self, name: str) -> Array:
+        is_norm = len(self._file.info(name).shape) == 1
+        return self._file.float64(name) if is_norm else FileMatrix.read(self._file, name)

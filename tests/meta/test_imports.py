@@ -34,6 +34,7 @@ ARROWS: dict[str, str] = {
     "kernels": "errors weights",
     # the mathematics, and what is held against it
     "oracle": "errors gguf points weights",
+    "arithmetic": "errors oracle points",
     "judging": "errors json_values oracle points precisions",
     "dumps": "errors judging listing points precisions",
     "capture": "dumps errors gguf points spawning weights",

@@ -1,0 +1,87 @@
+"""The names of roundings, as an `Arithmetic` has them, and what each does to rows of numbers.
+
+    float32, float64       not at all: float64 stands for both, and what float32 leaves is in the limits
+    float16 bfloat16 tf32  and the other formats of `floats`
+    float16+float16        a number in two parts, high and low
+    fp8_e4m3 per row       fp8 with a scale that the largest number of a row, or of the tensor, sets
+    q8_0, int8 per row     and the other rules of `integers`
+
+numpy only.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.arithmetic.floats import FLOATS, high_and_low, to_float
+from llama_ckpt.arithmetic.integers import INTEGERS, Rounded, to_integers
+from llama_ckpt.errors import OptionError
+
+__all__ = ["FORMATS", "UNROUNDED", "block_of", "check_format", "round_rows", "rounded"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+UNROUNDED: Final = frozenset({"float32", "float64"})
+"""What the oracle's float64 stands for."""
+
+_PAIRS = {f"{name}+{name}": name for name in ("float16", "bfloat16", "tf32")}
+_SCALED = {
+    f"{name} per {all_of}": (name, all_of) for name in FLOATS for all_of in ("row", "tensor") if "fp8" in name
+}
+
+FORMATS: Final = ("float64", *FLOATS, *_PAIRS, *_SCALED, *INTEGERS)
+"""Every name."""
+
+
+def check_format(name: object, what: str) -> str:
+    """The name of a format, if it is one.
+
+    Raises:
+        OptionError: it is none; the message has the nearest names.
+    """
+    if isinstance(name, str) and name in FORMATS:
+        return name
+    near = get_close_matches(str(name), FORMATS, 3)
+    hint = f"the nearest are {', '.join(near)}" if near else "`llama-ckpt explain arithmetic` lists them"
+    raise OptionError(what, got=repr(name), wanted="the name of a rounding, such as float16", hint=hint)
+
+
+def block_of(name: str) -> int:
+    """How many numbers of a row must come together; 1 where any number of them does."""
+    rule = INTEGERS.get(name)
+    return rule.block if rule is not None and rule.block > 0 else 1
+
+
+def rounded(x: Array, name: str) -> Array:
+    """Rows `x [..., in]` rounded as a format says, float64."""
+    return round_rows(x, name).values
+
+
+def round_rows(x: Array, name: str) -> Rounded:
+    """As `rounded`, with the sums of blocks where the format keeps them.
+
+    Raises:
+        ValueError: a row is not made of whole blocks.
+    """
+    if name in UNROUNDED:
+        return Rounded(x)
+    if name in _PAIRS:
+        return Rounded(high_and_low(x, _PAIRS[name]))
+    if name in _SCALED:
+        return Rounded(_scaled(x, *_SCALED[name]))
+    if name in INTEGERS:
+        return to_integers(x, name)
+    return Rounded(to_float(x, name))
+
+
+def _scaled(x: Array, name: str, all_of: str) -> Array:
+    """Divided by a float32 scale, which takes the largest number to the format's largest, and back."""
+    axes = -1 if all_of == "row" else None
+    largest = np.abs(x).max(axis=axes, keepdims=True).astype(np.float32)
+    scale = np.where(largest > 0, largest / np.float32(FLOATS[name].largest), np.float32(1))
+    quotients = (x.astype(np.float32) / scale).astype(np.float64)
+    return to_float(quotients, name) * scale.astype(np.float64)

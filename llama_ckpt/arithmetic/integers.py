@@ -1,0 +1,150 @@
+"""Numbers as small integers with a common scale: a row of activations before its product with a weight.
+
+A block of numbers, of 32 or 256 or a whole row, is divided by a scale and rounded to whole numbers. How
+programs do it differs in what is left of the last bit, and one whole number more or less is seen in
+the product; so the rules are written down here one by one, in float32 and in the program's order.
+
+ggml's block formats keep beside q8_1's integers the block's sum, rounded by itself: where a weight has a
+minimum, that is multiplied by this sum, not by the integers. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["INTEGERS", "IntegerFormat", "Rounded", "to_integers"]
+
+Array: TypeAlias = NDArray[np.float64]
+Float32: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """Numbers after rounding.
+
+    Attributes:
+        values: float64, in the shape of what was rounded.
+        sums: `[..., blocks]` float64, what the program takes for the sum of each block of `values`; None
+            where it adds them up.
+    """
+
+    values: Array
+    sums: Array | None = None
+
+
+@dataclass(frozen=True)
+class IntegerFormat:
+    """A rule of rounding to integers with a scale.
+
+    Attributes:
+        block: elements that share a scale; 0: all of a row; -1: all there are.
+        most: the integer that the largest element gets.
+        inverse: how an element is divided by the scale: by "largest", x · (most / largest); by "scale",
+            x · (1 / scale); by "division", x / scale. Each step is rounded to float32.
+        ties: where a number in the middle of two integers goes: "even", or "away" from zero.
+        scale: what the scale is kept in, "float32" or "float16".
+        reciprocal: whether the scale is 1 / (most / largest); else largest / most.
+        signed: the largest is taken with its sign, and gets -most.
+        sums: how a block's sum is kept: "" not at all; "scaled", float16 of scale · (sum of the integers);
+            "halves", float16(sum of the integers) · float16(scale), in float16; "inputs", float16 of the
+            sum of what is rounded.
+    """
+
+    block: int
+    most: int = 127
+    inverse: str = "largest"
+    ties: str = "even"
+    scale: str = "float32"
+    reciprocal: bool = False
+    signed: bool = False
+    sums: str = ""
+
+
+_Q8_0 = IntegerFormat(32, scale="float16")
+_PLAIN_Q8_0 = replace(_Q8_0, inverse="scale", ties="away")
+_Q8_K = IntegerFormat(256, signed=True, reciprocal=True)
+_MMQ = IntegerFormat(32, ties="away", reciprocal=True)
+_ROWS = IntegerFormat(0, inverse="division")
+
+INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
+    {
+        "q8_0": _Q8_0,
+        "q8_0-plain": _PLAIN_Q8_0,
+        "q8_1": replace(_Q8_0, sums="scaled"),
+        "q8_1-plain": replace(_PLAIN_Q8_0, sums="scaled"),
+        "q8_1-candle": replace(_PLAIN_Q8_0, sums="halves"),
+        "q8_1-cuda": IntegerFormat(32, inverse="division", ties="away", scale="float16", sums="inputs"),
+        "q8_1-mmq": replace(_MMQ, scale="float16", sums="inputs"),
+        "q8_0-mmq": _MMQ,
+        "q8_K": _Q8_K,
+        "q8_K-128": replace(_Q8_K, most=128, ties="away"),
+        "int8 per row": _ROWS,
+        "int8 per tensor": replace(_ROWS, block=-1),
+        "int8 per 32": replace(_ROWS, block=32, ties="away"),
+        "int8 per 64": replace(_ROWS, block=64, ties="away"),
+    }
+)
+"""The rules by name; the first of each kind is llama.cpp's on a CPU with AVX, "plain" its loop in plain C."""
+
+
+def to_integers(x: Array, name: str) -> Rounded:
+    """Rows `x [..., in]` as integers times their scales.
+
+    Raises:
+        ValueError: a row is not made of whole blocks.
+    """
+    rule = INTEGERS[name]
+    rows = x.astype(np.float32)
+    size = x.size if rule.block < 0 else rule.block or x.shape[-1]
+    if size == 0 or (rule.block > 0 and x.shape[-1] % size):
+        raise ValueError(f"rows of {x.shape[-1]} elements for {name}, wanted whole blocks of {size}")
+    blocks = rows.reshape(-1, size)
+    with np.errstate(all="ignore"):  # a row of zeros, or one with an infinity: what C makes of it
+        integers, scale = _integers(blocks, rule)
+        kept = scale.astype(rule.scale).astype(np.float64)
+        values = (integers * kept).reshape(x.shape)
+        sums = _sums(rule, blocks, integers, scale)
+    return Rounded(values, None if sums is None else sums.reshape(*x.shape[:-1], -1))
+
+
+def _integers(blocks: Float32, rule: IntegerFormat) -> tuple[Array, Float32]:
+    """`[blocks, size]` whole numbers, and the scales `[blocks, 1]` before they are kept."""
+    first = np.abs(blocks).argmax(axis=-1, keepdims=True)  # the first of equals, as a loop with > finds it
+    largest = np.take_along_axis(blocks, first, axis=-1)
+    most = np.float32(-rule.most if rule.signed else rule.most)
+    if not rule.signed:
+        largest = np.abs(largest)
+    scale = np.float32(1) / (most / largest) if rule.reciprocal else largest / most
+    if rule.inverse == "division":
+        quotients = blocks / scale
+    else:
+        quotients = blocks * (most / largest if rule.inverse == "largest" else np.float32(1) / scale)
+    integers = np.minimum(_whole(quotients, rule.ties), 127.0)  # 128 does not fit into a signed byte
+    zero = largest == 0
+    return np.where(zero, 0.0, integers), np.where(zero, np.float32(0), scale)
+
+
+def _whole(x: Float32, ties: str) -> Array:
+    if ties == "even":
+        return np.rint(x).astype(np.float64)
+    # x + 0.5 may round up in float32 where C's roundf does not: in float64 it is exact
+    wide = x.astype(np.float64)
+    return np.trunc(wide + np.copysign(0.5, wide))
+
+
+def _sums(rule: IntegerFormat, blocks: Float32, integers: Array, scale: Float32) -> Array | None:
+    if not rule.sums:
+        return None
+    if rule.sums == "inputs":
+        kept = blocks.astype(np.float64).sum(axis=-1).astype(np.float16)
+    elif rule.sums == "scaled":
+        kept = (integers.sum(axis=-1).astype(np.float32) * scale[:, 0]).astype(np.float16)
+    else:
+        kept = integers.sum(axis=-1).astype(np.float16) * scale[:, 0].astype(np.float16)
+    return np.asarray(kept, np.float64)

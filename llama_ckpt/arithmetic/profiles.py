@@ -1,0 +1,211 @@
+"""The arithmetic of programs that there are, by name. No number here was fitted: each was read in a source.
+
+A profile says what its program rounds on purpose. What float32 leaves beside is in the limits of every
+program alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from llama_ckpt.arithmetic.record import Arithmetic, with_lines
+from llama_ckpt.errors import OptionError
+
+__all__ = ["PROFILES", "arithmetic_named", "arithmetic_of", "read_arithmetic"]
+
+_K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+
+
+def _by_type(plain: Mapping[str, str], q8_0: str, q8_1: str, q8_k: str) -> dict[str, str]:
+    """ggml's table: which of three block formats a row is rounded to for a weight of each type."""
+    return {
+        **plain,
+        **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL"), q8_0),
+        **dict.fromkeys(("Q4_1", "Q5_1"), q8_1),
+        **dict.fromkeys((*_K_TYPES, "IQ4_XS"), q8_k),
+    }
+
+
+def _in(dtype: str, name: str, about: str, source: str) -> Arithmetic:
+    """Everything kept in a half precision, each step computed in float32 and rounded once."""
+    return Arithmetic(
+        name=name,
+        about=about,
+        source=source,
+        weights=dtype,
+        norm_weights=dtype,
+        activations={"*": dtype},
+        products=dtype,
+        embeddings=dtype,
+        norm_scaled=dtype,
+        norms=dtype,
+        angles="float32",
+        turns=dtype,
+        rotation=dtype,
+        keys=dtype,
+        values=dtype,
+        queries=dtype,
+        scores=dtype,
+        scaled=dtype,
+        probabilities=dtype,
+        mixing=dtype,
+        context=dtype,
+        silu=dtype,
+        gated=dtype,
+        residual=dtype,
+    )
+
+
+_TRANSFORMERS = "transformers/models/llama/modeling_llama.py"
+
+_LLAMA_CPP_CPU = Arithmetic(
+    name="llama.cpp-cpu",
+    about="llama.cpp on an x86 CPU with AVX2 as `capture` runs it: its cache in float32, no flash attention",
+    source=(
+        "ggml/src/ggml-cpu/ggml-cpu.c (type_traits_cpu: what a row becomes), arch/x86/quants.c "
+        "(quantize_row_q8_0, _q8_1), ggml-quants.c (quantize_row_q8_K_ref), ops.cpp (ggml_rope_cache_init)"
+    ),
+    activations=_by_type({"F32": "float32", "F16": "float16", "BF16": "bfloat16"}, "q8_0", "q8_1", "q8_K"),
+    angles="float32-steps",
+)
+
+_ALL = (
+    Arithmetic(about="every step in float32 or better", source="the checkpoints of this package"),
+    Arithmetic(
+        name="tf32",
+        about="products in TF32, as torch takes them on a GPU once allow_tf32 is set; sums in float32",
+        source="torch.backends.cuda.matmul.allow_tf32; the PTX instruction cvt.rna.tf32.f32",
+        weights="tf32",
+        activations={"*": "tf32"},
+        angles="float32",
+        keys="tf32",
+        values="tf32",
+        queries="tf32",
+        mixing="tf32",
+    ),
+    _in("bfloat16", "bfloat16-torch", "transformers in bfloat16, its attention eager", _TRANSFORMERS),
+    _in("float16", "float16-torch", "transformers in float16, its attention eager", _TRANSFORMERS),
+    _LLAMA_CPP_CPU,
+    replace(
+        _LLAMA_CPP_CPU,
+        name="llama.cpp-cpu-f16-cache",
+        about="the same with its cache in float16, flash attention off",
+        source=_LLAMA_CPP_CPU.source + "; a query is rounded as any row before a float16 matrix",
+        queries="float16",
+        mixing="float16",
+        keys="float16",
+        values="float16",
+    ),
+    replace(
+        _LLAMA_CPP_CPU,
+        name="llama.cpp-cpu-flash",
+        about="the same as llama.cpp sets itself up: its cache in float16, flash attention on",
+        source=_LLAMA_CPP_CPU.source
+        + "; ops.cpp (ggml_compute_forward_flash_attn_ext_f16, _tiled from 64 rows on)",
+        fewer_rows={64: {"queries": "float16", "keys_at_a_time": 1, "mixed_sums": "float16"}},
+        keys="float16",
+        values="float16",
+    ),
+    Arithmetic(
+        name="w8a8-per-token",
+        about="weights in int8 with a scale for each row, activations in int8 with one for each token",
+        source="torch._int_mm and what is built on it; scales are the largest number of a row / 127",
+        weights="int8 per row",
+        activations={"*": "int8 per row"},
+        angles="float32",
+    ),
+    Arithmetic(
+        name="fp8-per-tensor",
+        about="weights and activations in fp8 E4M3, each tensor with one scale; sums in float32",
+        source="torch._scaled_mm; scales are the largest number of a tensor / 448",
+        weights="fp8_e4m3 per tensor",
+        activations={"*": "fp8_e4m3 per tensor"},
+        angles="float32",
+    ),
+    Arithmetic(
+        name="candle-quantized",
+        about="candle's quantized Llama on a CPU",
+        source="candle-core/src/quantized/k_quants.rs (from_float of BlockQ8_0, BlockQ8_1, BlockQ8K), "
+        "candle-transformers/src/models/quantized_llama.rs",
+        activations=_by_type(
+            {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}, "q8_0-plain", "q8_1-candle", "q8_K-128"
+        ),
+        angles="float32",
+    ),
+    Arithmetic(
+        name="run.c",
+        about="llama2.c's run.c, float32 throughout",
+        source="llama2.c: run.c (forward)",
+        angles="float32",
+    ),
+    Arithmetic(
+        name="runq.c",
+        about="llama2.c's runq.c: weights and activations in int8, 64 numbers to a scale",
+        source="llama2.c: runq.c (quantize, matmul)",
+        weights="int8 per 64",
+        activations={"*": "int8 per 64"},
+        angles="float32",
+    ),
+)
+
+PROFILES: Final[Mapping[str, Arithmetic]] = MappingProxyType({one.name: one for one in _ALL})
+"""Every profile by its name."""
+
+
+def arithmetic_named(name: str) -> Arithmetic:
+    """A profile.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    if name in PROFILES:
+        return PROFILES[name]
+    near = get_close_matches(name, PROFILES, 2)
+    hint = f"the nearest are {' and '.join(near)}" if near else "or a JSON file"
+    raise OptionError("arithmetic", got=repr(name), wanted="one of " + ", ".join(PROFILES), hint=hint)
+
+
+def arithmetic_of(declared: object) -> Arithmetic:
+    """The arithmetic that somebody declares: a profile's name, or lines as JSON has them.
+
+    Raises:
+        OptionError: neither, or a line that is wrong.
+    """
+    if isinstance(declared, Arithmetic):
+        return declared
+    if isinstance(declared, str):
+        return arithmetic_named(declared)
+    if not isinstance(declared, Mapping):
+        raise OptionError(
+            "an arithmetic", got=repr(declared), wanted="a profile's name, or an object of lines"
+        )
+    lines: dict[str, Any] = dict(declared)
+    base = arithmetic_of(lines.pop("like", "float32"))
+    named = {"name": f"like {base.name}"} if "name" not in lines else {}
+    return with_lines(base, named | lines)
+
+
+def read_arithmetic(name_or_file: str) -> Arithmetic:
+    """A profile by its name, or a JSON file's lines.
+
+    Raises:
+        OptionError: no profile and no file is called so, or the file is not such JSON.
+    """
+    path = Path(name_or_file)
+    if name_or_file in PROFILES or not (path.suffix == ".json" or path.is_file()):
+        return arithmetic_named(name_or_file)
+    try:
+        declared = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OptionError(str(path), got=error.strerror, wanted="a readable JSON file") from None
+    except ValueError as error:
+        raise OptionError(
+            str(path), got=f"no JSON: {error}", wanted='such as {"like": "llama.cpp-cpu"}'
+        ) from None
+    return arithmetic_of(declared)

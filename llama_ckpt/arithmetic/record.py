@@ -1,0 +1,204 @@
+"""One record with a line for each place where a Llama rounds: what a program declares of its arithmetic.
+
+Every line names a rounding (`formats`), or how something is computed. As JSON:
+
+    {"like": "llama.cpp-cpu", "name": "mine", "keys": "float16", "values": "float16"}
+
+`like` takes the lines that are not given from a profile (`profiles`), else from `float32`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
+from typing import Any, Final
+
+from llama_ckpt.arithmetic.formats import check_format
+from llama_ckpt.errors import OptionError
+
+__all__ = ["ANGLES", "Arithmetic", "arithmetic_lines", "with_lines"]
+
+ANGLES: Final[Mapping[str, str]] = {
+    "float64": "position times frequency, in float64",
+    "float32": "position times frequency, both and the product in float32",
+    "float32-steps": "the position, then from pair to pair times the ratio of two frequencies, in float32",
+    "float32-powers": "the position times a power of the ratio of two frequencies, in float32",
+}
+"""How RoPE's angles are made; then cos and sin are taken of them."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """What a program rounds, and where. Everything else it computes in float32, or as exactly.
+
+    Attributes:
+        name: of the profile, or of whoever declares it.
+        about: whose arithmetic it is, in a sentence.
+        source: the files of that program that it was read in.
+        weights: what a matrix's values are rounded to when they are read; "float32": as the file means them.
+        norm_weights: the same for the weights of norms.
+        activations: what a row is rounded to before its product with a weight, by the weight's type in the
+            file ("Q4_0"); "*" for the types that are not named.
+        product_sums: what a product is summed in: "float32", or "float16 every 16" where the running sum
+            is rounded after so many terms.
+        products: what the result of a product with a weight is rounded to.
+        embeddings: what a row of the table is rounded to.
+        norm_scaled: what a row is rounded to after its division, before the weight.
+        norms: what the result of a norm is rounded to.
+        angles: a key of ANGLES.
+        turns: what cos and sin are rounded to.
+        rotation: what RoPE's products and their sums are rounded to.
+        keys, values: what the cache keeps, or attention takes, of keys after RoPE and of values.
+        queries: what a query is rounded to before its products with keys.
+        scores: what these products are rounded to, before anything is done with them.
+        scaled: what a scaled score is rounded to.
+        probabilities: what the result of the softmax is rounded to.
+        mixing: what probabilities are rounded to before their products with values.
+        keys_at_a_time: 0 where the softmax runs over all keys before values are mixed. N: a fused kernel
+            takes N keys after one another; what it mixes are exp(score - the largest so far), and the sum
+            of these divides at the end.
+        mixed_sums: what a fused kernel keeps its running sum of values in, rounded after each N keys.
+        context: what the mixed values are rounded to.
+        silu: what silu of the gate is rounded to.
+        gated: what its product with up is rounded to.
+        residual: what residual sums are rounded to.
+        head: the lines that hold for the product with the output head instead.
+        fewer_rows: a number of rows to the lines that hold with fewer of them, where a program then takes
+            other kernels; the smallest number that is above the rows counts.
+    """
+
+    name: str = "float32"
+    about: str = ""
+    source: str = ""
+    weights: str = "float32"
+    norm_weights: str = "float32"
+    activations: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
+    product_sums: str = "float32"
+    products: str = "float32"
+    embeddings: str = "float32"
+    norm_scaled: str = "float32"
+    norms: str = "float32"
+    angles: str = "float64"
+    turns: str = "float32"
+    rotation: str = "float32"
+    keys: str = "float32"
+    values: str = "float32"
+    queries: str = "float32"
+    scores: str = "float32"
+    scaled: str = "float32"
+    probabilities: str = "float32"
+    mixing: str = "float32"
+    keys_at_a_time: int = 0
+    mixed_sums: str = "float32"
+    context: str = "float32"
+    silu: str = "float32"
+    gated: str = "float32"
+    residual: str = "float32"
+    head: Mapping[str, Any] = field(default_factory=dict)
+    fewer_rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def for_rows(self, n: int) -> Arithmetic:
+        """The lines that hold for a product of n rows."""
+        above = [rows for rows in self.fewer_rows if n < rows]
+        return replace(self, fewer_rows={}, **self.fewer_rows[min(above)]) if above else self
+
+    def for_head(self) -> Arithmetic:
+        """The lines that hold for the output head."""
+        return replace(self, head={}, **self.head) if self.head else self
+
+    def activation(self, weight_type: str) -> str:
+        """What a row is rounded to before its product with a weight of that type."""
+        return self.activations.get(weight_type, self.activations.get("*", "float32"))
+
+
+WORDS: Final = frozenset({"name", "about", "source"})
+"""The fields that say whose arithmetic it is."""
+
+
+def with_lines(base: Arithmetic, lines: Mapping[str, Any]) -> Arithmetic:
+    """`base` with some of its lines replaced, each checked.
+
+    Raises:
+        OptionError: a line that is not known, or a value that it cannot have.
+    """
+    known = [one.name for one in fields(Arithmetic)]
+    checked = {}
+    for name, value in lines.items():
+        if name not in known:
+            near = get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}" if near else "`llama-ckpt explain arithmetic` lists them"
+            raise OptionError(
+                "a line of an arithmetic", got=repr(name), wanted="one that there is", hint=hint
+            )
+        checked[name] = _checked(base, name, value)
+    return replace(base, **checked)
+
+
+def _checked(base: Arithmetic, name: str, value: Any) -> Any:
+    what = f"{name} of an arithmetic"
+    if name in WORDS:
+        if isinstance(value, str):
+            return value
+        raise OptionError(what, got=repr(value), wanted="a text")
+    if name == "angles":
+        if isinstance(value, str) and value in ANGLES:
+            return value
+        raise OptionError(what, got=repr(value), wanted=" or ".join(ANGLES))
+    if name == "product_sums":
+        return _checked_sums(what, value)
+    if name == "activations":
+        return _checked_activations(what, value)
+    if name == "keys_at_a_time":
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+        raise OptionError(what, got=repr(value), wanted="a number of keys, 0 for all at once")
+    if name == "head":
+        return _checked_part(base, what, value)
+    if name == "fewer_rows":
+        return _checked_rows(base, what, value)
+    return check_format(value, what)
+
+
+def _checked_sums(what: str, value: Any) -> str:
+    name, _, terms = str(value).partition(" every ")
+    if value == "float32" or (terms.isdigit() and int(terms) > 0):
+        check_format(name, what)
+        return str(value)
+    raise OptionError(what, got=repr(value), wanted='"float32", or such as "float16 every 16"')
+
+
+def _checked_activations(what: str, value: Any) -> Mapping[str, str]:
+    by_type = {"*": value} if isinstance(value, str) else value
+    if not isinstance(by_type, Mapping):
+        raise OptionError(what, got=repr(value), wanted='a rounding, or one by type such as {"Q4_0": "q8_0"}')
+    return {str(kind): check_format(one, f"{what} for {kind}") for kind, one in by_type.items()}
+
+
+def _checked_rows(base: Arithmetic, what: str, value: Any) -> Mapping[int, Mapping[str, Any]]:
+    if not isinstance(value, Mapping) or not all(str(rows).isdigit() for rows in value):
+        raise OptionError(
+            what, got=repr(value), wanted='numbers of rows to lines, {"9": {"keys": "float16"}}'
+        )
+    return {int(rows): _checked_part(base, f"{what}, below {rows}", part) for rows, part in value.items()}
+
+
+def _checked_part(base: Arithmetic, what: str, lines: Any) -> Mapping[str, Any]:
+    """Lines that hold in some case only."""
+    if not isinstance(lines, Mapping) or {"head", "fewer_rows", *WORDS} & set(lines):
+        raise OptionError(what, got=repr(lines), wanted="lines that name roundings")
+    changed = with_lines(base, lines)
+    return {str(name): getattr(changed, name) for name in lines}
+
+
+def arithmetic_lines(arithmetic: Arithmetic) -> dict[str, Any]:
+    """As JSON has it: the lines that differ from plain float32, which `with_lines` reads again."""
+    plain = Arithmetic()
+    made: dict[str, Any] = {"name": arithmetic.name}
+    for one in fields(Arithmetic):
+        value = getattr(arithmetic, one.name)
+        if one.name != "name" and value != getattr(plain, one.name):
+            made[one.name] = dict(value) if isinstance(value, Mapping) else value
+    if "fewer_rows" in made:
+        made["fewer_rows"] = {str(rows): dict(lines) for rows, lines in made["fewer_rows"].items()}
+    return made
