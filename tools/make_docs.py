@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from llama_ckpt.cli import COMMANDS, app
 from llama_ckpt.report import pages
+from llama_ckpt.report.arithmetic_page import arithmetic_page
 from llama_ckpt.report.checkpoint_sources import checkpoint_sources
 from tools.full_size_page import full_size_page
 from tools.mutant_pages import bugs_page, metrics_page
@@ -38,6 +39,7 @@ def documents() -> dict[str, str]:
     )
     found["torch_functions.md"] = "# The torch function of each layer, and why\n\n" + pages.torch_functions()
     found["cli.md"] = "# The command line\n\n" + "\n".join(command_help())
+    found["arithmetic.md"] = arithmetic_page()
     mutants = json.loads((DOCS / "mutants.json").read_text(encoding="utf-8"))
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)

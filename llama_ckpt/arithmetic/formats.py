@@ -17,11 +17,11 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.arithmetic.floats import FLOATS, high_and_low, to_float
-from llama_ckpt.arithmetic.integers import INTEGERS, Rounded, to_integers
+from llama_ckpt.arithmetic.floats import FLOATS, FloatFormat, high_and_low, to_float
+from llama_ckpt.arithmetic.integers import INTEGERS, IntegerFormat, Rounded, to_integers
 from llama_ckpt.errors import OptionError
 
-__all__ = ["FORMATS", "UNROUNDED", "block_of", "check_format", "round_rows", "rounded"]
+__all__ = ["FORMATS", "UNROUNDED", "block_of", "check_format", "described", "round_rows", "rounded"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -54,6 +54,45 @@ def block_of(name: str) -> int:
     """How many numbers of a row must come together; 1 where any number of them does."""
     rule = INTEGERS.get(name)
     return rule.block if rule is not None and rule.block > 0 else 1
+
+
+def described(name: str) -> str:
+    """What a rounding does, in a few words."""
+    if name in UNROUNDED:
+        return "nothing: float64 stands for it"
+    if name in _PAIRS:
+        return f"two numbers of {_PAIRS[name]}, what the first leaves in the second"
+    if name in _SCALED:
+        form, all_of = _SCALED[name]
+        most = f"{FLOATS[form].largest:g}"
+        return f"{form} of x / scale; one float32 scale for a {all_of}, its largest number / {most}"
+    return _of_integers(INTEGERS[name]) if name in INTEGERS else _of_floats(FLOATS[name])
+
+
+def _of_floats(form: FloatFormat) -> str:
+    ties = {"even": "ties to even", "away": "ties away from zero", "cut": "cut off"}[form.ties]
+    beyond = "that at most" if form.saturates else "infinite beyond"
+    return f"{form.digits} binary digits, {ties}; up to {form.largest:g}, {beyond}"
+
+
+def _of_integers(rule: IntegerFormat) -> str:
+    block = {0: "a row", -1: "a tensor"}.get(rule.block, f"{rule.block} numbers")
+    largest = "largest with its sign" if rule.signed else "largest"
+    most = f"-{rule.most}" if rule.signed else str(rule.most)
+    divided = {
+        "largest": f"x · ({most} / {largest})",
+        "scale": "x · (1 / scale)",
+        "division": "x / scale",
+    }[rule.inverse]
+    scale = f"1 / ({most} / {largest})" if rule.reciprocal else f"{largest} / {most}"
+    sums = {
+        "": "",
+        "scaled": "; sums kept: float16(scale · sum of integers)",
+        "halves": "; sums kept: float16(sum of integers) · float16(scale), in float16",
+        "inputs": "; sums kept: float16(sum of x)",
+    }[rule.sums]
+    ties = "ties to even" if rule.ties == "even" else "ties away from zero"
+    return f"integers, {block} to a scale {scale} in {rule.scale}; {divided}, {ties}{sums}"
 
 
 def rounded(x: Array, name: str) -> Array:

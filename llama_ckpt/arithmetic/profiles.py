@@ -96,7 +96,7 @@ _ALL = (
         _LLAMA_CPP_CPU,
         name="llama.cpp-cpu-f16-cache",
         about="the same with its cache in float16, flash attention off",
-        source=_LLAMA_CPP_CPU.source + "; a query is rounded as any row before a float16 matrix",
+        source="as llama.cpp-cpu; ggml-cpu.c: queries and probabilities are rows before a float16 matrix",
         queries="float16",
         mixing="float16",
         keys="float16",
@@ -106,8 +106,7 @@ _ALL = (
         _LLAMA_CPP_CPU,
         name="llama.cpp-cpu-flash",
         about="the same as llama.cpp sets itself up: its cache in float16, flash attention on",
-        source=_LLAMA_CPP_CPU.source
-        + "; ops.cpp (ggml_compute_forward_flash_attn_ext_f16, _tiled from 64 rows on)",
+        source="as llama.cpp-cpu; ops.cpp (ggml_compute_forward_flash_attn_ext_f16, _tiled from 64 rows on)",
         fewer_rows={64: {"queries": "float16", "keys_at_a_time": 1, "mixed_sums": "float16"}},
         keys="float16",
         values="float16",

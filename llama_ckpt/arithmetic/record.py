@@ -49,7 +49,8 @@ class Arithmetic:
         angles: a key of ANGLES.
         turns: what cos and sin are rounded to.
         rotation: what RoPE's products and their sums are rounded to.
-        keys, values: what the cache keeps, or attention takes, of keys after RoPE and of values.
+        keys: what the cache keeps, or attention takes, of a key after RoPE.
+        values: the same for a value.
         queries: what a query is rounded to before its products with keys.
         scores: what these products are rounded to, before anything is done with them.
         scaled: what a scaled score is rounded to.

@@ -1,4 +1,4 @@
-"""`llama-ckpt explain`: the page of a checkpoint, a point or a bug."""
+"""`llama-ckpt explain`: the page of a checkpoint, a point, a bug, or of declared arithmetic."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ def command(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="A checkpoint (RoPE), a point (attn_probs) or a bug (norm-eps-other); else the ladder.",
+            help="A checkpoint (RoPE), a point (attn_probs), a bug (norm-eps-other) or arithmetic; "
+            "else the ladder.",
         ),
     ] = None,
 ) -> None:
     """Print the page of a checkpoint, a point or a bug.
 
-    A checkpoint's has the formula, shapes, what it stands on, limits and what people get wrong.
+    A checkpoint's has the formula, shapes, what it stands on, limits and what people get wrong. `arithmetic`
+    is the language that a program says in what it rounds.
     """
     from llama_ckpt.report.pages import ladder_table
     from llama_ckpt.report.topics import explanation

@@ -1,4 +1,4 @@
-"""What `explain` answers with: the page of a checkpoint, of a point or of a bug, whichever a word names."""
+"""What `explain` answers with: the page of a checkpoint, a point, a bug or of arithmetic."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 
+from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.diagnose.bugs import catalogue
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.errors import OptionError
 from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.report.arithmetic_page import arithmetic_page, profile_page
 from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 from llama_ckpt.report.pages import limits_table, markdown_table, page
 
@@ -27,7 +29,8 @@ def explanation(word: str) -> str:
 
     Args:
         word: a checkpoint's id, title, function or module ("1b", "RoPE", "rope", "c01b_rope"); a point,
-            with or without its block ("attn_probs", "blk.3.attn_probs"); a bug of the catalogue.
+            with or without its block ("attn_probs", "blk.3.attn_probs"); a bug of the catalogue;
+            "arithmetic", or one of its profiles ("llama.cpp-cpu").
 
     Raises:
         OptionError: nothing is called so; the message has the nearest names.
@@ -36,6 +39,11 @@ def explanation(word: str) -> str:
     for checkpoint in checkpoint_sources():
         if asked in map(_plain, _names(checkpoint)):
             return page(checkpoint)
+    if asked == "arithmetic":
+        return arithmetic_page()
+    for name in PROFILES:
+        if asked == _plain(name):
+            return profile_page(name)
     point = split_name(word.strip().lower())[1].split(".")[0]  # "sampling.2" is a point "sampling"
     for name in _points():
         if _plain(point) == _plain(name):
@@ -68,7 +76,7 @@ def _points() -> Iterable[str]:
 
 def _suggestion(word: str) -> str:
     known = [name for one in checkpoint_sources() for name in _names(one)]
-    known += [*_points(), *(bug.name for bug in catalogue())]
+    known += [*_points(), *(bug.name for bug in catalogue()), "arithmetic", *PROFILES]
     shown = {name.lower(): name for name in known}
     near = [shown[one] for one in get_close_matches(word.lower(), shown, NEAREST)]
     if near:

@@ -35,7 +35,9 @@ def ending(path: Path) -> str:
     return path.read_text(encoding="utf-8").partition("-->\n\n")[2]
 
 
-@pytest.mark.parametrize("words", [[], ["1b"], ["RoPE"], ["attn_probs"], ["norm-eps-other"], ["atn_probs"]])
+@pytest.mark.parametrize(
+    "words", [[], ["1b"], ["RoPE"], ["attn_probs"], ["norm-eps-other"], ["arithmetic"], ["atn_probs"]]
+)
 def test_no_answer_loads_torch(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", LOADED, "explain", *words], capture_output=True, text=True)
     assert done.returncode == (2 if words == ["atn_probs"] else 0), done.stderr

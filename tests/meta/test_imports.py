@@ -60,8 +60,8 @@ ARROWS: dict[str, str] = {
     ),
     # what people run
     "report": (
-        "comparing diagnose errors gguf judging ladder listing mutants points precisions shadowing "
-        "tokens version weights"
+        "arithmetic comparing diagnose errors gguf judging ladder listing mutants points precisions "
+        "shadowing tokens version weights"
     ),
     "worker": (
         "checkpoints engine errors generation gguf judging model precisions shadowing spawning "

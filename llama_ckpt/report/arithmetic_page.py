@@ -1,0 +1,93 @@
+"""The pages of declared arithmetic: its lines, the roundings that they name, and the profiles."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+
+from llama_ckpt.arithmetic.formats import FORMATS, described
+from llama_ckpt.arithmetic.profiles import PROFILES
+from llama_ckpt.arithmetic.record import ANGLES, Arithmetic, arithmetic_lines
+from llama_ckpt.report.pages import markdown_table
+
+__all__ = ["arithmetic_page", "profile_page"]
+
+INTRODUCTION = """\
+# Arithmetic, as a program declares it
+
+A program that rounds on purpose, activations to 8-bit blocks or keys to float16, is off by what that costs,
+and a bug behind it is out of sight. So let it say what it rounds: the oracle then rounds at the same places,
+computes exactly beside them, and what is left is judged as in float32.
+
+An arithmetic is a profile's name, or JSON that begins with one:
+
+```
+{"like": "llama.cpp-cpu", "name": "mine", "keys": "float16", "values": "float16"}
+```"""
+
+
+def arithmetic_page() -> str:
+    """All of the language."""
+    return "\n\n".join("\n".join(part) for part in (_profiles(), _lines(), _roundings())) + "\n"
+
+
+def profile_page(name: str) -> str:
+    """One profile: whose it is, where that was read, and its lines."""
+    return "\n".join(_profile(PROFILES[name], "#")) + "\n"
+
+
+def _profiles() -> Iterator[str]:
+    yield INTRODUCTION
+    yield ""
+    yield "## Profiles"
+    yield ""
+    yield "Each was read in the program's source; no number in them was fitted."
+    yield ""
+    rows = ((f"`{one.name}`", one.about, one.source) for one in PROFILES.values())
+    yield from markdown_table(("profile", "whose arithmetic", "read in"), rows)
+    yield ""
+    yield "`llama-ckpt explain NAME` prints a profile's lines."
+
+
+def _profile(profile: Arithmetic, level: str) -> Iterator[str]:
+    yield f"{level} Arithmetic `{profile.name}`"
+    yield ""
+    yield f"{profile.about[0].upper()}{profile.about[1:]}."
+    yield ""
+    yield f"Read in {profile.source}."
+    yield ""
+    lines = arithmetic_lines(profile)
+    shown = {name: value for name, value in lines.items() if name not in ("about", "source")}
+    yield "```"
+    yield from json.dumps(shown, indent=2).splitlines()
+    yield "```"
+    yield ""
+    yield "Every other line is float32, which the oracle's float64 stands for."
+
+
+def _lines() -> Iterator[str]:
+    yield "## Lines"
+    yield ""
+    rows = ((f"`{name}`", text) for name, text in _attributes())
+    yield from markdown_table(("line", "what it says"), rows)
+    yield ""
+    yield "RoPE's angles:"
+    yield ""
+    yield from (f"- `{name}`: {text}" for name, text in ANGLES.items())
+
+
+def _attributes() -> Iterator[tuple[str, str]]:
+    """The record's lines and what its docstring says of each; `keys, values` share one."""
+    text = (inspect.getdoc(Arithmetic) or "").partition("Attributes:\n")[2]
+    entries = re.findall(r"^ {4}(\w[\w, ]*): (.*(?:\n {8,}.*)*)", text, re.M)
+    for names, said in entries:
+        for name in names.split(", "):
+            yield name, re.sub(r"\s+", " ", said)
+
+
+def _roundings() -> Iterator[str]:
+    yield "## Roundings"
+    yield ""
+    yield from markdown_table(("name", "what it does"), ((f"`{name}`", described(name)) for name in FORMATS))
