@@ -1,4 +1,4 @@
-"""What is known of a program that somebody else wrote: its submodules' paths, and how it turns pairs."""
+"""What is known of a program that somebody else wrote: its submodules' paths, and which point each is."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ class Program:
 
     Attributes:
         name: as people call it.
-        pairs: which features its RoPE turns together where it is right: "neighbours" or "half-split".
         mapping: as `hooks` takes it; every path must be there.
         instead: for paths that some versions have in place of others: each a mapping of which the first
             that fits is taken too.
     """
 
     name: str
-    pairs: str
     mapping: Mapping[str, str | Sequence[str]]
     instead: tuple[tuple[Mapping[str, str | Sequence[str]], ...], ...] = ()
 

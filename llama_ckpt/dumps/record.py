@@ -7,9 +7,9 @@
     recorded.save("mine.safetensors")                        # llama-ckpt compare mine.safetensors
 
 Hooks show what submodules hand on, a watch what attention is given; nothing is replaced. The module runs
-again without either, and where that gives other outputs nothing is recorded. What a program does in a
-layout of its own is recognized, stated in `notes` and undone; what it does out of sight is no point of the
-dump, and the dump says so.
+again without either, and where that gives other outputs nothing is recorded. Copies of key heads and empty
+slots of a cache are left out, and `notes` say what was undone; features keep the program's order, which
+`compare` recognizes. What a program does out of sight is no point of the dump, and the dump says so.
 """
 
 from __future__ import annotations
@@ -130,7 +130,6 @@ def _known_mapping(module: nn.Module, run: Run) -> Mapped:
         for prefix in (name.removesuffix(landmark) for name in names if name.endswith(landmark)):
             mapping = program.mapping_for(lambda path, prefix=prefix: bool(places(module, prefix + path)))
             if mapping is not None and prefix[-1:] in ("", "."):
-                run.pairs = program.pairs
                 run.note(f"recognized as {program.name} by its submodules")
                 return {prefix + path: points for path, points in mapping.items()}
     raise OptionError(

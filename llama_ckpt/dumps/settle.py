@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.dumps.attention import Attention
 from llama_ckpt.dumps.heads import cut_keys, fold_heads, norm_ratio, side_by_side
-from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
+from llama_ckpt.dumps.names_map import pair_kind
 from llama_ckpt.dumps.recorder import Recorder
 from llama_ckpt.errors import ShapeError
 from llama_ckpt.points import POINTS, block_point, split_name
@@ -23,7 +23,6 @@ __all__ = ["Run", "settle"]
 
 Array: TypeAlias = NDArray[Any]
 HEADS = ("q", "k", "v")
-TURNED = ("q", "k", "q_rope", "k_rope")
 
 
 @dataclass
@@ -35,7 +34,6 @@ class Run:
         dtypes: of each of these.
         attention: by block, as the watch saw it.
         token_ids, positions: of the run, where the inputs tell.
-        pairs: which features are turned together where nothing shows it; None: they are left as they are.
         notes: sentences on what was recognized.
     """
 
@@ -44,7 +42,6 @@ class Run:
     attention: Mapping[int, Attention] = field(default_factory=dict)
     token_ids: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
-    pairs: str | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, sentence: str) -> None:
@@ -54,7 +51,7 @@ class Run:
 
 
 def settle(run: Run) -> Recorder:
-    """The points of a run, each with its own axes and in GGUF's order.
+    """The points of a run, each with its own axes. Features keep the order that the program has them in.
 
     Raises:
         ShapeError: several sequences, keys of earlier tokens, or one point from two places.
@@ -66,7 +63,7 @@ def settle(run: Run) -> Recorder:
             _keep(recorder, name, _laid(name, part, run, head_dim), run.dtypes[names])
     for block, attention in run.attention.items():
         _add_attention(recorder, block, attention, run)
-    _order_pairs(recorder, run)
+    _say_pairs(recorder, run)
     return recorder
 
 
@@ -155,23 +152,16 @@ def _undo_scale(
         found["attn_scores"] = scores / np.float32(factor), own
 
 
-def _order_pairs(recorder: Recorder, run: Run) -> None:
-    """Features of q and k in GGUF's order; which they had shows in what RoPE did to them."""
+def _say_pairs(recorder: Recorder, run: Run) -> None:
+    """Which features RoPE turned together, as it shows in the tensors; `compare` decides what that means."""
     tensors = recorder.tensors
-    blocks = [b for b, point in map(split_name, tensors) if point == "q_rope" and b is not None]
-    both = [b for b in blocks if block_point(b, "q") in tensors]
-    if not both:
-        return
-    q, turned = tensors[block_point(both[0], "q")], tensors[block_point(both[0], "q_rope")]
-    if q.shape != turned.shape:
-        return
-    kind = pair_kind(q, turned, run.positions or range(len(q)))
-    if kind == "neighbours":
-        run.note("RoPE turns neighbours (2i, 2i+1), as in GGUF: left as it is")
-    elif "half-split" in (kind, run.pairs):
-        for name, array in tensors.items():
-            if split_name(name)[1] in TURNED and array.ndim == 3:
-                tensors[name] = interleave_halves(array)
-        seen = "recognized" if kind == "half-split" else "taken for granted, since nothing shows it"
-        how = f"RoPE turns pairs (i, i + head_dim/2), {seen}"
-        run.note(f"{how}: q and k put into GGUF's order (2i, 2i+1)")
+    for block, point in map(split_name, list(tensors)):
+        if point != "q_rope" or block is None:
+            continue
+        q, turned = tensors.get(block_point(block, "q")), tensors[block_point(block, "q_rope")]
+        if q is not None and q.shape == turned.shape:
+            kind = pair_kind(q, turned, run.positions or range(len(q)))
+            if kind is not None:
+                pairs = "neighbours (2i, 2i+1)" if kind == "neighbours" else "pairs (i, i + head_dim/2)"
+                run.note(f"RoPE turns {pairs}")
+            return

@@ -44,13 +44,13 @@ def test_transformers_llama_is_recorded_whole_and_passes(theirs: Any, tmp_path: 
     recorded = llama_ckpt.record(theirs, EIGHT)
     assert len(recorded.tensors) == ALL and recorded.token_ids == tuple(EIGHT)
     assert recorded.positions == tuple(range(8)) and recorded.dtype == "float32"
-    assert any("pairs (i, i + head_dim/2), recognized" in note for note in recorded.notes)
+    assert "RoPE turns pairs (i, i + head_dim/2)" in recorded.notes
     assert theirs.config._attn_implementation == before, "the model is left as it was"
     recorded.save(tmp_path / "theirs.safetensors", weights_sha256=weights_sha256(open_gguf(MODEL)))
     report = compare_dump(tmp_path / "theirs.safetensors")
     assert report.verdict == "pass", report.reason
     assert (report.compared, report.of) == (ALL, ALL)
-    assert any("the dump says" in note and "put into GGUF's order" in note for note in report.notes)
+    assert any("q and k lie in half-split order" in note and "undone" in note for note in report.notes)
 
 
 def test_recording_changes_nothing(theirs: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_bug_in_their_module_is_found(theirs: Any, tmp_path: Path) -> None:
 
 def test_one_token_cannot_show_its_layout(theirs: Any, tmp_path: Path) -> None:
     recorded = record(theirs, torch.tensor([1]))
-    assert any("taken for granted" in note for note in recorded.notes)
+    assert not any("RoPE" in note for note in recorded.notes), "position 0 is not turned"
     recorded.save(tmp_path / "theirs.safetensors")
     assert compare_dump(tmp_path / "theirs.safetensors").verdict == "pass"
 

@@ -6,7 +6,6 @@ __all__ = ["PROGRAM"]
 
 PROGRAM = Program(
     name="gpt-fast's Transformer",
-    pairs="neighbours",
     mapping={
         "tok_embeddings": "embd",
         "layers.{N}.attention_norm": "blk.{N}.attn_norm",

@@ -8,7 +8,6 @@ BLOCK = "base_model.layers.{N}"
 
 PROGRAM = Program(
     name="ibm-fms' LLaMA",
-    pairs="neighbours",
     mapping={
         "base_model.embedding": "embd",
         f"{BLOCK}.ln": "blk.{N}.attn_norm",

@@ -6,7 +6,6 @@ __all__ = ["PROGRAM"]
 
 PROGRAM = Program(
     name="litgpt's GPT",
-    pairs="half-split",
     mapping={
         "transformer.wte": "embd",
         "transformer.h.{N}.norm_1": "blk.{N}.attn_norm",

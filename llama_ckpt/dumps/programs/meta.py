@@ -6,7 +6,6 @@ __all__ = ["PROGRAM"]
 
 PROGRAM = Program(
     name="Meta's Llama, or llama2.c's",
-    pairs="neighbours",
     mapping={
         "tok_embeddings": "embd",
         "layers.{N}.attention_norm": "blk.{N}.attn_norm",

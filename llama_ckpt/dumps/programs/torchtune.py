@@ -6,7 +6,6 @@ __all__ = ["PROGRAM"]
 
 PROGRAM = Program(
     name="torchtune's TransformerDecoder",
-    pairs="neighbours",
     mapping={
         "tok_embeddings": "embd",
         "layers.{N}.sa_norm": "blk.{N}.attn_norm",

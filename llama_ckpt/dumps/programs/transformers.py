@@ -6,7 +6,6 @@ __all__ = ["PROGRAM"]
 
 PROGRAM = Program(
     name="transformers' Llama",
-    pairs="half-split",
     mapping={
         "model.embed_tokens": "embd",
         "model.layers.{N}.input_layernorm": "blk.{N}.attn_norm",
