@@ -22,6 +22,7 @@ SHARED = ("torch", "numpy", "llama_ckpt")
 def test_every_driver_says_what_it_drives(key: str) -> None:
     one = program(key)
     assert one.title and one.dtypes and set(one.dtypes) <= set(DTYPES)
+    assert bool(one.deviates) == bool(one.at)
     assert not one.environment or (REQUIREMENTS / f"{one.environment}.txt").is_file()
 
 
@@ -48,6 +49,7 @@ def found(key: str, passed: bool) -> Judged:
         "passed": passed,
         "sentence": "every point is right" if passed else "blk.3.q_rope is the first wrong point",
         "named": "" if passed else "theta is 10,000",
+        "first": "" if passed else "blk.3.q_rope",
         "compared": 547,
         "logits": 1.5e-7,
     }
@@ -66,6 +68,16 @@ def test_the_page_counts_a_condemned_program_and_says_why() -> None:
 def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:
     assert judged_wrongly(found("transformers_eager", False)) == [20]
     assert judged_wrongly(found("transformers_eager", True)) == []
+
+
+def test_a_deviating_program_must_be_condemned_where_it_deviates() -> None:
+    deviating = next(key for key in keys() if program(key).deviates)
+    one = found(deviating, False)
+    one.runs[0]["first"] = f"blk.0.{program(deviating).at[0]}"
+    assert judged_wrongly(one) == []
+    one.runs[0]["first"] = "blk.0.ffn_out"
+    assert judged_wrongly(one) == [20]
+    assert judged_wrongly(found(deviating, True)) == [20]
 
 
 def test_the_committed_page_has_every_program() -> None:

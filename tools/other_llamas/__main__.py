@@ -12,10 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llama_ckpt.points import split_name
 from tools.other_llamas import __doc__ as ABOUT
 from tools.other_llamas.catalogue import CHEAPEST, keys, program
 from tools.other_llamas.environments import OTHERS, ROOT, prepared
-from tools.other_llamas.judge import Errors, Judged, judged
+from tools.other_llamas.judge import DriverError, Errors, Judged, judged
 from tools.other_llamas.models import LENGTHS, MODELS, model_files, reference
 from tools.other_llamas.page import page
 
@@ -32,15 +33,19 @@ def main() -> None:
     chosen = CHEAPEST if options.cheapest else options.only or keys()
     for name in sorted({program(key).environment for key in chosen} - {""}):
         prepared(name)
-    bad = 0
+    bad = failed = 0
     for result in _all(chosen, options):
+        if isinstance(result, DriverError):
+            failed += 1
+            print(f"NOT RUN: {result}", file=sys.stderr, flush=True)
+            continue
         bad += _say(result)
         _keep(result)
     if not (options.cheapest or options.no_page):
         PAGE.write_text(page(_kept()), encoding="utf-8")
         print(f"{PAGE.relative_to(ROOT)}: written")
-    print(f"{bad} of these runs judged otherwise than they should be")
-    sys.exit(1 if bad else 0)
+    print(f"{bad} of these runs judged otherwise than they should be; {failed} programs could not be run")
+    sys.exit(1 if bad or failed else 0)
 
 
 def _options() -> argparse.Namespace:
@@ -55,7 +60,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _all(chosen: Any, options: argparse.Namespace) -> Iterator[Judged]:
+def _all(chosen: Any, options: argparse.Namespace) -> Iterator[Judged | DriverError]:
     """Every program that is asked for on every model in every dtype, model by model."""
     for name in options.models:
         files = model_files(name)
@@ -65,14 +70,20 @@ def _all(chosen: Any, options: argparse.Namespace) -> Iterator[Judged]:
             if one.only and name not in one.only:
                 continue
             for dtype in one.dtypes:
-                if options.dtypes is None or dtype in options.dtypes:
+                if options.dtypes is not None and dtype not in options.dtypes:
+                    continue
+                try:
                     yield judged(key, files, dtype, options.tokens, recorded)
+                except DriverError as error:
+                    yield error
 
 
 def judged_wrongly(result: Judged) -> list[int]:
-    """The prompts, by length, on which a right program was condemned or a deviating one passed."""
-    wanted = not program(result.key).deviates
-    return [run["length"] for run in result.runs if run["passed"] != wanted]
+    """The prompts, by length, on which a right program was condemned, or a deviating one not where it deviates."""
+    one = program(result.key)
+    if not one.deviates:
+        return [run["length"] for run in result.runs if not run["passed"]]
+    return [run["length"] for run in result.runs if split_name(run["first"])[1] not in one.at]
 
 
 def _say(result: Judged) -> int:

@@ -57,6 +57,7 @@ class Program:
         dtypes: what it computes in.
         deviates: what it is known to do otherwise than Llama-2, with its effect; "" for a right program.
             Condemning it is then wanted, and passing it is not.
+        at: the points, by neutral name, one of which is where it does that: it must be condemned there.
         only: names of the models that it can run, where it cannot run all.
         measure: ours or llama.cpp, which the others stand beside.
     """
@@ -66,6 +67,7 @@ class Program:
     load: Callable[[ModelFiles, str], Runner]
     dtypes: tuple[str, ...] = ("float32",)
     deviates: str = ""
+    at: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     measure: bool = False
 

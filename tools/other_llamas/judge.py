@@ -21,10 +21,14 @@ from tools.other_llamas.environments import OTHERS, ROOT, run_in
 from tools.other_llamas.job import Job, ModelFiles
 from tools.other_llamas.models import prompt
 
-__all__ = ["Errors", "Judged", "judged"]
+__all__ = ["DriverError", "Errors", "Judged", "judged"]
 
 DRIVER_SECONDS = 1800.0
 COMPARE_SECONDS = 1800.0
+
+
+class DriverError(Exception):
+    """A program that could not be run: what was asked of it, and its last lines."""
 
 
 @dataclass
@@ -57,7 +61,7 @@ class Judged:
 
     Attributes:
         points: by neutral name.
-        runs: for each prompt its `length`, `passed`, `sentence`, `named`, `compared` points and the total
+        runs: for each prompt its `length`, `passed`, `sentence`, `named`, `first` wrong point, `compared` points and the total
             error of its `logits`.
     """
 
@@ -76,7 +80,7 @@ def judged(key: str, files: ModelFiles, dtype: str, lengths: Sequence[int], refe
     """Run a program on prompts of these lengths and judge each dump.
 
     Raises:
-        SystemExit: the driver failed: a program that cannot run is no result.
+        DriverError: the program could not be run, which is no result.
     """
     result = Judged(key, files.name, dtype)
     (OTHERS / "dumps").mkdir(parents=True, exist_ok=True)
@@ -96,7 +100,7 @@ def _drive(job: Job, path: Path) -> None:
     done = run_in(name, "tools.other_llamas.driver", str(path), timeout=DRIVER_SECONDS)
     if done.returncode:
         tail = "\n".join((done.stdout + done.stderr).strip().splitlines()[-12:])
-        raise SystemExit(f"{job.program} on {job.model.name}, {job.dtype}: the driver failed\n{tail}")
+        raise DriverError(f"{job.program} on {job.model.name}, {job.dtype}: the driver failed\n{tail}")
 
 
 def _compared(dump: Path, files: ModelFiles, reference: Path | None, length: int) -> dict[str, Any]:
@@ -134,6 +138,7 @@ def _take(result: Judged, found: Mapping[str, Any], length: int) -> None:
             "passed": found["verdict"] == "pass",
             "sentence": found["reason"],
             "named": named[0] if named else "",
+            "first": found["first_wrong"] or "",
             "compared": found["compared"],
             "logits": logits,
         }
