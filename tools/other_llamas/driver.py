@@ -28,8 +28,18 @@ def run(job: Job) -> None:
         save(Path(out), runner(token_ids), job, token_ids)
 
 
-def save(path: Path, tensors: Mapping[str, Any], job: Job, token_ids: tuple[int, ...]) -> None:
+def save(path: Path, found: Any, job: Job, token_ids: tuple[int, ...]) -> None:
     """A dump that says of itself what it is of, and which points and blocks were recorded on purpose."""
+    sha256 = job.model.weights_sha256 if job.dtype == "float32" else None  # what is rounded are other weights
+    if isinstance(found, Mapping):
+        _save_tensors(path, found, job, token_ids, sha256)
+    else:
+        found.save(path, weights_sha256=sha256)
+
+
+def _save_tensors(
+    path: Path, tensors: Mapping[str, Any], job: Job, token_ids: tuple[int, ...], sha256: str | None
+) -> None:
     kept = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     places = [split_name(name) for name in kept]
     metadata = {
@@ -42,8 +52,8 @@ def save(path: Path, tensors: Mapping[str, Any], job: Job, token_ids: tuple[int,
     blocks = sorted({number for number, _ in places if number is not None})
     if blocks:
         metadata["blocks"] = ",".join(map(str, blocks))
-    if job.dtype == "float32":  # what is rounded are other weights
-        metadata["weights_sha256"] = job.model.weights_sha256
+    if sha256 is not None:
+        metadata["weights_sha256"] = sha256
     save_file(kept, path, metadata)
 
 

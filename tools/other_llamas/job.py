@@ -6,15 +6,16 @@ It crosses from the environment that judges into the program's own as a JSON fil
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 __all__ = ["Job", "ModelFiles", "Program", "Runner"]
 
-Runner: TypeAlias = Callable[[Sequence[int]], Mapping[str, Any]]
-"""Token ids to tensors by full point name, token first, q and k in any of the two orders of RoPE's pairs."""
+Runner: TypeAlias = Callable[[Sequence[int]], Any]
+"""Token ids to what `lc.record` gives, or to tensors by full point name, token first, q and k in any of the
+two orders of RoPE's pairs."""
 
 
 @dataclass(frozen=True)

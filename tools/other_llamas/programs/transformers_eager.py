@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 from tools.other_llamas.job import ModelFiles, Program, Runner
 
 __all__ = ["PROGRAM", "load_with"]
@@ -20,10 +17,7 @@ def load_with(attention: str, files: ModelFiles, dtype: str) -> Runner:
     kind = getattr(torch, dtype)
     model = LlamaForCausalLM.from_pretrained(files.hf, dtype=kind, attn_implementation=attention).eval()
 
-    def run(token_ids: Sequence[int]) -> Mapping[str, Any]:
-        return lc.record(model, list(token_ids)).tensors
-
-    return run
+    return lambda token_ids: lc.record(model, list(token_ids))
 
 
 def load(files: ModelFiles, dtype: str) -> Runner:
