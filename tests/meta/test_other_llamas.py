@@ -47,8 +47,7 @@ def found(key: str, passed: bool) -> Judged:
     run = {
         "length": 20,
         "passed": passed,
-        "sentence": "every point is right" if passed else "blk.3.q_rope is the first wrong point",
-        "named": "" if passed else "theta is 10,000",
+        "sentence": "every point is right" if passed else "blk.3.q_rope: theta is 10,000",
         "first": "" if passed else "blk.3.q_rope",
         "compared": 547,
         "logits": 1.5e-7,
@@ -60,7 +59,7 @@ def found(key: str, passed: bool) -> Judged:
 def test_the_page_counts_a_condemned_program_and_says_why() -> None:
     text = page([found("transformers_eager", True), found("transformers_sdpa", False)])
     assert "**1 of 2 runs of right programs are condemned**, 1,094 points judged" in text
-    assert "blk.3.q_rope is the first wrong point: theta is 10,000" in text
+    assert "| 20 | blk.3.q_rope: theta is 10,000 |" in text
     assert "0.25 at q_rope" in text and "1.5e-07" in text
     assert "| q_rope | 1.0e-07 | 1.0e-07 |" in text
 

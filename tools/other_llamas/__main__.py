@@ -79,7 +79,7 @@ def _all(chosen: Any, options: argparse.Namespace) -> Iterator[Judged | DriverEr
 
 
 def judged_wrongly(result: Judged) -> list[int]:
-    """The prompts, by length, on which a right program was condemned, or a deviating one not where it deviates."""
+    """The lengths of prompts on which a right program was condemned, or one that deviates not where it does."""
     one = program(result.key)
     if not one.deviates:
         return [run["length"] for run in result.runs if not run["passed"]]

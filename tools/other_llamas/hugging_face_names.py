@@ -1,4 +1,4 @@
-"""Points by the path of the module that shows them, in programs that name their modules as Hugging Face does."""
+"""Points by the path of the module that shows them, in programs that name modules as Hugging Face does."""
 
 from __future__ import annotations
 

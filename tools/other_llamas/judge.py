@@ -61,8 +61,8 @@ class Judged:
 
     Attributes:
         points: by neutral name.
-        runs: for each prompt its `length`, `passed`, `sentence`, `named`, `first` wrong point, `compared` points and the total
-            error of its `logits`.
+        runs: for each prompt its `length`, `passed`, `sentence`, `first` wrong point, `compared` points and
+            the total error of its `logits`.
     """
 
     key: str
@@ -131,13 +131,11 @@ def _take(result: Judged, found: Mapping[str, Any], length: int) -> None:
         result.points.setdefault(point["point"], Errors()).take(point)
         if point["name"] == "logits" and point["total"]:
             logits = point["total"]["err"] or math.nan
-    named = [one["sentence"] for one in found["diagnoses"][:1]]
     result.runs.append(
         {
             "length": length,
             "passed": found["verdict"] == "pass",
             "sentence": found["reason"],
-            "named": named[0] if named else "",
             "first": found["first_wrong"] or "",
             "compared": found["compared"],
             "logits": logits,

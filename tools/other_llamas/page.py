@@ -68,8 +68,7 @@ def _condemned(right: Sequence[Judged]) -> Iterator[str]:
 
 
 def _said(run: dict[str, object]) -> str:
-    named = f": {run['named']}" if run["named"] else ""
-    return f"{run['sentence']}{named}".replace("|", "¦")
+    return str(run["sentence"]).replace("|", "¦")
 
 
 def _summary(right: Sequence[Judged]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Watching calls of classes that are not torch's: each call is shown with its instance, and nothing is changed."""
+"""Watching calls of classes that are not torch's: each is shown with its instance, and nothing is changed."""
 
 from __future__ import annotations
 

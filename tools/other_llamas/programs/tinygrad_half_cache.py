@@ -33,7 +33,7 @@ def load(files: ModelFiles, dtype: str) -> Runner:
 
 
 def _clang() -> Path:
-    """A command that compiles as clang does: it calls it for small programs, and one package brings it along."""
+    """A command that compiles as clang does, which it calls for small programs; a package brings it along."""
     script = Path(sys.prefix) / "clang.sh"
     script.write_text(
         "#!/bin/sh\n"
