@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.arithmetic.steps import STEPS, computed
+from llama_ckpt.arithmetic.steps import STEPS, computed, step_of
 from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.points import POINTS, block_input, block_point
 
@@ -83,8 +83,8 @@ def _block(
     }
     hidden = ~RIGHT.visible(positions, None)[:, None, :]
     of_block: Any = None
-    for point, (reads, _) in STEPS.items():
-        if point not in held or any(name not in held for name in reads):
+    for point in STEPS:
+        if point not in held or any(name not in held for name in step_of(point, held)[0]):
             continue
         of_block = of_block or weights.blocks[number]
         options = {"weights": of_block, "config": config, "positions": positions}

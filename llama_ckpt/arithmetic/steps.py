@@ -8,7 +8,7 @@ A point is computed from the recorded points that its step reads, so its error i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
 
-__all__ = ["STEPS", "computed"]
+__all__ = ["STEPS", "computed", "step_of"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -63,6 +63,14 @@ def _context(oracle: PatchedOracle, weights: Any, config: Any, positions: Any, r
     return mixed.transpose(1, 0, 2).reshape(len(v), -1)
 
 
+def _attended(oracle: PatchedOracle, weights: Any, config: Any, positions: Any, read: list[Array]) -> Array:
+    """The context where nothing between is shown, as of a fused kernel."""
+    q, k, v = read
+    scores = _scores(oracle, weights, config, positions, [q, k])
+    probs = _probs(oracle, weights, config, positions, [scores])
+    return _context(oracle, weights, config, positions, [probs, v])
+
+
 def _heads_first(x: Array, config: Any) -> Array:
     """`[n_heads, n, head_dim]`, key and value heads as often as query heads read them."""
     return np.repeat(x, config.n_heads // x.shape[1], axis=1).transpose(1, 0, 2)
@@ -100,6 +108,14 @@ STEPS: Final[Mapping[str, tuple[tuple[str, ...], Step]]] = {
 """A block's points: what each reads, `in` for the block's input, and how it is computed."""
 
 
+_FUSED: Final[tuple[tuple[str, ...], Step]] = (("q_rope", "k_rope", "v"), _attended)
+
+
+def step_of(point: str, recorded: Collection[str]) -> tuple[tuple[str, ...], Step]:
+    """What a point's step reads, and the step; over attention as a whole where it shows no probabilities."""
+    return _FUSED if point == "attn_context" and "attn_probs" not in recorded else STEPS[point]
+
+
 def computed(
     oracle: PatchedOracle,
     point: str,
@@ -115,5 +131,5 @@ def computed(
         recorded: the block's points by neutral name, float64, and `in`.
         weights: the block's.
     """
-    reads, step = STEPS[point]
+    reads, step = step_of(point, recorded)
     return step(oracle, weights, config, positions, [recorded[name] for name in reads])

@@ -14,12 +14,12 @@ from typing import Any
 from safetensors.numpy import load_file
 
 from llama_ckpt.capture.launch import run_recorder
-from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.request import CACHE_TYPES, Request
+from llama_ckpt.capture.tap import points_of
 from llama_ckpt.dumps.manifest import Continuation, DumpEntry, ModelRecord, Producer, Sampling
 from llama_ckpt.dumps.reference import open_dumps, write_dump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.points import BLOCK_POINTS
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["Take", "capture", "capture_takes", "dump_name"]
@@ -55,6 +55,9 @@ def capture(
     last_logits_only: bool = False,
     n_threads: int = 1,
     n_gpu_layers: int = 0,
+    cache: str = "f32",
+    flash_attention: bool = False,
+    repacked: bool = False,
     derived_from: Mapping[str, str] | None = None,
 ) -> DumpEntry:
     """Record llama.cpp on one prompt and add the dump to a folder.
@@ -75,6 +78,12 @@ def capture(
         last_logits_only: keep of the logits the last token's row alone; 1,000 rows of 32,000 are 128 MB.
         n_threads: threads of llama.cpp; its bits do not depend on it.
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
+        cache: what keys and values are cached in: "f32", "f16" or "bf16". Float32 is the tight
+            reference; llama.cpp's own choice is "f16".
+        flash_attention: one fused attention kernel, llama.cpp's own choice; it shows neither scores nor
+            probabilities.
+        repacked: weights laid out anew for the machine, llama.cpp's own choice; then the bits of some
+            types depend on the machine.
         derived_from: `{"sha256": …, "how": …}` of the file that this one was made from.
 
     Returns:
@@ -90,7 +99,15 @@ def capture(
     """
     take = Take(prompt, tokens, positions_from, max_tokens, forced, name, blocks, last_logits_only)
     (entry,) = capture_takes(
-        model, (take,), out=out, n_threads=n_threads, n_gpu_layers=n_gpu_layers, derived_from=derived_from
+        model,
+        (take,),
+        out=out,
+        n_threads=n_threads,
+        n_gpu_layers=n_gpu_layers,
+        cache=cache,
+        flash_attention=flash_attention,
+        repacked=repacked,
+        derived_from=derived_from,
     )
     return entry
 
@@ -102,6 +119,9 @@ def capture_takes(
     out: str | os.PathLike[str],
     n_threads: int = 1,
     n_gpu_layers: int = 0,
+    cache: str = "f32",
+    flash_attention: bool = False,
+    repacked: bool = False,
     derived_from: Mapping[str, str] | None = None,
 ) -> list[DumpEntry]:
     """Record llama.cpp several times, loading the model once; arguments and errors as of `capture`.
@@ -109,7 +129,17 @@ def capture_takes(
     The model's checksums are computed while llama.cpp runs: of 13 GB they take as long as it does.
     """
     file = open_gguf(model)
-    requests = [_request(file, take, n_threads, n_gpu_layers) for take in takes]
+    if cache not in CACHE_TYPES:
+        raise OptionError("cache", got=repr(cache), wanted=" or ".join(CACHE_TYPES))
+    requests = [
+        replace(
+            _request(file, take, n_threads, n_gpu_layers),
+            cache=cache,
+            flash_attention=flash_attention,
+            repacked=repacked,
+        )
+        for take in takes
+    ]
     names = [_checked_name(take.name or dump_name(one)) for take, one in zip(takes, requests, strict=True)]
     with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch, ThreadPoolExecutor(1) as pool:
         if (Path(out) / "manifest.json").exists():  # fail before the recording, not after it
@@ -212,11 +242,11 @@ def _producer(request: Request, found: Mapping[str, Any]) -> Producer:
         llama_cpp_python=found["llama_cpp_python"],
         system_info=found["system_info"],
         backend=found["backend"],
-        flash_attention=False,
-        type_k="f32",
-        type_v="f32",
+        flash_attention=request.flash_attention,
+        type_k=request.cache,
+        type_v=request.cache,
         threads=request.n_threads,
-        extra_buffers=False,
+        extra_buffers=request.repacked,
     )
 
 
@@ -232,7 +262,7 @@ def _entry(name: str, request: Request, found: Mapping[str, Any]) -> DumpEntry:
         positions=tuple(range(first, first + len(token_ids))),
         n_layers=n_layers,
         blocks=tuple(range(n_layers)) if request.blocks is None else request.blocks,
-        points=tuple(point.name for point in BLOCK_POINTS),
+        points=tuple(point.name for point in points_of(fused=request.flash_attention)),
         greedy_tokens=tuple(found["greedy_tokens"]),
         continuation=_continuation(found["continuation"]),
         sampling=tuple(_sampling(setting) for setting in found["sampling"]),

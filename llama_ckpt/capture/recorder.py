@@ -42,7 +42,7 @@ def record(loaded: ReferenceModel, request: Request) -> tuple[dict[str, Any], Te
     if request.forced:
         token_ids += _greedy(loaded, replace(request, max_tokens=request.forced), token_ids).token_ids
     blocks = range(loaded.n_layers) if request.blocks is None else request.blocks
-    tap = PointTap(library, loaded.n_layers, blocks)
+    tap = PointTap(library, loaded.n_layers, blocks, fused=request.flash_attention)
     with Context(loaded, request, len(token_ids), tap) as context:
         tap.recording = True
         context.decode(token_ids, request.positions_from)

@@ -6,9 +6,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["Request", "read_requests", "write_requests"]
+__all__ = ["CACHE_TYPES", "Request", "read_requests", "write_requests"]
+
+CACHE_TYPES: Final = {"f32": 0, "f16": 1, "bf16": 30}
+"""What llama.cpp may cache keys and values in, and ggml's number of it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,9 @@ class Request:
         blocks: the blocks to record in full, or None for all.
         n_threads: llama.cpp's threads.
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
+        cache: what keys and values are cached in, a key of CACHE_TYPES.
+        flash_attention: whether attention is one fused kernel, which shows no scores and no probabilities.
+        repacked: whether weights are laid out anew for the machine, as llama.cpp does by itself.
     """
 
     model: str
@@ -37,6 +43,9 @@ class Request:
     blocks: tuple[int, ...] | None = None
     n_threads: int = 1
     n_gpu_layers: int = 0
+    cache: str = "f32"
+    flash_attention: bool = False
+    repacked: bool = False
 
 
 def write_requests(requests: Sequence[Request], path: Path) -> None:

@@ -1,6 +1,6 @@
 """A model and a context of llama.cpp: tokens in, logits out.
 
-One sequence a context, an empty KV cache in float32, flash attention off, every row's logits kept.
+One sequence a context, an empty KV cache, every row's logits kept; cache and attention as requested.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.capture.library import Library
-from llama_ckpt.capture.request import Request
+from llama_ckpt.capture.request import CACHE_TYPES, Request
 from llama_ckpt.capture.tap import PointTap
 from llama_ckpt.errors import DeviceError, OptionError, ReferenceError, TokenizerError
 
 __all__ = ["Context", "ReferenceModel"]
 
-F32 = 0  # GGML_TYPE_F32
 PIECE_BYTES = 4096  # no piece of a vocabulary is longer
 
 
@@ -37,8 +36,8 @@ class ReferenceModel:
         self.backend = self._backend(request.n_gpu_layers)
         params = api.llama_model_default_params()
         params.n_gpu_layers = request.n_gpu_layers
-        # Repacked weights would make some quantized types' bits depend on the machine.
-        params.use_extra_bufts = False
+        # Repacked weights make some quantized types' bits depend on the machine.
+        params.use_extra_bufts = request.repacked
         self.model: Any = api.llama_model_load_from_file(request.model.encode(), params)
         if not self.model:
             raise ReferenceError(f"llama.cpp refuses {request.model}", got=" ".join(library.complaints[-3:]))
@@ -137,8 +136,9 @@ class Context:
         # One batch and one micro-batch, so that a pass shows every point once, with all rows.
         params.n_batch = params.n_ubatch = n_tokens
         params.n_threads = params.n_threads_batch = request.n_threads
-        params.type_k = params.type_v = F32
-        params.flash_attn_type = self.api.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = CACHE_TYPES[request.cache]
+        flash = "ENABLED" if request.flash_attention else "DISABLED"
+        params.flash_attn_type = getattr(self.api, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
         params.offload_kqv = params.op_offload = request.n_gpu_layers > 0
         params.cb_eval = tap.callback
         return params

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from llama_ckpt.capture.library import Library
 from llama_ckpt.capture.tensors import TensorReader
 from llama_ckpt.errors import ReferenceError
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, Point, block_point, split_name
 
-__all__ = ["PointTap"]
+__all__ = ["PointTap", "points_of"]
 
 Float32 = NDArray[np.float32]
 
@@ -29,9 +29,11 @@ class PointTap:
         recording: while False, llama.cpp computes without being asked for anything.
     """
 
-    def __init__(self, library: Library, n_layers: int, blocks: Iterable[int]) -> None:
+    def __init__(
+        self, library: Library, n_layers: int, blocks: Iterable[int], *, fused: bool = False
+    ) -> None:
         self._reader = TensorReader(library)
-        self._wanted = _names_of_points(n_layers, frozenset(blocks))
+        self._wanted = _names_of_points(n_layers, frozenset(blocks), fused)
         self._seen: dict[str, Float32] = {}
         self._error: Exception | None = None
         self.recording = False
@@ -76,13 +78,21 @@ class PointTap:
         return True
 
 
-def _names_of_points(n_layers: int, blocks: frozenset[int]) -> dict[tuple[str, str], str]:
+def points_of(*, fused: bool) -> tuple[Point, ...]:
+    """The points of a block that llama.cpp shows; a fused attention has neither scores nor probabilities."""
+    return tuple(
+        point for point in BLOCK_POINTS if not (fused and point.name in ("attn_scores", "attn_probs"))
+    )
+
+
+def _names_of_points(n_layers: int, blocks: frozenset[int], fused: bool) -> dict[tuple[str, str], str]:
     """llama.cpp's name and op of every tensor to record, and its full neutral name."""
     wanted = {(point.llama_cpp, point.op): point.name for point in MODEL_POINTS}
     for block in range(n_layers):
-        for point in BLOCK_POINTS:
+        for point in points_of(fused=fused):
             if block in blocks or point.name == "out":
-                wanted[f"{point.llama_cpp}-{block}", point.op] = block_point(block, point.name)
+                op = "RESHAPE" if fused and point.name == "attn_context" else point.op
+                wanted[f"{point.llama_cpp}-{block}", op] = block_point(block, point.name)
     return wanted
 
 

@@ -46,6 +46,13 @@ def command(
     threads: Annotated[
         int | None, typer.Option(help="Threads of llama.cpp, which change no result; all cores without it.")
     ] = None,
+    cache: Annotated[str, typer.Option(metavar="TYPE", help="Of keys and values: f32, f16, bf16.")] = "f32",
+    flash_attention: Annotated[
+        bool, typer.Option("--flash-attention", help="One fused kernel, as llama.cpp by itself.")
+    ] = False,
+    repacked: Annotated[
+        bool, typer.Option("--repacked", help="Weights laid out for the machine, as llama.cpp by itself.")
+    ] = False,
     gpu_layers: Annotated[int, typer.Option(help="Blocks on the GPU, for a llama.cpp built for one.")] = 0,
 ) -> None:
     """Record llama.cpp's tensors on a prompt.
@@ -66,5 +73,8 @@ def command(
             last_logits_only=last_logits_only,
             n_threads=threads or os.cpu_count() or 1,
             n_gpu_layers=gpu_layers,
+            cache=cache,
+            flash_attention=flash_attention,
+            repacked=repacked,
         )
     print(f"{out / entry.file}: {len(entry.token_ids)} tokens, {len(entry.blocks)} blocks in full")
