@@ -12,6 +12,8 @@ from llama_ckpt.errors import ModelFileError
 
 __all__ = ["AGAIN", "Cursor", "shown"]
 
+_U64: Final = struct.Struct("<Q")
+
 AGAIN: Final = "copy or download the file again"
 """What to do about a file that is not whole."""
 
@@ -95,3 +97,18 @@ class Cursor:
             raise ModelFileError(f"the length of {what}", got=n, wanted=f"at most {limit} bytes")
         start = self.advance(n, what)
         return self.data[start : start + n]
+
+    def strings(self, n: int, what: str) -> list[bytes]:
+        """`n` strings, as bytes; a vocabulary has tens of thousands, so the steps are taken here."""
+        data, at, end, read = self.data, self.at, self.end, _U64.unpack_from
+        found: list[bytes] = []
+        for _ in range(n):
+            start = at + 8
+            after = start + read(data, at)[0] if start <= end else end + 1
+            if after > end:
+                self.at = at
+                return [*found, self.string(what)]  # which raises, and says why
+            found.append(data[start:after])
+            at = after
+        self.at = at
+        return found

@@ -155,7 +155,7 @@ def _read_array(cursor: Cursor, what: str) -> MetadataValue:
     if kind == _STRING:
         n = cursor.count(f"the length of {what}", smallest=8, limit=cursor.strings_left)
         cursor.strings_left -= n
-        return [cursor.string(what) for _ in range(n)]
+        return cursor.strings(n, what)
     if kind == _ARRAY:
         raise ModelFileError(f"the element type of {what}", got="array", wanted="numbers or strings")
     dtype = _scalar_dtype(kind, what)

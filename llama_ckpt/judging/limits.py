@@ -127,6 +127,8 @@ class Limit:
     @property
     def uniform(self) -> Limit:
         """The same for every row and element: what a tensor of other values than the oracle's is held to."""
+        if self.rows is None and self.elements is None:
+            return self
         return replace(self, rows=None, elements=None)
 
     def measured(self, found: Errors) -> dict[str, tuple[float, float]]:

@@ -95,19 +95,25 @@ def product_terms_of(x: Array, w: Any) -> tuple[Array, Array]:
     if hasattr(w, "product_terms"):
         norms, partial = w.product_terms(x, CHUNKS)
         return norms, partial
-    rows, scale = _in_float32(x)
-    matrix, unit = _in_float32(w)
+    return _terms(_in_float32(x), _in_float32(w))
+
+
+def _terms(x: _Scaled, w: _Scaled) -> tuple[Array, Array]:
+    (rows, scale), (matrix, unit) = x, w
     norms = np.sqrt((rows * rows) @ (matrix * matrix).T)
-    step = -(-x.shape[1] // CHUNKS)
+    step = -(-rows.shape[1] // CHUNKS)
     running, squares = np.zeros_like(norms), np.zeros_like(norms)
-    for start in range(0, x.shape[1], step):
+    for start in range(0, rows.shape[1], step):
         running += rows[:, start : start + step] @ matrix[:, start : start + step].T
         squares += running**2
     scales = scale * unit.T
     return norms * scales, np.sqrt(squares / CHUNKS) * scales
 
 
-def _in_float32(x: Any) -> tuple[NDArray[np.float32], Array]:
+_Scaled: TypeAlias = tuple[NDArray[np.float32], Array]
+
+
+def _in_float32(x: Any) -> _Scaled:
     """An array for products of which two digits count, and its rows' scales.
 
     Divided by its largest, a row's squares neither overflow nor vanish, but those below 1e-38 of that one's.
@@ -117,21 +123,20 @@ def _in_float32(x: Any) -> tuple[NDArray[np.float32], Array]:
     return np.asarray(x / scale, np.float32), scale
 
 
-def _carried(spread: Array, w: Any) -> Array:
-    """What a deviation of the inputs `[n, in]` comes to after a product with `w [out, in]`."""
-    if hasattr(w, "product_terms"):
-        norms: Array = w.product_terms(spread, 0)[0]
-        return norms
-    rows, scale = _in_float32(spread)
-    matrix, unit = _in_float32(w)
-    return np.asarray(np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit.T))
-
-
 def product_deviation(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:
     """Of y = x w^T, its own rounding and, where x has a deviation, what comes with that."""
-    own = sum_deviation(product_terms_of(x, w), x.shape[1], y.reshape(len(y), -1), p)
-    own = own if carried is None else np.hypot(own, _carried(carried, w))
-    return own.reshape(y.shape)
+    through: Array | None = None  # what the deviation of the inputs comes to after the product
+    if hasattr(w, "product_terms"):
+        terms = product_terms_of(x, w)
+        through = None if carried is None else w.product_terms(carried, 0)[0]
+    else:
+        matrix, unit = scaled = _in_float32(w)  # once for both: it is the largest array here
+        terms = _terms(_in_float32(x), scaled)
+        if carried is not None:
+            rows, scale = _in_float32(carried)
+            through = np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit.T)
+    own = sum_deviation(terms, x.shape[1], y.reshape(len(y), -1), p)
+    return (own if through is None else np.hypot(own, through)).reshape(y.shape)
 
 
 NORM_ROUNDINGS = 4.0

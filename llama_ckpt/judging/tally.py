@@ -63,8 +63,8 @@ class Tally:
             if mask is not None:
                 errors = errors[np.broadcast_to(mask, np.shape(o)).reshape(errors.shape)]
             exponents = np.log10(errors.reshape(-1))  # -inf where equal, NaN where not finite
-        kept = np.nan_to_num(exponents, nan=EDGES[-1], neginf=EDGES[0], posinf=EDGES[-1])
-        bins = np.clip(np.floor(kept).astype(np.int64) - EDGES[0], 0, len(EDGES) - 2)
+        kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
+        bins = np.minimum(np.floor(kept).astype(np.int64) - EDGES[0], len(EDGES) - 2)
         key = (point, kind)
         counted = np.bincount(bins, minlength=len(EDGES) - 1)
         self.counts[key] = self.counts.get(key, np.zeros(len(EDGES) - 1, np.int64)) + counted

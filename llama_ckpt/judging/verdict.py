@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
-from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, measure
+from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, measure, relative_error
 
 __all__ = ["PointVerdict", "causal_mask", "judge"]
 
@@ -112,9 +112,9 @@ def judge(
         return refused
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
     reference = None if r is None else np.asarray(r, np.float64)
-    judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
+    judged = np.ones(oracle.shape, bool) if mask is None else np.broadcast_to(mask, oracle.shape)
     found = measure(trial, oracle, mask, rows=limit.rows, elements=limit.elements)
-    facts = _facts(name, trial, oracle, reference, judged, limit, found)
+    facts = _facts(name, trial, oracle, reference, mask, limit, found)
     if limit.exact:
         return _exact(facts, trial, oracle, reference, judged, limit)
     problems = _problems(found, limit)
@@ -153,7 +153,7 @@ def _refusal(
     if r is not None and np.shape(r) != oracle.shape:
         reason = f"llama.cpp's tensor is {list(np.shape(r))}, the oracle's {list(oracle.shape)}"
         return dataclasses.replace(fail(reason), blame="reference")
-    judged = np.broadcast_to(np.bool_(True) if mask is None else mask, oracle.shape)
+    judged = np.ones(oracle.shape, bool) if mask is None else np.broadcast_to(mask, oracle.shape)
     if not judged.any():
         return fail(f"nothing to compare in the shape {list(oracle.shape)}")
     for array, whose in ((oracle, "the oracle's own tensor, so some input,"), (trial, "it")):
@@ -182,17 +182,14 @@ def _largest(array: Array, judged: Mask) -> float:
 
 
 def _facts(
-    name: str, x: Array, o: Array, r: Array | None, judged: Mask, limit: Limit, found: Errors
+    name: str, x: Array, o: Array, r: Array | None, mask: Mask | None, limit: Limit, found: Errors
 ) -> PointVerdict:
     """Every figure of the verdict; it passes without a reason until something is found."""
     against = o if r is None else r
-    difference = np.where(judged, np.abs(x - against), -1.0)
+    difference = np.abs(x - against)
+    if mask is not None:
+        difference = np.where(mask, difference, -1.0)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), x.shape))
-    if limit.exact:
-        n_differ = int((judged & (x != o)).sum())
-    else:
-        allowed = limit.element_err if limit.elements is None else limit.elements
-        n_differ = int((element_errors(x, o, judged) > allowed).sum())
     facts = PointVerdict(
         name,
         limit.error_kind,
@@ -205,7 +202,7 @@ def _facts(
         got=float(x[index]),
         wanted=float(against[index]),
         limit=limit.err,
-        n_differ=n_differ,
+        n_differ=_differing(x, o, mask, limit, found),
         n_judged=found.n,
         worst_row_err=found.row_err,
         worst_row=found.row,
@@ -214,13 +211,26 @@ def _facts(
     )
     if r is None:
         return facts
-    theirs = measure(r, o, judged).err
-    apart = float(np.linalg.norm(np.where(judged, x - r, 0.0)))
-    norm = float(np.linalg.norm(np.where(judged, o, 0.0))) or 1.0
+    if mask is not None:
+        x, o, r = (np.where(mask, array, 0.0) for array in (x, o, r))
+    theirs = relative_error(r, o)
+    apart, norm = float(np.linalg.norm(x - r)), float(np.linalg.norm(o)) or 1.0
     closer: Literal["equal", "yours", "reference"] = "yours" if found.err < theirs else "reference"
     if found.err == theirs:
         closer = "equal"
     return dataclasses.replace(facts, err_reference=theirs, distance=apart / norm, closer=closer)
+
+
+def _differing(x: Array, o: Array, mask: Mask | None, limit: Limit, found: Errors) -> int:
+    """How many elements are further off than they may be."""
+    if limit.exact:
+        differ = x != o
+        return int((differ if mask is None else differ & mask).sum())
+    allowed = limit.element_err if limit.elements is None else found.element_allowed
+    if found.element_err < 0.999 * allowed:  # the one that is furthest off for what it is allowed
+        return 0
+    each = limit.element_err if limit.elements is None else limit.elements
+    return int((element_errors(x, o, mask) > each).sum())
 
 
 def _problems(found: Errors, limit: Limit) -> list[str]:
