@@ -86,6 +86,8 @@ INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
         "q8_K-128": replace(_Q8_K, most=128, ties="away"),
         "int8 per row": _ROWS,
         "int8 per tensor": replace(_ROWS, block=-1),
+        "int16 per 32": IntegerFormat(32, most=32767, inverse="scale"),
+        "int23 per 32": IntegerFormat(32, most=4194302, inverse="scale"),
         "int8 per 32": replace(_ROWS, block=32, ties="away"),
         "int8 per 64": replace(_ROWS, block=64, ties="away"),
     }
@@ -125,7 +127,9 @@ def _integers(blocks: Float32, rule: IntegerFormat) -> tuple[Array, Float32]:
         quotients = blocks / scale
     else:
         quotients = blocks * (most / largest if rule.inverse == "largest" else np.float32(1) / scale)
-    integers = np.minimum(_whole(quotients, rule.ties), 127.0)  # 128 does not fit into a signed byte
+    integers = _whole(quotients, rule.ties)
+    if rule.most == 128:
+        integers = np.minimum(integers, 127.0)  # which is what fits into a signed byte
     zero = largest == 0
     return np.where(zero, 0.0, integers), np.where(zero, np.float32(0), scale)
 

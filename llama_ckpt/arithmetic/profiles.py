@@ -19,6 +19,9 @@ from llama_ckpt.errors import OptionError
 
 __all__ = ["PROFILES", "arithmetic_named", "arithmetic_of", "read_arithmetic"]
 
+_PLAIN: Final[Mapping[str, str]] = dict.fromkeys(("F32", "F16", "BF16"), "float32")
+"""Types of plain numbers, with which rows are multiplied as they are."""
+
 _K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
@@ -42,12 +45,14 @@ def _in(dtype: str, name: str, about: str, source: str) -> Arithmetic:
         norm_weights=dtype,
         activations={"*": dtype},
         products=dtype,
+        stream_products=dtype,
         embeddings=dtype,
         norm_scaled=dtype,
         norms=dtype,
         angles="float32",
         turns=dtype,
         rotation=dtype,
+        turned=dtype,
         keys=dtype,
         values=dtype,
         queries=dtype,
@@ -73,6 +78,50 @@ _LLAMA_CPP_CPU = Arithmetic(
     ),
     activations=_by_type({"F32": "float32", "F16": "float16", "BF16": "bfloat16"}, "q8_0", "q8_1", "q8_K"),
     angles="float32-steps",
+)
+
+_FAST = Arithmetic(
+    name="fast",
+    about="the engine here, precision fast: a prompt in float16, a few tokens in 16-bit integers",
+    source="llama_ckpt/engine/prefill.py, prompt_attention.py; up to 16 rows: kernels/integer_vector.py",
+    weights="float16",
+    activations={"*": "float16"},
+    products="float16",
+    turned="float16",
+    keys="float16",
+    values="float16",
+    mixing="float16",
+    keys_at_a_time=64,
+    context="float16",
+    gated="float16",
+    head={"products": "float32"},
+    fewer_rows={
+        17: {
+            **dict.fromkeys(("weights", "products", "turned", "mixing", "context", "gated"), "float32"),
+            "activations": {**_PLAIN, "*": "int16 per 32"},
+            "keys_at_a_time": 0,
+        }
+    },
+)
+
+_HIGH = Arithmetic(
+    name="high",
+    about="the engine in its precision high: a prompt in pairs of float16, a few tokens in 23-bit integers",
+    source="llama_ckpt/engine/products.py, prompt_attention.py; up to 16 rows: kernels/integer_vector.py",
+    weights="float16+float16",
+    activations={"*": "float16+float16"},
+    turned="float16+float16",
+    keys="float16+float16",
+    values="float16+float16",
+    mixing="float16+float16",
+    keys_at_a_time=64,
+    fewer_rows={
+        17: {
+            **dict.fromkeys(("weights", "turned", "keys", "values", "mixing"), "float32"),
+            "activations": {**_PLAIN, "*": "int23 per 32"},
+            "keys_at_a_time": 0,
+        }
+    },
 )
 
 _ALL = (
@@ -137,6 +186,8 @@ _ALL = (
         ),
         angles="float32",
     ),
+    _FAST,
+    _HIGH,
     Arithmetic(
         name="run.c",
         about="llama2.c's run.c, float32 throughout",

@@ -42,13 +42,15 @@ class Arithmetic:
             file ("Q4_0"); "*" for the types that are not named.
         product_sums: what a product is summed in: "float32", or "float16 every 16" where the running sum
             is rounded after so many terms.
-        products: what the result of a product with a weight is rounded to.
+        products: what the result of a product with a weight is rounded to: queries, keys, values, gate, up.
+        stream_products: the same for the outputs of attention and of the feed-forward network.
         embeddings: what a row of the table is rounded to.
         norm_scaled: what a row is rounded to after its division, before the weight.
         norms: what the result of a norm is rounded to.
         angles: a key of ANGLES.
         turns: what cos and sin are rounded to.
-        rotation: what RoPE's products and their sums are rounded to.
+        rotation: what RoPE's products and their sums are rounded to, one by one.
+        turned: what a query or key is rounded to once it is turned.
         keys: what the cache keeps, or attention takes, of a key after RoPE.
         values: the same for a value.
         queries: what a query is rounded to before its products with keys.
@@ -77,12 +79,14 @@ class Arithmetic:
     activations: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     product_sums: str = "float32"
     products: str = "float32"
+    stream_products: str = "float32"
     embeddings: str = "float32"
     norm_scaled: str = "float32"
     norms: str = "float32"
     angles: str = "float64"
     turns: str = "float32"
     rotation: str = "float32"
+    turned: str = "float32"
     keys: str = "float32"
     values: str = "float32"
     queries: str = "float32"

@@ -42,9 +42,15 @@ def rounded_oracle(
         weight_type: the type of weights that come as plain arrays.
         base: what is rounded; None: the oracle as it is.
     """
+
+    def product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, line: str = "products") -> Array:
+        y = _product(right, a, x, w, getattr(w, "weight_type", None) or weight_type)
+        return rounded(y, getattr(a, line))
+
     steps: dict[str, Callable[..., Any]] = {
-        "linear": lambda right, x, w: _product(right, _for(arithmetic, x), x, w, weight_type),
-        "head": lambda right, x, w: _product(right, _for(arithmetic, x).for_head(), x, w, weight_type),
+        "linear": lambda right, x, w: product(right, _for(arithmetic, x), x, w),
+        "to_stream": lambda right, x, w: product(right, _for(arithmetic, x), x, w, "stream_products"),
+        "head": lambda right, x, w: product(right, _for(arithmetic, x).for_head(), x, w),
         "scores": lambda right, q, k: _scores(right, _for(arithmetic, q), q, k),
         "scaled": lambda right, s, head_dim: rounded(right.scaled(s, head_dim), _for(arithmetic, s).scaled),
         "probabilities": lambda right, s: rounded(right.probabilities(s), _for(arithmetic, s).probabilities),
@@ -66,8 +72,8 @@ def _bound(arithmetic: Arithmetic, step: Callable[..., Any]) -> Patch:
 
 
 def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type: str) -> Array:
-    """Rows rounded before their product with a weight, the weight as it is read, and the result."""
-    rows = round_rows(x, a.activation(getattr(w, "weight_type", None) or weight_type))
+    """Rows rounded before their product with a weight, and the weight as it is read."""
+    rows = round_rows(x, a.activation(weight_type))
     matrix = rounded_matrix(w, a.weights)
     y = summed(right.linear, rows.values, matrix, a.product_sums)
     minima = getattr(w, "minima", None)
@@ -75,7 +81,7 @@ def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type:
         # A weight's minimum is multiplied by the sum that stands beside the integers.
         blocks = rows.values.reshape(*rows.sums.shape, -1).sum(axis=-1)
         y = y + (rows.sums - blocks) @ minima.T
-    return rounded(y, a.products)
+    return y
 
 
 def _scores(right: PatchedOracle, a: Arithmetic, queries: Array, keys: Array) -> Array:
@@ -114,11 +120,10 @@ def _cos_and_sin(
 
 def _turned(a: Arithmetic, right: PatchedOracle, x: Array, cos: Array, sin: Array) -> Array:
     if a.rotation in UNROUNDED:
-        turned: Array = right.turned(x, cos, sin)
-        return turned
+        return rounded(right.turned(x, cos, sin), a.turned)
     zero = np.zeros_like(cos)
     along, across = right.turned(x, cos, zero), right.turned(x, zero, sin)
-    return rounded(rounded(along, a.rotation) + rounded(across, a.rotation), a.rotation)
+    return rounded(rounded(along, a.rotation) + rounded(across, a.rotation), a.turned)
 
 
 def _gated(a: Arithmetic, right: PatchedOracle, gate: Array, up: Array) -> Array:

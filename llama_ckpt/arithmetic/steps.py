@@ -24,9 +24,9 @@ Step: TypeAlias = Callable[[PatchedOracle, Any, Any, Any, list[Array]], Array]
 """Of an oracle, a block's weights, the model's configuration, the positions, and what is read."""
 
 
-def _product(weight: str, heads: str = "") -> Step:
+def _product(weight: str, heads: str = "", by: str = "linear") -> Step:
     def step(oracle: PatchedOracle, weights: Any, config: Any, positions: Any, read: list[Array]) -> Array:
-        y: Array = oracle.linear(read[0], getattr(weights, weight))
+        y: Array = getattr(oracle, by)(read[0], getattr(weights, weight))
         return y.reshape(len(y), getattr(config, heads), -1) if heads else y
 
     return step
@@ -96,13 +96,13 @@ STEPS: Final[Mapping[str, tuple[tuple[str, ...], Step]]] = {
     "attn_scores": (("q_rope", "k_rope"), _scores),
     "attn_probs": (("attn_scores",), _probs),
     "attn_context": (("attn_probs", "v"), _context),
-    "attn_out": (("attn_context",), _product("wo")),
+    "attn_out": (("attn_context",), _product("wo", by="to_stream")),
     "ffn_inp": (("in", "attn_out"), _sum),
     "ffn_norm": (("ffn_inp",), _norm("ffn_norm")),
     "ffn_gate": (("ffn_norm",), _product("w_gate")),
     "ffn_up": (("ffn_norm",), _product("w_up")),
     "ffn_swiglu": (("ffn_gate", "ffn_up"), _gated),
-    "ffn_out": (("ffn_swiglu",), _product("w_down")),
+    "ffn_out": (("ffn_swiglu",), _product("w_down", by="to_stream")),
     "out": (("ffn_inp", "ffn_out"), _sum),
 }
 """A block's points: what each reads, `in` for the block's input, and how it is computed."""

@@ -166,7 +166,7 @@ def attention(
 
     context = _mixed(probs, values).transpose(1, 0, 2).reshape(n, n_heads * head_dim)
     tap("attn_context", context)
-    return _linear(context, wo)
+    return _to_stream(context, wo)
 
 
 def _scores(queries: Array, keys: Array) -> Array:
@@ -218,7 +218,7 @@ def swiglu(
     tap("ffn_up", up)
     product = _gated(gate, up)
     tap("ffn_swiglu", product)
-    return _linear(product, w_down)
+    return _to_stream(product, w_down)
 
 
 def _gated(gate: Array, up: Array) -> Array:
@@ -267,6 +267,10 @@ def block(
     ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
     tap("ffn_out", ffn_out)
     return _added(ffn_inp, ffn_out)
+
+
+def _to_stream(x: Array, w: Any) -> Array:
+    return _linear(x, w)  # what is added to the residual
 
 
 def _added(x: Array, y: Array) -> Array:

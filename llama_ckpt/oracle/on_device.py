@@ -20,6 +20,7 @@ from torch import Tensor
 
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.oracle.minima import block_minima
 from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
@@ -52,6 +53,20 @@ class DeviceMatrix:
     def T(self) -> DeviceMatrix:  # noqa: N802 - numpy's name
         """The other way round."""
         return DeviceMatrix(self._weight, not self._transposed)
+
+    @property
+    def weight_type(self) -> str:
+        """The file's type, such as "Q4_0"."""
+        if isinstance(self._weight, PackedWeight):
+            return self._weight.type.name
+        return {torch.float16: "F16", torch.bfloat16: "BF16"}.get(self._weight.dtype, "F32")
+
+    @property
+    def minima(self) -> Array | None:
+        """The minimum of each block of a row, `[out, blocks]`; None where the type has none."""
+        if not isinstance(self._weight, PackedWeight):
+            return None
+        return block_minima(self._weight.raw.cpu().numpy(), self._weight.type.name)
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if ufunc is not np.matmul or method != "__call__" or options or inputs[1] is not self:

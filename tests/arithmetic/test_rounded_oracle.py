@@ -64,6 +64,8 @@ FIRST_WRONG = {
     "activations": ("float16", "q"),
     "product_sums": ("float16 every 16", "q"),
     "products": ("bfloat16", "q"),
+    "stream_products": ("float16", "attn_out"),
+    "turned": ("float16", "q_rope"),
     "embeddings": ("float16", "embd"),
     "norm_scaled": ("float16", "attn_norm"),
     "norms": ("float16", "attn_norm"),
