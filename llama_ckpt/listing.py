@@ -4,13 +4,14 @@ which("token", range(512, 535), 600)       # "tokens 512 to 534"
 which("head", [3, 7, 8, 9], 32)            # "heads 3 and 7 to 9"
 which("feature", range(3, 64, 4), 64)      # "every 4th feature from 3 to 63"
 some(["a", "b", "c", "d"], 2)              # "a, b and 2 more"
+listed(["a", "b", "c"])                    # "a, b and c"
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["some", "which"]
+__all__ = ["listed", "some", "which"]
 
 MOST_PARTS = 8
 """Up to so many numbers and ranges are said one by one; of more, how many there are and where they lie."""
@@ -40,14 +41,19 @@ def which(noun: str, numbers: Iterable[int], n: int) -> str:
     if len(parts) > MOST_PARTS:
         few = ", ".join(map(str, chosen[:3]))
         return f"{len(chosen)} of {n} {noun}s (first {few}, last {chosen[-1]})"
-    listed = ", ".join(parts[:-1])
-    return f"{noun}s " + (f"{listed} and {parts[-1]}" if listed else parts[-1])
+    return f"{noun}s {listed(parts)}"
 
 
 def some(names: Sequence[object], most: int) -> str:
     """The first `most` of them, and how many more there are; empty where there are none."""
     shown = ", ".join(map(str, names[:most]))
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def listed(names: Sequence[object]) -> str:
+    """All of them, the last after an "and"; empty where there are none."""
+    *first, last = [*map(str, names)] or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def _parts(chosen: Sequence[int]) -> Iterable[str]:

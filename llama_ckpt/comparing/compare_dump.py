@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from llama_ckpt.comparing.comparison import Comparison, NextStep
-from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan, wanted_points
+from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
+from llama_ckpt.comparing.completeness import is_complete_of_its_kind, wanted_of
+from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan
+from llama_ckpt.comparing.nearest import DataFlow
 from llama_ckpt.comparing.sides import Sides, open_sides
 from llama_ckpt.comparing.walk import Walk
-from llama_ckpt.points import split_name
+from llama_ckpt.points import POINTS, split_name
 
 __all__ = ["compare_dump"]
 
@@ -57,7 +59,7 @@ def compare_dump(
     sides = open_sides(theirs, reference=reference, model=model, names=names, dump=dump, dtype=dtype)
     result = _begun(sides)
     looked = scan(sides.theirs, progress)
-    wanted = wanted_points(sides.theirs.declared, sides.n_layers)
+    wanted = wanted_of(sides.theirs, sides.n_layers)
     result.of = len(wanted) if not partial else len(sides.theirs.names)
     result.findings += lint_scan(looked, sides.token_ids, sides.positions)
     if sides.comparable:
@@ -70,10 +72,22 @@ def compare_dump(
         names_there = list(sides.theirs.names)
     if not partial:
         result.findings += lint_missing(names_there, wanted)
+    _say_what_was_skipped(result, sides, partial)
     options = {"reference": reference, "model": model, "map": names, "dump": dump, "dtype": dtype}
     result.next += _next_steps(result, sides, shlex.quote(str(theirs)), options, partial)
     result.seconds = time.perf_counter() - began
     return result
+
+
+def _say_what_was_skipped(result: Comparison, sides: Sides, partial: bool) -> None:
+    """The points of the model that were not judged, since they were not recorded."""
+    names = DataFlow(sides.n_layers).names
+    result.skipped = tuple(name for name in names if name not in sides.theirs.names)
+    if result.skipped and not partial and is_complete_of_its_kind(sides.theirs):
+        n = len(names) - len(result.skipped)
+        result.notes.append(
+            f"{n} of the model's {len(names)} points were recorded; the others are not judged"
+        )
 
 
 def _is_there(name: str, sides: Sides, shifted: set[str]) -> bool:
@@ -130,11 +144,10 @@ def _next_steps(
             yield NextStep(f"first {finding.hint}; then compare again", again)
             break
     first = result.first_wrong
-    if first is not None and first.made == "here":
-        if first.computed:
-            names = ", ".join(first.computed)
-            yield NextStep(f"record {names} too: {first.name} was computed from it, and it was not recorded")
-        yield NextStep("what people get wrong there", f"llama-ckpt explain {split_name(first.name)[1]}")
+    if first is not None and first.made in ("here", "between"):
+        if (name := result.record_next) is not None:
+            yield NextStep(f"record {name} next: it halves where the error can be")
+        yield NextStep("what people get wrong there", f"llama-ckpt explain {_suspected(first, result)}")
     elif first is not None and first.made == "unknown":
         yield NextStep("with the model it can be told who is off, where, and why", f"{again} --model M.gguf")
     elif first is not None:
@@ -146,3 +159,17 @@ def _next_steps(
         yield NextStep("what is there is right; record the rest, or say that it is all", f"{again} --partial")
     elif not result.findings and sides.weights is None:
         yield NextStep("the oracle judges more finely", f"{again} --model M.gguf")
+
+
+def _suspected(first: ComparedPoint, result: Comparison) -> str:
+    """What `explain` has a page of: the point itself, or the layer that what is unseen belongs to."""
+    unseen = [split_name(name) for name in first.since.unseen]
+    if first.made == "here" or len(unseen) == 1:
+        return split_name(first.name)[1]
+    named = result.diagnoses[0].named if result.diagnoses else []
+    if named and named[0].explained:
+        return named[0].checkpoint
+    functions = {POINTS[point].function for _, point in unseen} - {"add"}
+    if len({block for block, _ in unseen}) == 1 and len(functions) == 1:
+        return split_name(first.name)[1]
+    return "block"

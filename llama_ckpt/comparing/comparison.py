@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from llama_ckpt.comparing.nearest import NOTHING, DataFlow, Nearest
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.listing import listed
 from llama_ckpt.points import split_name
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
 
 SCHEMA = 2
 """The version of the comparison's JSON."""
+
+WHERE = {"": "", "here": "made here", "inherited": "inherited", "unknown": "own or inherited: not known"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +64,10 @@ class ComparedPoint:
         total: against the oracle's own run from the tokens (llama.cpp's tensor where there is no model).
         read: the points that its step reads; `computed`: those among them that they did not record,
             so that the oracle computed them from what they did.
-        made: "here" where the error is made here, "inherited" where it came with the inputs, "unknown"
-            where that cannot be told, "" where there is none.
+        made: "here" where the error is made here, "between" where it is made here or in steps before it that
+            were not recorded, "inherited" where it came with the inputs, "unknown" where that cannot be
+            told, "" where there is none.
+        since: the nearest recorded points before it, and what lies between unseen.
     """
 
     name: str
@@ -69,7 +75,8 @@ class ComparedPoint:
     total: PointVerdict | None
     read: tuple[str, ...] = ()
     computed: tuple[str, ...] = ()
-    made: Literal["", "here", "inherited", "unknown"] = ""
+    made: Literal["", "here", "between", "inherited", "unknown"] = ""
+    since: Nearest = NOTHING
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
@@ -81,6 +88,13 @@ class ComparedPoint:
         """The verdict that says most: on the own error where that fails, else on the whole."""
         candidates = [one for one in (self.own, self.total) if one is not None]
         return next((one for one in candidates if one.verdict == "fail"), candidates[-1])
+
+    @property
+    def where(self) -> str:
+        """Where its error is made, a clause; "" where there is none."""
+        if self.made == "between":
+            return f"made between {listed(self.since.sources)} and {self.name}"
+        return WHERE[self.made]
 
     @property
     def blame(self) -> str:
@@ -101,6 +115,7 @@ class ComparedPoint:
             "blame": self.blame,
             "reads": list(self.read),
             "computed_inputs": list(self.computed),
+            "computed_from": list(self.since.recorded),
             "own": None if self.own is None else self.own.to_json(),
             "total": None if self.total is None else self.total.to_json(),
         }
@@ -171,6 +186,7 @@ class Comparison:
         dtype: whose limits hold.
         token_ids, positions: of the prompt.
         compared, of: how many points were judged, of how many there should be.
+        skipped: points of the model that were not recorded, so not judged.
         findings: what lint found; each fails.
         points: every point judged, in the order of the data's flow.
         layers: own and inherited error for each block.
@@ -191,6 +207,7 @@ class Comparison:
     positions: tuple[int, ...] = ()
     compared: int = 0
     of: int = 0
+    skipped: tuple[str, ...] = ()
     findings: list[LintFinding] = field(default_factory=list)
     points: list[ComparedPoint] = field(default_factory=list)
     layers: list[LayerErrors] = field(default_factory=list)
@@ -210,6 +227,14 @@ class Comparison:
         return next((point for point in wrong if point.made != "inherited"), wrong[0] if wrong else None)
 
     @property
+    def record_next(self) -> str | None:
+        """The point whose recording leaves least to search; None where nothing unseen lies before the error."""
+        first = self.first_wrong
+        if first is None or first.made != "between":
+            return None
+        return DataFlow(len(self.layers)).record_next(first.since.unseen)
+
+    @property
     def verdict(self) -> Literal["pass", "fail"]:
         """ "pass" where something was compared, nothing is missing, and nothing is wrong."""
         wrong_token = any(token.blame == "yours" for token in self.tokens)
@@ -226,10 +251,9 @@ class Comparison:
         """The verdict's reason in one sentence."""
         first = self.first_wrong
         if first is not None:
-            where = {"here": "made here", "inherited": "inherited", "unknown": "own or inherited: not known"}
             looks = self.diagnoses[0].sentence() if self.diagnoses else ""
             why = looks or first.leading.reason.partition(";")[0]
-            return f"{first.name} is the first wrong point, {where[first.made]}: {why}"
+            return f"{first.name} is the first wrong point, {first.where}: {why}"
         if self.findings:
             more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
             return self.findings[0].message + more
@@ -250,6 +274,8 @@ class Comparison:
             "reason": self.reason,
             "first_wrong": None if first is None else first.name,
             "made": None if first is None else first.made,
+            "between": self._between(first),
+            "record_next": self.record_next,
             "blame": None if first is None else first.blame,
             "yours": dict(self.theirs),
             "reference": None if self.reference is None else dict(self.reference),
@@ -259,6 +285,7 @@ class Comparison:
             "positions": list(self.positions),
             "compared": self.compared,
             "of": self.of,
+            "skipped": list(self.skipped),
             "findings": [asdict(one) for one in self.findings],
             "diagnoses": [one.to_json() for one in self.diagnoses],
             "layers": [asdict(one) for one in self.layers],
@@ -272,3 +299,10 @@ class Comparison:
         }
         plain: dict[str, Any] = finite(record)
         return plain
+
+    @staticmethod
+    def _between(first: ComparedPoint | None) -> dict[str, Any] | None:
+        """From which recorded points to which; no points stand for the tokens."""
+        if first is None or first.made != "between":
+            return None
+        return {"from": list(first.since.recorded), "to": first.name, "unseen": list(first.since.unseen[:-1])}

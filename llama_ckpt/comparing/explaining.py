@@ -6,15 +6,16 @@ bug. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
-from llama_ckpt.comparing.dataflow import BlockFlow
+from llama_ckpt.comparing.evidence import Call, Limits, OwnRun, answered, evidence
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
 from llama_ckpt.diagnose.named import Evidence
@@ -22,7 +23,7 @@ from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.adjudication import adjudicate
 from llama_ckpt.judging.limits import ErrorKind, Limit
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import POINTS, Case, split_name
+from llama_ckpt.points import POINTS
 
 __all__ = ["MOST_EXPLAINED", "Explainer", "is_explained"]
 
@@ -31,58 +32,84 @@ Array: TypeAlias = NDArray[Any]
 MOST_EXPLAINED = 3
 """So many wrong points are explained."""
 
+MADE = ("here", "between", "unknown")
+"""Where an error has to be made to be explained; one that is inherited is explained where it is made."""
+
 
 @dataclass
 class Explainer:
     """Collects the diagnoses of a walk, the first wrong point's first."""
 
     diagnoses: list[Diagnosis] = field(default_factory=list)
-    _seen: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)  # functions and points that were explained
 
     def explain(
         self,
         judged: Mapping[str, ComparedPoint],
         theirs: Mapping[str, Array],
-        flow: BlockFlow,
-        whole: tuple[Case, Mapping[str, Array]] | None,
+        run: OwnRun,
+        whole: OwnRun | None,
         right: Mapping[str, Array],
         mask: NDArray[np.bool_],
-        limit: Callable[[str, ErrorKind], Limit],
+        limits: Limits,
     ) -> None:
         """Explain the points of one block where an error is made.
 
         Args:
-            judged: by neutral name, in order; theirs, flow, right: as in `walk`.
-            whole: the call of the whole block on their input and its answers; None without a model.
+            judged: by neutral name, in order; theirs, run, right: as in `walk`.
+            whole: the oracle's block on their input; None without a model.
             mask: of the attention scores.
-            limit: gives what holds at a full name.
+            limits: gives what holds at a full name.
         """
         for point, compared in judged.items():
-            if compared.made not in ("here", "unknown") or len(self.diagnoses) >= MOST_EXPLAINED:
+            if compared.made not in MADE or len(self.diagnoses) >= MOST_EXPLAINED or point in self._seen:
                 continue
-            case = flow.cases.get(point)
-            key = case.function if case is not None else point
+            called = run.call(point)
+            key = point if called is None else called[0].function
             if key in self._seen or (self.diagnoses and compared.made == "unknown"):
                 continue
-            self._seen.add(key)
-            if case is None:
-                self.diagnoses.append(self._by_structure(point, compared, theirs, flow, right, mask, limit))
+            if called is None:
+                self._seen.add(point)
+                self.diagnoses.append(self._by_structure(point, compared, theirs, run, right, mask, limits))
                 continue
 
-            def evidence(case: Case, answers: Mapping[str, Array], first: str = point) -> list[Evidence]:
-                asked = _of_the_same_call(first, judged, flow, case)
-                return [self._evidence(judged[p], theirs[p], answers[p], case, mask, limit) for p in asked]
+            def shown(call: Call, points: Iterable[str]) -> list[Evidence]:
+                return evidence(call, points, judged, theirs, mask, limits)
 
-            if case.function == "block" and whole is not None:
-                found = diagnose_points(evidence(*whole))
-            else:
-                found = diagnose_points(evidence(case, flow.computed))
-                if not is_explained(found) and whole is not None:
-                    among = [b for b in candidates("block") if b not in candidates(case.function)]
-                    wider = diagnose_points(evidence(*whole), among=among)
-                    if is_explained(wider):
-                        found = replace(found, named=wider.named, indistinguishable=wider.indistinguishable)
-            self.diagnoses.append(found)
+            self.diagnoses.append(self._of_a_call(point, judged, Call(*called), whole, shown))
+
+    def _of_a_call(
+        self,
+        point: str,
+        judged: Mapping[str, ComparedPoint],
+        call: Call,
+        whole: OwnRun | None,
+        shown: Callable[[Call, Iterable[str]], list[Evidence]],
+    ) -> Diagnosis:
+        """Of a wrong point by all that its call answers for, or by what comes before another wrong one."""
+        others = [one for one in answered(call.case, judged) if one != point]
+        found = diagnose_points(shown(call, [point, *others]))
+        self._seen |= {call.case.function, point}
+        if is_explained(found) or whole is None:
+            return found
+        # Two bugs in one call: what follows the second tells nothing of the first.
+        before = list(takewhile(lambda one: judged[one].made not in MADE, others))
+        if len(before) < len(others) and call.case.function != "block":
+            first = diagnose_points(shown(call, [point, *before]))
+            if is_explained(first):
+                self._seen.remove(call.case.function)
+                self._seen |= set(before)
+                return first
+        called = whole.call("out")
+        if called is not None and call.case.function != "block":
+            among = [b for b in candidates("block") if b not in candidates(call.case.function)]
+            points = answered(called[0], judged)
+            wider = diagnose_points(
+                shown(Call(*called), [point, *(p for p in points if p != point)]), among=among
+            )
+            if is_explained(wider):
+                return replace(found, named=wider.named, indistinguishable=wider.indistinguishable)
+        return found
 
     def explain_whole(self, evidence: list[Evidence]) -> None:
         """Try on the whole model what no single block explains: blocks left out or in another order.
@@ -103,34 +130,23 @@ class Explainer:
         point: str,
         compared: ComparedPoint,
         theirs: Mapping[str, Array],
-        flow: BlockFlow,
+        run: OwnRun,
         right: Mapping[str, Array],
         mask: NDArray[np.bool_],
-        limit: Callable[[str, ErrorKind], Limit],
+        limits: Limits,
     ) -> Diagnosis:
         """Without a case no bug can be tried; what the residual looks like can be seen."""
-        o = flow.computed.get(point) if compared.made == "here" else right.get(point)
-        assert o is not None
-        error_kind: ErrorKind = "own" if compared.made == "here" else "total"
+        o = right.get(point) if compared.made == "unknown" else run.get(point)
+        if o is None:  # nothing was recorded before it
+            o = right[point]
+        error_kind: ErrorKind = "total" if compared.made == "unknown" else "own"
         return diagnose_point(
             compared.name,
             theirs[point],
             o,
-            limit=limit(compared.name, error_kind),
+            limit=limits(compared.name, error_kind),
             mask=mask if POINTS[point].causal else None,
         )
-
-    @staticmethod
-    def _evidence(
-        compared: ComparedPoint,
-        x: Array,
-        o: Array,
-        case: Case,
-        mask: NDArray[np.bool_],
-        limit: Callable[[str, ErrorKind], Limit],
-    ) -> Evidence:
-        causal = POINTS[split_name(compared.name)[1]].causal
-        return Evidence(compared.name, x, o, limit(compared.name, "own"), case, mask if causal else None)
 
     def choices(
         self, x: Array, exact: Array | None, reference: Array | None, limit: Limit
@@ -175,11 +191,3 @@ class Explainer:
 def is_explained(found: Diagnosis) -> bool:
     """Whether a bug was named that explains the tensor whole."""
     return any(bug.explained for bug in found.named)
-
-
-def _of_the_same_call(
-    point: str, judged: Mapping[str, ComparedPoint], flow: BlockFlow, case: Case
-) -> list[str]:
-    """The points that one call answers for, the wrong one first: the right ones tell what it cannot be."""
-    answered = [split_name(name)[1] for name in (*case.taps.values(), *case.returns)]
-    return [point, *(other for other in judged if other != point and other in answered)]

@@ -5,7 +5,7 @@ The ground that `Walk` stands on: it decides where to go, this what is said ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -13,22 +13,21 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LayerErrors, LintFinding
-from llama_ckpt.comparing.dataflow import BlockFlow
+from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
+from llama_ckpt.comparing.evidence import OwnRun
 from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.lint import Scan
+from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
-from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
-from llama_ckpt.judging.rounding import Spread, spreads_of
-from llama_ckpt.judging.tally import row_errors
+from llama_ckpt.judging.rounding import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.points import BLOCK_POINTS, POINTS, Case, block_point, split_name
+from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, block_point, split_name
 
-__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge", "known_error", "made", "not_finite"]
+__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -40,7 +39,6 @@ TURNED = ("q", "k", "q_rope", "k_rope")
 
 SAME = 0.01
 """Relative error below which a tensor is taken for another layer's: any precision is nearer than that."""
-
 
 WORTH_ASKING = 1000.0
 """A total error so many times too large is no rounding on any model, and is not asked about."""
@@ -58,8 +56,11 @@ class PointJudge:
     shifts: dict[str, int] = field(default_factory=dict)
     explainer: Explainer = field(default_factory=Explainer)
     ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
-    start_spread: Array | None = None  # of what goes into a block, where it is not theirs
-    rounded: RoundedRun | None = None
+    recorded: dict[str, bool] = field(default_factory=dict)
+    """Every point gone through that they recorded, and whether it can be relied on: whether it is finite."""
+    rounded: RoundedRun | None = None  # from the tokens
+    rounded_since: RoundedRun | None = None  # from the last end of a block that they recorded
+    last_row: bool = False  # logits are those of the last token alone
     _limits: dict[tuple[str, str], Limit] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -67,6 +68,11 @@ class PointJudge:
     def mask(self) -> NDArray[np.bool_]:
         """Where `attn_scores` are judged."""
         return causal_mask(self.sides.positions)
+
+    @cached_property
+    def data_flow(self) -> DataFlow:
+        """What each point is made from."""
+        return DataFlow(self.sides.n_layers)
 
     # -- their tensors ------------------------------------------------------------------------------
 
@@ -76,7 +82,11 @@ class PointJudge:
         source = name if block is None else block_point(block - self.shifts.get(point, 0), point)
         if source not in self.sides.theirs.names:
             return None
-        fitted = fit(name, self.sides.theirs.read(source, self.sides.sizes), self.sides.sizes, expected)
+        read = self.sides.theirs.read(source, self.sides.sizes)
+        if point == "logits" and read.size == self.sides.sizes["vocab"]:
+            self.last_row = len(self.sides.token_ids) > 1
+            return read.reshape(1, -1)
+        fitted = fit(name, read, self.sides.sizes, expected)
         if fitted.finding is not None:
             self._once(fitted.finding)
         if fitted.note is not None:
@@ -85,6 +95,15 @@ class PointJudge:
         if array is not None and self.half_split and point in TURNED:
             array = interleave_halves(array)
         return array
+
+    def reliable(self, theirs: Mapping[str, Array]) -> dict[str, Array]:
+        """Those of their tensors that others can be judged by: finite wherever it counts."""
+        return {point: x for point, x in theirs.items() if self._is_finite(point, x)}
+
+    def _is_finite(self, point: str, x: Array) -> bool:
+        finite = np.isfinite(x)
+        # Scores of keys that nobody sees are often minus infinity, and nothing reads them.
+        return bool(finite.all() or (POINTS[point].causal and (finite | ~self.mask).all()))
 
     def _once(self, finding: LintFinding) -> None:
         """One finding of a kind for each point, with the number of blocks that have it too."""
@@ -105,7 +124,13 @@ class PointJudge:
 
     def _reference(self, name: str) -> Array | None:
         dump = self.sides.dump
-        return dump[name] if dump is not None and name in dump else None
+        if dump is None:
+            return None
+        if name == "logits" and self.last_row:
+            return dump["last_logits"][None] if "last_logits" in dump else None
+        return dump[name] if name in dump else None
+
+    # -- judging ------------------------------------------------------------------------------------
 
     def _limit(self, name: str, error_kind: ErrorKind) -> Limit:
         """What held there; before it was judged the table's.
@@ -125,131 +150,133 @@ class PointJudge:
         self,
         theirs: Mapping[str, Array],
         right: Mapping[str, Array],
-        flow: BlockFlow,
+        run: OwnRun,
         number: int | None,
-        whole: tuple[Case, Mapping[str, Array]] | None,
+        whole: OwnRun | None = None,
     ) -> None:
-        """Judge points of one block, or those outside of the blocks where `number` is None."""
+        """Judge points of one block, or those outside of the blocks where `number` is None.
+
+        Args:
+            theirs: their tensors by neutral name; right: what they should be; run: what they should be on
+                the nearest inputs that they recorded.
+            whole: the oracle's block on what goes into theirs, for whoever tries bugs.
+        """
         # Of blocks gone through only the numbers are kept: limits of each element are as large as tensors.
         self._limits = {key: limit.uniform for key, limit in self._limits.items()}
-        order = [p.name for p in BLOCK_POINTS] if number is not None else ENDS
         judged: dict[str, ComparedPoint] = {}
-        for point in order:
+        for point in [p.name for p in BLOCK_POINTS] if number is not None else ENDS:
             if point not in theirs:
                 continue
             name = point if number is None else block_point(number, point)
-            own = self._judge(
-                name, theirs[point], flow.computed.get(point), "own", None, flow.spreads.get(point)
-            )
-            reference = self._reference(name)
-            total = self._judge(name, theirs[point], right.get(point), "total", reference)
-            if (
-                total is not None
-                and own is not None
-                and own.verdict == "pass"
-                and self._may_be_rounding(total)
-            ):
-                self._widen(name, right[point])
-                total = self._judge(name, theirs[point], right[point], "total", reference)
+            since = self.data_flow.nearest(name, {one for one, ok in self.recorded.items() if ok})
+            self.recorded[name] = self._is_finite(point, theirs[point])
+            own, total = self._judge_both(name, theirs[point], right.get(point), run, since)
             if own is None and total is None:
                 continue  # the reference has no such tensor, and there is no model to compute it
-            read = flow.read.get(point, ())
-            compared = ComparedPoint(name, own, total, read, flow.replaced.get(point, ()))
-            judged[point] = replace(compared, made=made(compared, theirs))
+            judged[point] = self._compared(name, own, total, since)
+            self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
                 self.ends[name] = theirs[point], right[point]
-        self.result.points += judged.values()
-        self.result.compared += sum(c.own is not None or c.total is not None for c in judged.values())
-        self.explainer.explain(judged, theirs, flow, whole, right, self.mask, self._limit)
+        self.result.compared += len(judged)
+        self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 
-    def _may_be_rounding(self, total: PointVerdict) -> bool:
-        """Whether a total error beyond the table's limit is worth asking what rounding comes to here."""
-        if total.verdict == "pass" or self.rounded is None or not total.err < WORTH_ASKING * total.limit:
-            return False
-        return all(point.made != "here" for point in self.result.points)
+    def _judge_both(
+        self, name: str, x: Array, right: Array | None, run: OwnRun, since: Nearest
+    ) -> tuple[PointVerdict | None, PointVerdict | None]:
+        """The verdicts on the own and on the total error of one point."""
+        point = split_name(name)[1]
+        r = self._reference(name)
+        if self.sides.weights is not None and point != "embd" and not since.recorded:
+            # Nothing was recorded before it: what is made since the tokens is all that there is.
+            total = self._total(name, x, right, r)
+            if total is not None:
+                self._limits[name, "own"] = replace(self._limit(name, "total"), error_kind="own")
+            return None if total is None else replace(total, error_kind="own"), total
+        own = self._own(name, x, run)
+        may_be_rounding = own is not None and own.verdict == "pass"
+        return own, self._total(name, x, right, r, may_be_rounding)
 
-    def _widen(self, name: str, o: Array) -> None:
-        """Hold a point's total error to what rounding at random comes to on this model and prompt."""
-        assert self.rounded is not None
-        block, point = split_name(name)
-        draws = self.rounded.head() if block is None else self.rounded.block(block)
-        mask = self.mask if POINTS[point].causal else None
-        self._limits[name, "total"] = at_least(self._limit(name, "total"), o, draws, point, mask)
-
-    def _judge(
-        self,
-        name: str,
-        x: Array,
-        o: Array | None,
-        error_kind: ErrorKind,
-        r: Array | None,
-        spread: Spread | None = None,
-    ) -> PointVerdict | None:
+    def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
+        """On what was recorded before it."""
+        point = split_name(name)[1]
+        o = run.get(point)
         if o is None:
             return None
-        limit = self._limit(name, error_kind)
-        mask = self.mask if POINTS[split_name(name)[1]].causal else None
-        if spread is not None and x.shape == o.shape:
-            limit = self._limits[name, error_kind] = within(limit, spread, o, mask)
-        if self.sides.weights is None and error_kind == "total":
+        if not run.is_far(point):
+            return self._judge(name, x, o, self._near_limit(name, x, o, run.spreads.get(point)))
+        # Across whole blocks rounding is what it is in a whole run.
+        limit = replace(self._limit(name, "total"), error_kind="own")
+        verdict = self._judge(name, x, o, limit)
+        if verdict.verdict == "fail" and self._is_worth_asking(verdict) and self.rounded_since is not None:
+            verdict = self._judge(name, x, o, self._widened(name, limit, o, self.rounded_since))
+        return verdict
+
+    def _near_limit(self, name: str, x: Array, o: Array, spread: Spread | None) -> Limit:
+        limit = self._limit(name, "own")
+        return limit if spread is None or x.shape != o.shape else within(limit, spread, o, self._mask(name))
+
+    def _total(
+        self, name: str, x: Array, o: Array | None, r: Array | None, may_be_rounding: bool = True
+    ) -> PointVerdict | None:
+        """Of the whole run from the tokens."""
+        if o is None:
+            return None
+        if self.sides.weights is None:
             r = None  # there o is llama.cpp's already
+        verdict = self._judge(name, x, o, self._limit(name, "total"), r)
+        if verdict.verdict == "pass" or not may_be_rounding or self.rounded is None:
+            return verdict
+        if self._is_worth_asking(verdict) and all(
+            p.made not in ("here", "between") for p in self.result.points
+        ):
+            limit = self._widened(name, self._limit(name, "total"), o, self.rounded)
+            verdict = self._judge(name, x, o, limit, r)
+        return verdict
+
+    @staticmethod
+    def _is_worth_asking(verdict: PointVerdict) -> bool:
+        return verdict.err < WORTH_ASKING * verdict.limit
+
+    def _widened(self, name: str, limit: Limit, o: Array, run: RoundedRun) -> Limit:
+        """What rounding at random comes to on this model and prompt, where that is more."""
+        block, point = split_name(name)
+        draws = run.head() if block is None else run.block(block)
+        if self.last_row and point == "logits":
+            draws = [{"logits": draw["logits"][-1:]} for draw in draws]
+        return at_least(limit, o, draws, point, self._mask(name))
+
+    def _judge(self, name: str, x: Array, o: Array, limit: Limit, r: Array | None = None) -> PointVerdict:
+        self._limits[name, limit.error_kind] = limit
+        mask = self._mask(name)
         if limit.exact and self.sides.dtype == "float32" and r is not None and r.shape != x.shape:
             r = None
-        self.result.tally.add(name, "own" if error_kind == "own" else "total", x, o, mask)
-        return judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
+        self.result.tally.add(name, limit.error_kind, x, o, mask)
+        verdict = judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
+        return replace(verdict, variant="last row") if self.last_row and name == "logits" else verdict
 
-    def _layer(
-        self,
-        number: int,
-        exact_in: Array | None,
-        start: Array | None,
-        exact_out: Array,
-        from_input: Array | None,
-        end: Array | None,
-        whole: Case | None = None,
-    ) -> None:
-        """How much of the error at a block's end is its own; whole: the block's call on their input."""
-        name = block_point(number, "out")
-        reference = self._reference(name)
-        came_in = known_error(start, exact_in)
-        inherited, own = known_error(from_input, exact_out), known_error(end, from_input)
-        limit = limit_for(name, self.sides.dtype, "own")
-        # What rounding leaves of this very block costs another run of it: asked where the table is exceeded.
-        if whole is not None and from_input is not None and own > limit.err:
-            limit = within(limit, spreads_of(whole, {name: from_input}, self.sides.dtype)[name], from_input)
-        self.result.layers.append(
-            LayerErrors(
-                number,
-                own=own,
-                inherited=inherited,
-                total=known_error(end, exact_out),
-                reference=known_error(reference, exact_out) if from_input is not None else np.nan,
-                amplification=inherited / came_in if came_in > 0 else np.nan,
-                own_limit=limit.err,
-                limit=self._limit(name, "total").err,
-                row_errs=() if end is None else tuple(row_errors(end, exact_out).tolist()),
-            )
-        )
+    def _mask(self, name: str) -> NDArray[np.bool_] | None:
+        return self.mask if POINTS[split_name(name)[1]].causal else None
 
+    # -- where an error is made ----------------------------------------------------------------------
 
-def known_error(x: Array | None, o: Array | None) -> float:
-    """The relative error; NaN where one is missing or their shapes differ."""
-    if x is None or o is None or x.shape != o.shape:
-        return float("nan")
-    return relative_error(x, o)
+    def _compared(
+        self, name: str, own: PointVerdict | None, total: PointVerdict | None, since: Nearest
+    ) -> ComparedPoint:
+        """One point with what is said of where its error is made."""
+        read = step_reads(split_name(name)[1])
+        full = dict(zip(read, self.data_flow.reads(name), strict=False))
+        unseen = tuple(one for one in read if full.get(one) in since.unseen and one != BLOCK_INPUT)
+        point = ComparedPoint(name, own, total, read, unseen, since=since)
+        return replace(point, made=self._made(point))
 
-
-def made(point: ComparedPoint, theirs: Mapping[str, Array]) -> Any:
-    """Whether the error is made here; a NaN that came with an input was not."""
-    wrong_total = point.total is not None and point.total.verdict == "fail"
-    if point.own is None:
-        return "unknown" if wrong_total else ""
-    if point.own.verdict == "fail":
-        broken = not_finite(theirs, [split_name(point.name)[1]])
-        return "inherited" if broken and not_finite(theirs, point.read) else "here"
-    return "inherited" if wrong_total else ""
-
-
-def not_finite(theirs: Mapping[str, Array], points: Sequence[str]) -> bool:
-    """Whether one of their tensors at these points holds a NaN or an infinity."""
-    return any(point in theirs and not np.isfinite(theirs[point]).all() for point in points)
+    def _made(self, point: ComparedPoint) -> Any:
+        """Whether the error is made here, and from where on; what follows a NaN was not."""
+        wrong_total = point.total is not None and point.total.verdict == "fail"
+        if point.own is None:
+            return "unknown" if wrong_total else ""
+        if point.own.verdict == "pass":
+            return "inherited" if wrong_total else ""
+        before = self.data_flow.nearest(point.name, self.recorded).recorded
+        if not all(self.recorded[name] for name in before):
+            return "inherited"
+        return "here" if len(point.since.unseen) == 1 else "between"

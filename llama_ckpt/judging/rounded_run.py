@@ -33,11 +33,12 @@ class RoundedRun:
     """A run from the tokens on, block by block, that rounds at random.
 
     Args:
-        embedding: what goes into the first block, float64 `[n, width]`.
+        embedding: what goes into the first block that is run, float64 `[n, width]`.
         weights: the model's, as `oracle.logits` takes them; blocks are asked for one after the other.
         config: its numbers.
         positions: `[n]`.
         dtype: the program's, a key of `rounding.PRECISIONS`.
+        first: the first block that is run.
     """
 
     embedding: Array
@@ -45,6 +46,7 @@ class RoundedRun:
     config: Any
     positions: Any
     dtype: str
+    first: int = 0
     _streams: list[_Stream] = field(default_factory=list)
     _points: list[dict[str, Array]] = field(default_factory=list)
     _next: int = 0
@@ -65,6 +67,7 @@ class RoundedRun:
 
     def _begin(self) -> None:
         if not self._streams:
+            self._next = self.first
             half = Spread(PRECISIONS[self.dtype].half * np.abs(self.embedding))
             for seed in range(DRAWS):
                 draw = np.random.default_rng(seed)

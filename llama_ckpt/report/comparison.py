@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from llama_ckpt.listing import listed, some
 from llama_ckpt.report.words import COMPARISON, MEASURES, WHO
 
 if TYPE_CHECKING:  # records to be read
@@ -34,6 +35,7 @@ WIDTH = 64
 STATES = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red")}
 MADE = {
     "here": "made here: its inputs are right",
+    "between": "",
     "inherited": "inherited: its step is right, its inputs were off",
     "unknown": "made here or inherited: cannot be told without the model",
 }
@@ -82,7 +84,7 @@ def comparison_lines(report: Comparison, *, verbose: bool = True) -> Iterator[Li
     yield []
     yield from _header(report)
     yield from _findings(report, MOST_LINES if verbose else FEW_LINES)
-    if report.layers:
+    if any(not math.isnan(one.total) for one in report.layers):
         yield []
         yield from strip(report.layers)
         yield [("  error over what is allowed: · up to 0.5, ▁ up to 1, then a step for each 10x", "dim")]
@@ -134,7 +136,7 @@ def _findings(report: Comparison, most: int) -> Iterator[Line]:
 
 
 def _first_wrong(report: Comparison, first: ComparedPoint, verbose: bool) -> Iterator[Line]:
-    yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {MADE[first.made]}", "")]
+    yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {MADE[first.made] or first.where}", "")]
     leading = first.leading
     yield _fact("error", f"{leading.error_kind} {_ratio(leading.err, leading.limit) or leading.reason}")
     yield _fact("who is off", WHO[first.blame])
@@ -149,10 +151,12 @@ def _details(report: Comparison, first: ComparedPoint) -> Iterator[Line]:
     leading = first.leading
     if first.total is not None and first.total is not leading:
         yield _fact("total error", _ratio(first.total.err, first.total.limit) or first.total.reason)
-    if first.own is not None and first.read:
+    if first.own is not None and first.made == "between":
+        yield _fact("own", f"made since {listed(first.since.sources)}")
+        between = first.since.unseen[:-1]
+        yield _fact("", f"not recorded: {some(between, MOST_LINES)}")
+    elif first.own is not None and first.read:
         yield _fact("own", f"given your {', '.join(first.read)}")
-    if first.computed:
-        yield _fact("", f"not recorded, so computed from what is before: {', '.join(first.computed)}")
     if first.total is not None and not math.isnan(first.total.err_reference):
         yield _fact("reference's", f"{first.total.err_reference:.1e}")
     yield _fact("reason", leading.reason)
@@ -161,7 +165,7 @@ def _details(report: Comparison, first: ComparedPoint) -> Iterator[Line]:
         beyond = f"{leading.n_differ} of {leading.n_judged} elements beyond what is allowed"
         yield _fact("largest", f"{where}; {beyond}")
     others = [point for point in report.points if point.made and point is not first]
-    made = [point.name for point in others if point.made == "here"]
+    made = [point.name for point in others if point.made in ("here", "between")]
     if made:
         more = f" and {len(made) - MOST_LINES} more" if len(made) > MOST_LINES else ""
         yield _fact("made here too", ", ".join(made[:MOST_LINES]) + more)

@@ -1,0 +1,229 @@
+"""One block in float64, each step on the nearest points that were recorded; computed when it is asked for.
+
+    in -> attn_norm -> q, k, v -> q_rope, k_rope -> scores -> probs -> context -> attn_out
+       -> ffn_inp = in + attn_out
+       -> ffn_norm -> gate, up -> swiglu -> ffn_out -> out = ffn_inp + ffn_out
+
+What a step reads is theirs where they recorded it, and computed from what is before where they did not. So
+the error of a point is the one made since the nearest recorded points, and rounding may have left there what
+the steps since may leave: `block_spreads`. With nothing of theirs it is the oracle's own run of the block.
+The steps are those of `oracle.block`, which a test holds to be equal. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.comparing.attention import Attention
+from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
+from llama_ckpt.comparing.nearest import step_reads
+from llama_ckpt.diagnose.patched_oracle import answers
+from llama_ckpt.judging.rounding import PRECISIONS
+from llama_ckpt.judging.rounding_steps import gated
+from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
+
+__all__ = ["BlockRun", "Given"]
+
+Array: TypeAlias = NDArray[Any]
+
+ATTENDED = ("attn_scores", "attn_probs", "attn_context")
+"""What is computed from q, k and v a few queries at a time."""
+
+WEIGHT_OF = {
+    "attn_norm": "attn_norm",
+    "ffn_norm": "ffn_norm",
+    "q": "wq",
+    "k": "wk",
+    "v": "wv",
+    "attn_out": "wo",
+    "ffn_gate": "w_gate",
+    "ffn_up": "w_up",
+    "ffn_out": "w_down",
+}
+"""The weight that a point is made with."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What goes into a block.
+
+    Attributes:
+        start: `[n, width]` float64; None where nobody knows it.
+        far: it was not recorded, but computed from the end of another block: what rounding left there
+            is no longer told by the steps of this block.
+        off: how far rounding may have put a start that is not far, None for not at all.
+    """
+
+    start: Array | None
+    far: bool = False
+    off: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class BlockRun(Mapping[str, Array]):
+    """The points of one block by neutral name, on what was recorded of it; those that can be computed.
+
+    Attributes:
+        flow: the model's numbers, the positions, the dtype.
+        number: of the block.
+        given: what goes in.
+        weights: the block's; None without a model: then only what needs none is computed.
+        theirs: their tensors by neutral name, those that can be relied on.
+    """
+
+    flow: Flow
+    number: int
+    given: Given
+    weights: Any
+    theirs: Mapping[str, Array]
+    _computed: dict[str, Array | None] = field(default_factory=dict)
+    _floats: dict[str, Array] = field(default_factory=dict)
+
+    def __getitem__(self, point: str) -> Array:
+        found = self.compute(point)
+        if found is None:
+            raise KeyError(point)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return (point.name for point in BLOCK_POINTS if self.compute(point.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def known(self, point: str) -> Array | None:
+        """Theirs where they recorded it, else what is computed; None where neither can be."""
+        if point == BLOCK_INPUT:
+            return self.given.start
+        if point not in self.theirs:
+            return self.compute(point)
+        if point not in self._floats:
+            self._floats[point] = np.asarray(self.theirs[point], np.float64)
+        return self._floats[point]
+
+    def compute(self, point: str) -> Array | None:
+        """A point from what its step reads; None where that, or a weight, is not known."""
+        if point not in self._computed:
+            self._computed[point] = self._made(point) if self._can_be_made(point) else None
+        return self._computed[point]
+
+    def _can_be_made(self, point: str) -> bool:
+        needs = self.weights is not None or not (point in WEIGHT_OF or point in ("q_rope", "k_rope"))
+        if point in ATTENDED:
+            return self.attention is not None
+        return needs and all(self.known(read) is not None for read in step_reads(point))
+
+    def _made(self, point: str) -> Array:
+        if point in ATTENDED:
+            return self._attended(point)
+        read = self.read(point)
+        if point in ("attn_norm", "ffn_norm"):
+            return oracle.rms_norm(read[0], self.weight(point), eps=self.flow.config.rms_norm_eps)
+        if point in WEIGHT_OF:
+            product: Array = np.matmul(read[0], self.weight(point).T)
+            heads = self._heads(point)
+            return product if heads is None else product.reshape(len(product), heads, -1)
+        if point in ("q_rope", "k_rope"):
+            none = read[0][:, :0]
+            return oracle.rope(read[0], none, self.flow.positions, self.frequencies)[0]
+        if point == "ffn_swiglu":
+            return gated(read[0], read[1], None, None, PRECISIONS[self.flow.dtype])[0]
+        if POINTS[point].function == "add":
+            return np.asarray(read[0] + read[1])
+        return self._by_its_function(point)
+
+    def read(self, point: str) -> list[Array]:
+        """What the step of a point reads, where all of it is known."""
+        found = [self.known(one) for one in step_reads(point)]
+        return [one for one in found if one is not None]
+
+    def _by_its_function(self, point: str) -> Array:
+        """A point that is not among those above: as its function shows it."""
+        case = self.case(point)
+        assert case is not None, point
+        return answers(getattr(oracle, case.function), case)[block_point(self.number, point)]
+
+    @cached_property
+    def attention(self) -> Attention | None:
+        """On the known q, k and v; None where one is not known."""
+        q, k, v = (self.known(point) for point in ("q_rope", "k_rope", "v"))
+        if q is None or k is None or v is None:
+            return None
+        theirs = self.theirs.get("attn_scores"), self.theirs.get("attn_probs")
+        return Attention(q, k, v, self.flow.positions, self.flow.dtype, *theirs)
+
+    def _attended(self, point: str) -> Array:
+        assert self.attention is not None
+        if point == "attn_context":
+            return self.attention.context()
+        make = self.attention.scores_of if point == "attn_scores" else self.attention.probs_of
+        n, heads, _ = self.attention.q.shape
+        made = np.empty((n, heads, n))
+        for part in self.attention.parts():
+            made[part] = make(part).transpose(1, 0, 2)
+        return made
+
+    def is_far(self, point: str) -> bool:
+        """Whether whole blocks lie between a computed point and the nearest recorded ones."""
+        return self.given.far and self.reaches_input(point)
+
+    def reaches_input(self, point: str) -> bool:
+        """Whether a way from a point back to the block's input has nothing recorded on it."""
+        return any(
+            read == BLOCK_INPUT or (read not in self.theirs and self.reaches_input(read))
+            for read in step_reads(point)
+        )
+
+    # -- calls of the oracle, for whoever tries bugs ---------------------------------------------------
+
+    def case(self, point: str) -> Case | None:
+        """The call of the oracle that answers for a point; None without a model, or across whole blocks."""
+        if self.weights is None or self.is_far(point):
+            return None
+        if POINTS[point].function == "add":
+            return None if self.given.start is None else self.whole_case()
+        step = next(step for step in STEPS if point in step.points)
+        inputs = [self.known(read) for read in step.inputs]
+        if any(one is None for one in inputs):
+            return None
+        return self.flow.case(self.number, step, [one for one in inputs if one is not None], self.weights)
+
+    def call(self, point: str) -> tuple[Case, Self] | None:
+        """That call, and what it answers at its own points whatever was recorded of these."""
+        case = self.case(point)
+        if case is None:
+            return None
+        inside = {split_name(name)[1] for name in (*case.taps.values(), *case.returns)}
+        before = {name: x for name, x in self.theirs.items() if name not in inside}
+        return case, self.on(before)
+
+    def on(self, theirs: Mapping[str, Array]) -> Self:
+        """The same block on others of their tensors."""
+        return replace(self, theirs=theirs, _computed={}, _floats={})
+
+    def whole_case(self) -> Case:
+        """The call of the whole block on its input."""
+        assert self.given.start is not None
+        return block_case(self.number, self.given.start, self.weights, self.flow.config, self.flow.positions)
+
+    # -- numbers ---------------------------------------------------------------------------------------
+
+    def weight(self, point: str) -> Any:
+        """What a point is made with."""
+        return getattr(self.weights, WEIGHT_OF[point])
+
+    @cached_property
+    def frequencies(self) -> Array:
+        """Of RoPE, `[head_dim / 2]`."""
+        return oracle.rope_frequencies(self.flow.config)
+
+    def _heads(self, point: str) -> int | None:
+        config = self.flow.config
+        return {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}.get(point)

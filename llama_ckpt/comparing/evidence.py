@@ -1,0 +1,85 @@
+"""What is held against the catalogue of bugs: the tensors that one call of the oracle answers for.
+
+A bug changes a function, so all that comes out of one call of it tells of the bug: the right tensors what it
+cannot be. Here these are on the call's own inputs, whatever of its inner tensors was recorded, and held to
+what rounding leaves of the whole call. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.comparing.comparison import ComparedPoint
+from llama_ckpt.diagnose.named import Evidence
+from llama_ckpt.judging.limits import ErrorKind, Limit, within
+from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.points import POINTS, Case, split_name
+
+__all__ = ["Call", "Limits", "OwnRun", "answered", "evidence"]
+
+Array: TypeAlias = NDArray[Any]
+Limits: TypeAlias = Callable[[str, ErrorKind], Limit]
+"""What holds at a full name."""
+
+
+class OwnRun(Protocol):
+    """Points in float64 on the nearest inputs that were recorded, by neutral name."""
+
+    def get(self, point: str, /) -> Array | None:
+        """The tensor; None where it cannot be computed."""
+
+    def is_far(self, point: str, /) -> bool:
+        """Whether whole blocks lie between it and the nearest recorded points."""
+
+    @property
+    def spreads(self) -> Mapping[str, Spread]:
+        """What rounding may leave since these points."""
+
+    def call(self, point: str, /) -> tuple[Case, Any] | None:
+        """The call of the oracle that answers for a point, and a run with its answers; None without one."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the oracle, and what it answers.
+
+    Attributes:
+        case: the call.
+        run: its answers, and what rounding leaves of them.
+    """
+
+    case: Case
+    run: OwnRun
+
+
+def answered(case: Case, points: Iterable[str]) -> list[str]:
+    """Those among these neutral points that a call answers for."""
+    inside = {split_name(name)[1] for name in (*case.taps.values(), *case.returns)}
+    return [point for point in points if point in inside]
+
+
+def evidence(
+    call: Call,
+    points: Iterable[str],
+    judged: Mapping[str, ComparedPoint],
+    theirs: Mapping[str, Array],
+    mask: NDArray[np.bool_],
+    limits: Limits,
+) -> list[Evidence]:
+    """Their tensors at these points, with what the call answers there; in the order of `points`."""
+    found = []
+    for point in points:
+        o = call.run.get(point)
+        if o is None:
+            continue
+        name, seen = judged[point].name, mask if POINTS[point].causal else None
+        limit, spread = limits(name, "own"), call.run.spreads.get(point)
+        if spread is not None and theirs[point].shape == o.shape:
+            limit = within(limit, spread, o, seen)
+        found.append(Evidence(name, theirs[point], o, limit, call.case, seen))
+    return found

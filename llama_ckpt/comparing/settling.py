@@ -1,0 +1,190 @@
+"""What is right in a dump but written down differently, put right before anything is judged.
+
+RoPE's pairs in halves, a norm recorded before its weight, layers under a neighbour's number: else one such
+habit would be reported as an error of every point after it. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from llama_ckpt.comparing.block_run import BlockRun, Given
+from llama_ckpt.comparing.block_spreads import OwnBlock
+from llama_ckpt.comparing.comparison import LintFinding
+from llama_ckpt.comparing.dataflow import Flow
+from llama_ckpt.comparing.evidence import OwnRun
+from llama_ckpt.comparing.lint import find_shift
+from llama_ckpt.comparing.recorded_early import without_weight
+from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
+from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
+from llama_ckpt.judging.verdict import judge
+from llama_ckpt.points import BLOCK_POINTS, block_point, split_name
+
+__all__ = ["Settling"]
+
+
+@dataclass
+class Settling(PointJudge):
+    """A block of theirs as it is meant, and the same block computed on it."""
+
+    @cached_property
+    def flow(self) -> Flow:
+        """What steps are computed with."""
+        sides = self.sides
+        return Flow(sides.config, np.asarray(sides.positions, np.int64), sides.dtype)
+
+    def _find_shifts(self, embedding: Array | None) -> None:
+        """Points whose tensors stand under the number of the block before or after.
+
+        Each of their first ends is held against the right ends of both neighbours. `take` then reads every
+        later block under the number that it should have.
+        """
+        right = self._right_ends(embedding)
+        if not right:
+            return
+        for point, ends in right.items():
+            theirs = {}
+            for block in sorted(b for b in ends if b >= 0):
+                name = block_point(block, point)
+                if name in self.sides.theirs.names:
+                    x = self.take(name, lambda e=ends[block]: e)  # type: ignore[misc]
+                    # NaN equals nothing: it would say of a shifted dump that it is not.
+                    if x is not None and np.isfinite(x).all():
+                        theirs[block] = x
+            shift = find_shift(theirs, ends, SAME)
+            if shift is not None:
+                self.shifts[point] = shift
+                first = block_point(min(theirs), point)
+                whose = "next" if shift == 1 else "previous"
+                message = f"layers are shifted by one: {first} and the others hold the {whose} block's tensor"
+                hint = "number blocks from 0 by what goes out of them, or say first_block in --map"
+                self.result.findings.append(LintFinding("layers_shifted", first, message, hint))
+
+    def _right_ends(self, embedding: Array | None) -> dict[str, dict[int, Array]]:
+        """What the ends (and first norms) of the first blocks should be, from whoever knows them.
+
+        Float64 [n, width] by point and block; block -1 is the embedding, what an end shifted by one would
+        hold.
+        """
+        # Four blocks are enough to see a displacement, and each is computed once more for it.
+        n = min(4, self.sides.n_layers)
+        right: dict[str, dict[int, Array]] = {"out": {}, "attn_norm": {}}
+        if embedding is not None:
+            right["out"][-1] = embedding
+        x, weights = embedding, self.sides.weights
+        # Block 1, as it has a neighbour on either side; a dump without it is not searched.
+        recorded = [p for p in right if block_point(1, p) in self.sides.theirs.names]
+        if not recorded:
+            return {}
+        for block in range(n):
+            if weights is not None and x is not None:
+                run = BlockRun(self.flow, block, Given(x), weights.blocks[block], {})
+                found = {point: run[point] for point in right}
+                x = found["out"]
+            else:
+                found = {p: r for p in right if (r := self._reference(block_point(block, p))) is not None}
+            for point in right:
+                if point in found:
+                    right[point][block] = found[point]
+        return {point: right[point] for point in recorded if len(right[point]) > 1}
+
+    def theirs_of(self, number: int, right: Mapping[str, Array]) -> dict[str, Array]:
+        """What they recorded of a block, by neutral name."""
+        found = {}
+        for point in BLOCK_POINTS:
+            x = self.take(block_point(number, point.name), lambda p=point.name: right.get(p))  # type: ignore[misc]
+            if x is not None:
+                found[point.name] = x
+        return found
+
+    def settle(
+        self, number: int, theirs: dict[str, Array], given: Given, weights: Any, right: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], OwnBlock]:
+        """Recognize what was only written differently; the block as it is meant, and computed on that."""
+        # A tensor with a NaN is no input to judge a step by: the next nearest ones that they recorded are.
+        run = OwnBlock(self.flow, number, given, weights, self.reliable(theirs))
+        # The pairs first: norms are repaired by what q and k say of them, which has to be in our order by
+        # then.
+        if self.half_split is None and self._is_half_split(number, theirs, run, right):
+            theirs = self.theirs_of(number, right)
+            run = run.on(self.reliable(theirs))
+        if weights is None:
+            return theirs, run
+        # `readers` are the products that read the norm: they tell a norm recorded too early from one that is
+        # wrong.
+        for point, weight, readers in (
+            ("attn_norm", weights.attn_norm, {"q": weights.wq, "k": weights.wk, "v": weights.wv}),
+            ("ffn_norm", weights.ffn_norm, {"ffn_gate": weights.w_gate, "ffn_up": weights.w_up}),
+        ):
+            repaired = self.recorded_early(block_point(number, point), theirs, run, weight, readers)
+            if repaired is not None:
+                theirs[point] = repaired
+                run = run.on(self.reliable(theirs))
+        return theirs, run
+
+    def recorded_early(
+        self,
+        name: str,
+        theirs: Mapping[str, Array],
+        run: OwnRun,
+        weight: Array,
+        readers: Mapping[str, Array],
+    ) -> Array | None:
+        """A norm that was recorded before its weight: with its weight; None where it was not."""
+        point = split_name(name)[1]
+        x, o = theirs.get(point), run.get(point)
+        if x is None or o is None:
+            return None
+        limit = self._limit(name, "total" if run.is_far(point) else "own")
+        repaired = without_weight(x, o, weight, theirs, readers, limit)
+        if repaired is not None:
+            message = f"{name} was recorded before its weight was multiplied in"
+            hint = "record what the norm hands on, after its weight"
+            self._once(LintFinding("norm_before_weight", name, message, hint))
+        return repaired
+
+    def _is_half_split(
+        self, number: int, theirs: Mapping[str, Array], run: OwnRun, right: Mapping[str, Array]
+    ) -> bool:
+        """Whether q and k lie in half-split order; decided at the first block that has one of them.
+
+        Once for the whole dump: a layout does not change between blocks, and a wrong block must not look like
+        one.
+        """
+        for point in TURNED:
+            o = run.get(point)
+            o = right.get(point) if o is None else o
+            x = theirs.get(point)
+            if x is None or o is None or x.shape != o.shape or not np.isfinite(x).all():
+                continue
+            # Taken for half-split only if it fails as it stands and passes reordered. A smaller error alone
+            # would not do: a bug that happens to be nearer reordered would be called a layout.
+            limit = self._limit(block_point(number, point), "total")
+            plain = judge(point, x, o, limit=limit, dtype=limit.dtype)
+            halves = judge(point, interleave_halves(x), o, limit=limit, dtype=limit.dtype)
+            self.half_split = plain.verdict == "fail" and halves.verdict == "pass"
+            if self.half_split:
+                self._say_half_split(number, theirs)
+            return self.half_split
+        return False
+
+    def _say_half_split(self, number: int, theirs: Mapping[str, Array]) -> None:
+        """State the layout; where RoPE turns other pairs than the weights are laid out for, that is a bug."""
+        self.result.notes.append(
+            "q and k lie in half-split order, pairs (i, i + head_dim/2), as Hugging Face has them: undone"
+        )
+        for before, after in (("q", "q_rope"), ("k", "k_rope")):
+            if before in theirs and after in theirs:
+                # Another order of rows in wq and wk is harmless only if RoPE turns pairs in that same order.
+                kind = pair_kind(theirs[before], theirs[after], self.sides.positions)
+                if kind == "neighbours":
+                    name = block_point(number, after)
+                    message = f"{name}: weights in half-split order, but RoPE turns neighbours (2i, 2i+1)"
+                    hint = "turn pairs (i, i + head_dim/2), or load weights in GGUF's order"
+                    self.result.findings.append(LintFinding("mixed_layout", name, message, hint))
+                return
