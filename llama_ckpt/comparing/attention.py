@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from llama_ckpt.judging.rounding import PRECISIONS, Precision
 from llama_ckpt.judging.rounding_parts import (
-    as_recorded,
     context_deviation,
     probability_deviation,
     score_deviation,
@@ -80,11 +79,6 @@ class Attention:
         """Theirs, or what is computed."""
         return self.scores_of(part) if self.scores is None else _by_head(self.scores[part])
 
-    def _known_scores_deviation(self, part: slice, scores: Array) -> Array:
-        if self.scores is None:
-            return self.scores_deviation(part, scores)
-        return as_recorded(scores, self._p)
-
     def probs_of(self, part: slice) -> Array:
         """Softmax of the known scores over the visible keys, 0 elsewhere, `[heads, queries, keys]`."""
         scaled = np.where(self.visible(part), self.known_scores(part) * self._scale, -np.inf)
@@ -94,10 +88,14 @@ class Attention:
         return probs
 
     def probs_deviation(self, part: slice) -> tuple[Array, float]:
-        """What rounding may leave in `probs_of`, and the relative error that all of a row share."""
-        scores, visible = self.known_scores(part), self.visible(part)
-        scores = np.where(visible, scores, 0.0)
-        off = self._known_scores_deviation(part, scores)
+        """What rounding may leave in `probs_of`, and the relative error that all of a row share.
+
+        As wide where scores were recorded: a fused kernel has some of its own, of which a recorder sees
+        nothing; theirs are the middle of it. So are theirs of the probabilities for the context.
+        """
+        visible = self.visible(part)
+        scores = np.where(visible, self.known_scores(part), 0.0)
+        off = self.scores_deviation(part, scores)
         return probability_deviation(scores, off, visible, self._scale, self._p)
 
     def known_probs(self, part: slice) -> Array:
@@ -117,11 +115,7 @@ class Attention:
         return made.reshape(n, -1)
 
     def context_deviation(self, context: Array) -> Array:
-        """What rounding may leave in `context`.
-
-        Where probabilities were recorded theirs are the middle of it, and the width is that of computed
-        ones: a fused kernel has some of its own, of which a recorder sees nothing.
-        """
+        """What rounding may leave in `context`."""
         n, heads, head_dim = self.q.shape
         made, by_head = np.empty((n, heads, head_dim)), context.reshape(n, heads, head_dim)
         s_v = self.off["v"].transpose(1, 0, 2)[:, None] if "v" in self.off else None

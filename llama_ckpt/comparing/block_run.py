@@ -206,7 +206,14 @@ class BlockRun(Mapping[str, Array]):
 
     def on(self, theirs: Mapping[str, Array]) -> Self:
         """The same block on others of their tensors."""
-        return replace(self, theirs=theirs, _computed={}, _floats={})
+        return self._anew(theirs=theirs)
+
+    def given_another(self, given: Given) -> Self:
+        """The same block on something else that goes in."""
+        return self._anew(given=given)
+
+    def _anew(self, **changed: Any) -> Self:
+        return replace(self, **changed, _computed={}, _floats={})
 
     def whole_case(self) -> Case:
         """The call of the whole block on its input."""

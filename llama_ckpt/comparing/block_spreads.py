@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.judging.rounding import PRECISIONS, Precision, Spread, case_spreads, sum_spread
-from llama_ckpt.judging.rounding_parts import as_recorded
 from llama_ckpt.judging.rounding_steps import gated, norm_deviation, product_deviation, turned_spread
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS
 
@@ -38,14 +37,18 @@ class BlockSpreads(Mapping[str, Spread]):
     _made: dict[str, Spread | None] = field(default_factory=dict)
 
     def __getitem__(self, point: str) -> Spread:
-        if point not in self._made:
-            there = self.run.compute(point) is not None and not self.run.is_far(point)
-            with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
-                self._made[point] = self._spread(point) if there else None
-        found = self._made[point]
+        found = None if self.run.is_far(point) else self._since_the_steps(point)
         if found is None:
             raise KeyError(point)
         return found
+
+    def _since_the_steps(self, point: str) -> Spread | None:
+        """What the block's own steps leave, wherever its input comes from."""
+        if point not in self._made:
+            there = self.run.compute(point) is not None
+            with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
+                self._made[point] = self._spread(point) if there else None
+        return self._made[point]
 
     def __iter__(self) -> Iterator[str]:
         return (point.name for point in BLOCK_POINTS if self.get(point.name) is not None)
@@ -57,17 +60,17 @@ class BlockSpreads(Mapping[str, Spread]):
         """How far from the program's own value the known one of a point may be; None for not at all."""
         if point == BLOCK_INPUT:
             return self.run.given.off
-        if point in self.run.theirs:
-            # What a function only shows may be rounded where the program went on with more.
-            return as_recorded(self.run.theirs[point], self._p) if POINTS[point].inner else None
-        spread = self.get(point)
+        if point in self.run.theirs and not POINTS[point].inner:
+            return None
+        # What a function only shows may have been computed beside what it went on with: a fused kernel has
+        # some of its own, of which a recorder sees nothing. So it is as wide as if it had not been recorded.
+        spread = self._since_the_steps(point)
         return None if spread is None else spread.whole
 
     def _spread(self, point: str) -> Spread | None:
         run, y = self.run, self.run.compute(point)
         assert y is not None
-        # Errors of several steps may point the same way, which adding up squares does not know.
-        several = any(one != BLOCK_INPUT and one not in run.theirs for one in step_reads(point))
+        several = any(self._is_of_several(one) for one in step_reads(point))
         if point in ATTENDED:
             return Spread(self._attended(point, y), composed=several)
         read, off = run.read(point), [self.off(one) for one in step_reads(point)]
@@ -85,6 +88,17 @@ class BlockSpreads(Mapping[str, Spread]):
         else:
             return self._by_its_function(point)
         return replace(made, composed=several)
+
+    def _is_of_several(self, read: str) -> bool:
+        """Whether what a step reads brings with it what several functions of the oracle left.
+
+        Errors of these may point the same way, which adding up squares does not know. Of the parts of one
+        function they do not: that is what was measured.
+        """
+        if read == BLOCK_INPUT or (read in self.run.theirs and not POINTS[read].inner):
+            return False
+        spread = self._since_the_steps(read) if POINTS[read].inner else None
+        return not POINTS[read].inner or (spread is not None and spread.composed)
 
     def _by_its_function(self, point: str) -> Spread | None:
         case, y = self.run.case(point), self.run.compute(point)
@@ -119,10 +133,18 @@ class BlockSpreads(Mapping[str, Spread]):
         return PRECISIONS[self.run.flow.dtype]
 
 
+@dataclass(frozen=True, eq=False)
 class OwnBlock(BlockRun):
     """A block on what was recorded of it, with what rounding may leave at its points."""
 
-    @cached_property
+    _spread_of: dict[str, Spread | None] = field(default_factory=dict)
+
+    @property
     def spreads(self) -> BlockSpreads:
         """By neutral name."""
-        return BlockSpreads(self)
+        # Kept here, and not the other way round too: what refers to each other stays until it is looked for,
+        # and a block's tensors are large.
+        return BlockSpreads(self, self._spread_of)
+
+    def _anew(self, **changed: Any) -> Self:
+        return replace(self, **changed, _computed={}, _floats={}, _spread_of={})

@@ -85,9 +85,8 @@ def _say_what_was_skipped(result: Comparison, sides: Sides, partial: bool) -> No
     result.skipped = tuple(name for name in names if name not in sides.theirs.names)
     if result.skipped and not partial and is_complete_of_its_kind(sides.theirs):
         n = len(names) - len(result.skipped)
-        result.notes.append(
-            f"{n} of the model's {len(names)} points were recorded; the others are not judged"
-        )
+        note = f"recorded: {n} of the model's {len(names)} points; the others are not judged"
+        result.notes.append(note)
 
 
 def _is_there(name: str, sides: Sides, shifted: set[str]) -> bool:
@@ -159,6 +158,17 @@ def _next_steps(
         yield NextStep("what is there is right; record the rest, or say that it is all", f"{again} --partial")
     elif not result.findings and sides.weights is None:
         yield NextStep("the oracle judges more finely", f"{again} --model M.gguf")
+    if sides.unrecorded and sides.file is not None:
+        yield NextStep(
+            "records llama.cpp on this prompt, to compare it too", _capture(sides, sides.file.path)
+        )
+
+
+def _capture(sides: Sides, model: Path) -> str:
+    """The command that records the reference on the prompt of a dump."""
+    ids = ",".join(map(str, sides.token_ids))
+    command = f"llama-ckpt capture --model {shlex.quote(str(model))} --tokens {ids} --out dumps"
+    return command + (f" --positions-from {sides.positions[0]}" if sides.positions[0] else "")
 
 
 def _suspected(first: ComparedPoint, result: Comparison) -> str:

@@ -93,7 +93,7 @@ class ComparedPoint:
     def where(self) -> str:
         """Where its error is made, a clause; "" where there is none."""
         if self.made == "between":
-            return f"made between {listed(self.since.sources)} and {self.name}"
+            return f"made between {listed((*self.since.sources, self.name))}"
         return WHERE[self.made]
 
     @property
@@ -228,11 +228,15 @@ class Comparison:
 
     @property
     def record_next(self) -> str | None:
-        """The point whose recording leaves least to search; None where nothing unseen lies before the error."""
+        """The point whose recording leaves least to search; None where none was left out."""
         first = self.first_wrong
         if first is None or first.made != "between":
             return None
-        return DataFlow(len(self.layers)).record_next(first.since.unseen)
+        # What a right point was computed from is nearly always right as well.
+        right = {name for point in self.points if not point.made for name in point.since.unseen}
+        suspects = [name for name in first.since.unseen if name not in right]
+        flow = DataFlow(len(self.layers))
+        return flow.record_next(suspects) or flow.record_next(first.since.unseen)
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:

@@ -1,6 +1,7 @@
 """What stands outside the blocks in float64: the last norm and the logits, on the nearest recorded points.
 
-The same faces as a `BlockRun` and its `BlockSpreads`, for one step before the blocks and two after. numpy only.
+The same faces as a `BlockRun` and its `BlockSpreads`, for one step before the blocks and
+two after. numpy only.
 """
 
 from __future__ import annotations

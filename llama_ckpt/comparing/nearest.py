@@ -115,7 +115,7 @@ class DataFlow:
         return Nearest(self._in_order(found), self._in_order(unseen), "embd" in unseen and name != "embd")
 
     def record_next(self, unseen: Iterable[str]) -> str | None:
-        """The point that leaves least to search, whether it turns out right or wrong; None where none is left.
+        """The point that leaves least to search, whether it turns out right or wrong; None without any.
 
         Args:
             unseen: of a `Nearest`, the wrong point last. Where two blocks or more lie between, one of their

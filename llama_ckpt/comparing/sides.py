@@ -50,6 +50,7 @@ class Sides:
         dtype: whose limits hold.
         findings, notes, cannot_tell: what was seen on the way.
         comparable: False where nothing is left to compare with.
+        unrecorded: the reference has other prompts, and not this one.
     """
 
     theirs: TheirDump
@@ -67,6 +68,7 @@ class Sides:
     notes: list[str] = field(default_factory=list)
     cannot_tell: list[str] = field(default_factory=list)
     comparable: bool = True
+    unrecorded: bool = False
 
     @property
     def tight(self) -> bool:
@@ -103,7 +105,7 @@ def open_sides(
         _open_model(sides, model)
     if reference is not None:
         _open_reference(sides, Path(reference), dump)
-    _lint_the_run(sides)
+    _lint_the_run(sides, dump)
     sides.sizes = _sizes(sides)
     sides.dtype = _dtype(sides.theirs, dtype)
     _say_what_is_lacking(sides)
@@ -192,8 +194,12 @@ def _distance(theirs: TheirDump, dump: Dump) -> float | None:
     return None
 
 
-def _lint_the_run(sides: Sides) -> None:
-    """Decide which tokens were computed; let go of what they cannot be compared with."""
+def _lint_the_run(sides: Sides, asked: str | None) -> None:
+    """Decide which tokens were computed; let go of what they cannot be compared with.
+
+    Args:
+        asked: the recording that the user named, whose prompt it then has to be.
+    """
     declared, entry = sides.theirs.declared, sides.dump.entry if sides.dump else None
     weights = sides.dumps.manifest.model.weights_sha256 if sides.dumps else None
     if weights is None and sides.file is not None and declared.weights_sha256 is not None:
@@ -213,6 +219,13 @@ def _lint_the_run(sides: Sides) -> None:
     run = {"token_ids": tokens, "positions": positions}
     if entry is not None:
         run = {"token_ids": entry.token_ids, "positions": entry.positions}
+    if entry is not None and asked is None and _is_another_prompt(sides, entry):
+        sides.cannot_tell.append(
+            f"no recording in {sides.dumps.path if sides.dumps else ''} has these tokens: "
+            "the exact run alone judges, and llama.cpp is not compared"
+        )
+        sides.dump, sides.unrecorded = None, True
+        run = {"token_ids": tokens, "positions": positions}
     facts = type(declared)(tokens, positions, declared.weights_sha256)
     sides.findings += lint_run(facts, **run, weights_sha256=weights)
     kinds = {finding.kind for finding in sides.findings}
@@ -221,6 +234,16 @@ def _lint_the_run(sides: Sides) -> None:
         sides.dump = None
     if "other_weights" in kinds or (kinds and sides.weights is None):
         sides.comparable = False
+
+
+def _is_another_prompt(sides: Sides, entry: DumpEntry) -> bool:
+    """Whether no recording has this prompt, and it is no recorded one with its first token lost or doubled.
+
+    Where there is a model to compute it with, that is no mistake.
+    """
+    own, recorded = sides.token_ids, entry.token_ids
+    doubled = own[1:] == recorded and own[:1] == recorded[:1]
+    return sides.weights is not None and own not in (recorded, recorded[1:]) and not doubled
 
 
 def _check_vocabulary(sides: Sides) -> None:

@@ -181,7 +181,7 @@ class Walk(Settling):
             theirs, own = self.settle(number, theirs, given, weights, right)
             self._judge_step(theirs, right, own, number, whole)
         else:  # computed through, and nothing is said of it
-            own = whole or OwnBlock(self.flow, number, given, weights, {})
+            own = OwnBlock(self.flow, number, given, weights, {}) if whole is None else whole
         self._draw(number, exact_in, given, right, whole, theirs.get("out"))
         return right.get("out"), self._onwards(number, theirs, own)
 
@@ -190,11 +190,7 @@ class Walk(Settling):
         if not isinstance(right, OwnBlock) or given.start is None:
             return None
         # While their input is the exact one, both runs of the block are the same, and it is computed once.
-        return (
-            right
-            if given.start is right.given.start
-            else replace(right, given=given, _computed={}, _floats={})
-        )
+        return right if given.start is right.given.start else right.given_another(given)
 
     def _onwards(self, number: int, theirs: Mapping[str, Array], own: OwnBlock) -> Given:
         """What goes into the next block: their end, wrong as it may be.

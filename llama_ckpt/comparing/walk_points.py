@@ -226,9 +226,8 @@ class PointJudge:
         verdict = self._judge(name, x, o, self._limit(name, "total"), r)
         if verdict.verdict == "pass" or not may_be_rounding or self.rounded is None:
             return verdict
-        if self._is_worth_asking(verdict) and all(
-            p.made not in ("here", "between") for p in self.result.points
-        ):
+        made = any(point.made in ("here", "between") for point in self.result.points)
+        if not made and self._is_worth_asking(verdict):
             limit = self._widened(name, self._limit(name, "total"), o, self.rounded)
             verdict = self._judge(name, x, o, limit, r)
         return verdict

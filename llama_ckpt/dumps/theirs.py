@@ -41,6 +41,8 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 """The element types that a point may be stored in, as safetensors and as numpy call them."""
 
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+LAST = "last_logits"
+"""The last token's row of the logits: taken for these where they are not there."""
 RUN = ("token_ids", "positions")
 """What may be given as a tensor of integers as well as in the metadata."""
 
@@ -185,6 +187,9 @@ def _points(
         if kind not in FLOATS:
             raise DumpError(f"{path}: the type of {key}", got=kind, wanted="one of " + ", ".join(FLOATS))
         stored[point] = key, rule
+    if LAST in unknown and "logits" not in stored and file.get_slice(LAST).get_dtype() in FLOATS:
+        unknown.remove(LAST)
+        stored["logits"] = LAST, Rule(LAST, "logits")
     if not stored:
         few = some(keys, 4)
         raise DumpError(
@@ -229,6 +234,7 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
             ) from None
 
     points = re.findall(r"\w+", metadata["points"]) if "points" in metadata else None
+    points = points and ["logits" if point == LAST else point for point in points]
     for point in points or ():
         if point not in POINTS:
             raise DumpError(f"{path}: points in __metadata__", got=point, wanted="names as in points.py")

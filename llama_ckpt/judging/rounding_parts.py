@@ -11,21 +11,13 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from llama_ckpt.judging.rounding_steps import CHUNKS, Precision, probabilities, sum_deviation
 
-__all__ = ["as_recorded", "context_deviation", "probability_deviation", "score_deviation"]
+__all__ = ["context_deviation", "probability_deviation", "score_deviation"]
 
 Array: TypeAlias = NDArray[Any]
-
-
-def as_recorded(x: ArrayLike, p: Precision) -> Array:
-    """How far a recorded tensor may be from what the program went on with.
-
-    A fused kernel keeps in float32 what a recorder gets rounded to half precision, or the other way round.
-    """
-    return (p.u + p.half) * np.abs(np.asarray(x, np.float64))
 
 
 def score_deviation(

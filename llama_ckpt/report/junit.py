@@ -98,6 +98,11 @@ def _compared(report: Record) -> ElementTree.Element:
     for point in report["points"]:
         groups.setdefault(point["point"], []).append(point | {"reason": _reason(point)})
     cases += [_grouped("points", kind, points) for kind, points in groups.items()]
+    for kind in dict.fromkeys(_kind(name) for name in report["skipped"]):
+        if kind not in groups:
+            case = _case("points", kind)
+            ElementTree.SubElement(case, "skipped", message="not recorded")
+            cases.append(case)
     cases += list(_tokens(report))
     if report["verdict"] == "fail" and not any(case.find("failure") is not None for case in cases):
         cases.append(_case("points", "verdict", report["reason"]))

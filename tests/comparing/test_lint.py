@@ -61,7 +61,9 @@ def test_bos_is_there_twice(tmp_path: Path) -> None:
 
 def test_other_tokens(tmp_path: Path) -> None:
     tokens = (*EIGHT[:5], 99, *EIGHT[6:])
-    report = judged(tmp_path, run(tokens), token_ids=tokens)
+    report = compare_dump(
+        write(tmp_path, run(tokens), **(FACTS | {"token_ids": tokens})), dump="eight-tokens"
+    )
     assert "they differ from row 5 on" in only(report, "other_tokens").message
 
 
@@ -96,7 +98,7 @@ def test_what_is_not_finite(value: float, tmp_path: Path) -> None:
     report = judged(tmp_path, tensors)
     assert f"blk.9.ffn_up[3, 17] is {value}, the first value" in only(report, "not_finite").message
     made = {point.name: point.made for point in report.points if point.made}
-    assert made == {"blk.9.ffn_up": "here", "blk.9.ffn_swiglu": "here"}
+    assert made == {"blk.9.ffn_up": "here", "blk.9.ffn_swiglu": "inherited"}
 
 
 def test_what_was_never_written(tmp_path: Path) -> None:
@@ -239,7 +241,7 @@ def test_points_are_missing(tmp_path: Path) -> None:
     report = judged(tmp_path, changed(lambda name, x: None if name.endswith("attn_scores") else x))
     assert only(report, "missing_point").message == "attn_scores is missing in 32 blocks, 0-31"
     assert "--partial" in report.findings[0].hint
-    report = judged(tmp_path, {"logits": right_run(EIGHT)["logits"]})
+    report = judged(tmp_path, {"blk.0.q": right_run(EIGHT)["blk.0.q"]})
     assert "546 of 547 points are missing: embd, attn_norm" in only(report, "missing_point").message
 
 

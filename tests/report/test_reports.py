@@ -64,7 +64,7 @@ def test_the_terminal_says_everything(wrong: Comparison) -> None:
     shown = text(wrong)
     for wanted in (
         "first wrong    blk.7.q_rope  made here: its inputs are right",
-        "given your q, k",
+        "given your q",
         "looks like     RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1): remaining error",
         "who is off     yours",
         "would pass     with ",
