@@ -2,7 +2,11 @@
 
 Of the run: BOS missing, other tokens, positions or weights than the reference's. Of the tensors, each
 looked at once: not finite, never written, a buffer recorded twice, all layers alike, layers shifted by
-one, points missing. What needs the oracle (a norm recorded before its weight) stands in `walk`. numpy only.
+one, points missing. What needs the oracle (a norm recorded before its weight) stands in `walk`.
+
+Zeros and equal tensors or rows are suspicions at first: a program may compute them. So they are told after
+the tensors were judged, and only of those that are not what they should be; `Scan.hear` takes the verdicts.
+numpy only.
 """
 
 from __future__ import annotations
@@ -17,7 +21,8 @@ from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.dumps.theirs import Declared, TheirDump
-from llama_ckpt.judging.metrics import relative_error
+from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.metrics import relative_error, row_scale
 from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
 
@@ -25,6 +30,8 @@ __all__ = ["Scan", "find_shift", "lint_missing", "lint_run", "lint_scan", "scan"
 
 AGAIN = "record again with the reference's"
 COPY = "copy a tensor at the moment it is made"
+COPYING = "llama_ckpt."
+"""How the producers begin whose recorder copies each tensor when it is made: ours."""
 MANY = 4
 """From so many kinds of missing points on they are told in one sentence."""
 
@@ -81,18 +88,50 @@ class Scan:
         hashes: of each tensor's values.
         zeros: tensors of nothing but zeros.
         bad: for a tensor that is not finite the first place, what stands there, how many there are.
-        rows: for a tensor with two equal rows, which.
+        rows: for a tensor with equal rows each pair of them, a row with the first one that is like it.
+        verdicts: for what was judged whether it is right; by its own error, where that was judged.
+        copied: whether the recorder is known to copy: what is alike then was made so.
     """
 
     hashes: dict[str, bytes] = field(default_factory=dict)
     zeros: list[str] = field(default_factory=list)
     bad: dict[str, tuple[tuple[int, ...], float, int]] = field(default_factory=dict)
-    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
+    rows: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    verdicts: dict[str, bool] = field(default_factory=dict)
+    judged_by_own: set[str] = field(default_factory=set)
+    copied: bool = False
+
+    def hear(self, name: str, right: bool, o: NDArray[Any], limit: Limit) -> None:
+        """Take a verdict; one on the own error counts for more than one on the total, a later one of a kind.
+
+        Args:
+            name: the point. right: whether its error is allowed. o: the exact tensor, token first.
+            limit: what was allowed.
+        """
+        if limit.error_kind == "total" and name in self.judged_by_own:
+            return
+        if limit.error_kind == "own":
+            self.judged_by_own.add(name)
+        self.verdicts[name] = right
+        if name in self.rows and o.ndim > 1:
+            flat = o.reshape(len(o), -1)
+            allowed = limit.row_err if limit.rows is None else limit.rows
+            most = np.broadcast_to(allowed, len(o)) * row_scale(flat)
+            self.rows[name] = [
+                (i, j)
+                for i, j in self.rows[name]
+                # Rows that are so much alike may be rounded to the same bytes.
+                if max(i, j) < len(o) and np.linalg.norm(flat[i] - flat[j]) > most[i] + most[j]
+            ]
+
+    def are_right(self, names: Sequence[str]) -> bool:
+        """Whether all of these were judged and found right."""
+        return all(self.verdicts.get(name, False) for name in names)
 
 
 def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = None) -> Scan:
     """Look at every tensor once, one in memory at a time."""
-    found = Scan()
+    found = Scan(copied=(theirs.declared.producer or "").startswith(COPYING))
     for number, name in enumerate(theirs.names):
         if progress:
             progress(f"looking at {name}", number, len(theirs.names))
@@ -104,21 +143,23 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
         if not finite.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             found.bad[name] = at, float(array[at]), int((~finite).sum())
-        elif array.any() and (pair := _equal_rows(array)) is not None:
-            found.rows[name] = pair
+        elif array.any() and (pairs := _equal_rows(array)):
+            found.rows[name] = pairs
     return found
 
 
-def _equal_rows(array: NDArray[Any]) -> tuple[int, int] | None:
+def _equal_rows(array: NDArray[Any]) -> list[tuple[int, int]]:
     seen: dict[bytes, int] = {}
     if array.ndim < 2 or array[0].size < 8:
-        return None
+        return []
+    pairs = []
     for row in range(len(array)):
         key = hashlib.blake2b(np.ascontiguousarray(array[row]).data, digest_size=16).digest()
         if key in seen:
-            return seen[key], row
-        seen[key] = row
-    return None
+            pairs.append((seen[key], row))
+        else:
+            seen[key] = row
+    return pairs
 
 
 def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
@@ -130,24 +171,42 @@ def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -
             f"{name}{list(at)} is {value}, the first value that is not finite; {count} in that tensor{more}"
         )
         yield LintFinding("not_finite", name, message, "look at what this point is computed from")
-    for name in found.zeros[:1]:
-        more = f", and {len(found.zeros) - 1} more" if len(found.zeros) > 1 else ""
-        yield LintFinding("unwritten", name, f"{name} is all zeros{more}: it was never written", COPY)
+    zeros = [name for name in found.zeros if not found.are_right([name])]
+    for name in zeros[:1]:
+        more = f", and {len(zeros) - 1} more" if len(zeros) > 1 else ""
+        why = "the program made it so" if found.copied else "it was never written"
+        hint = "look at what should write it" if found.copied else COPY
+        yield LintFinding("unwritten", name, f"{name} is all zeros{more}: {why}", hint)
     yield from _alike(found, token_ids, positions)
-    for name, (first, second) in found.rows.items():
-        if not _rows_may_be_equal(name, token_ids, first, second):
-            message = f"rows {first} and {second} of {name} are equal byte for byte, though not their tokens"
-            yield LintFinding("stale_buffer", name, message, "record each token's row, not one buffer")
-            break
+    yield from _equal(found, token_ids, positions)
 
 
-def _rows_may_be_equal(name: str, token_ids: Sequence[int], first: int, second: int) -> bool:
-    """Where nothing has mixed the tokens yet, or all before are equal, equal tokens have equal rows."""
+def _equal(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
+    """The first tensor with rows that are equal and should not be."""
+    for name, pairs in found.rows.items():
+        for first, second in pairs:
+            if not _rows_may_be_equal(name, token_ids, positions, first, second):
+                what = f"rows {first} and {second} of {name} are equal byte for byte, though not their tokens"
+                hint = "record each token's row, not one buffer"
+                if found.copied:
+                    what, hint = f"{what}: the program made them so", "look at what gives each token its row"
+                yield LintFinding("stale_buffer", name, what, hint)
+                return
+
+
+def _rows_may_be_equal(
+    name: str, token_ids: Sequence[int], positions: Sequence[int], first: int, second: int
+) -> bool:
+    """Where nothing has mixed the tokens yet, or all before are equal, equal tokens have equal rows.
+
+    So have those of one token at one position: each begins a sequence of its own, or is padding.
+    """
     block, point = split_name(name)
     if point == "attn_probs" or second >= len(token_ids):
         return True  # a saturated softmax; an axis that does not count tokens
-    unmixed = block in (None, 0) and token_ids[first] == token_ids[second]
-    return unmixed or len(set(token_ids[: second + 1])) == 1
+    same = token_ids[first] == token_ids[second]
+    unmixed = block in (None, 0) or positions[first] == positions[second]
+    return same and unmixed or len(set(token_ids[: second + 1])) == 1
 
 
 def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
@@ -160,7 +219,7 @@ def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> I
     twice: dict[tuple[str, ...], list[list[str]]] = {}
     for names in groups.values():
         points = {split_name(name)[1] for name in names}
-        if len(names) < 2 or _may_be_equal(points, len(token_ids), positions):
+        if len(names) < 2 or _may_be_equal(points, len(token_ids), positions) or found.are_right(names):
             continue
         if len(points) == 1 and len(names) > 2 and len(names) == _recorded(found, *points):
             identical.append(names[0])
@@ -169,13 +228,16 @@ def _alike(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> I
     for each in twice.values():
         others = some(each[0][1:], 3)
         more = f"; so are {len(each) - 1} such pairs more" if len(each) > 1 else ""
-        message = f"{each[0][0]} and {others} are equal byte for byte{more}: one buffer was recorded twice"
-        message += ", or a step between does nothing"
-        yield LintFinding("stale_buffer", each[0][0], message, COPY)
+        message = f"{each[0][0]} and {others} are equal byte for byte{more}: "
+        message += "" if found.copied else "one buffer was recorded twice, or "
+        message += "a step between does nothing"
+        hint = "look at what is computed between them" if found.copied else COPY
+        yield LintFinding("stale_buffer", each[0][0], message, hint)
     if identical:
         points = {split_name(name)[1] for name in identical}
         message = f"all layers are identical: every block has the same {', '.join(sorted(points))}"
-        yield LintFinding("layers_identical", identical[0], message, COPY)
+        hint = "look at what goes from block to block" if found.copied else COPY
+        yield LintFinding("layers_identical", identical[0], message, hint)
 
 
 def _recorded(found: Scan, point: str) -> int:

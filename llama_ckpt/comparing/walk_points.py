@@ -251,6 +251,7 @@ class PointJudge:
             r = None
         self.result.tally.add(name, limit.error_kind, x, o, mask)
         verdict = judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
+        self.scan.hear(name, verdict.verdict == "pass", o, limit)
         return replace(verdict, variant="last row") if self.last_row and name == "logits" else verdict
 
     def _mask(self, name: str) -> NDArray[np.bool_] | None:

@@ -102,7 +102,7 @@ class Recorder:
             dtype=dtype or computed_in(self.dtypes),
             points=list(dict.fromkeys(point for _, point in names)),
             blocks=blocks or None,
-            producer=producer,
+            producer=producer or "llama_ckpt.Recorder",
             notes=notes,
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,12 @@ import pytest
 import reference_dumps
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison, LintFinding
+from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.making.export_layouts import halves_from_pairs
+from llama_ckpt.making.seeded_model import make_seeded
+from llama_ckpt.oracle.llama import logits as oracle_logits
+from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.weights.config import LlamaConfig
 from tests.comparing.their_programs import EIGHT, HELLO, N_LAYERS, Tensors, bug, model, right_run, run, write
 
 FACTS = {"token_ids": EIGHT, "positions": range(8)}
@@ -142,6 +147,93 @@ def test_equal_tokens_have_equal_rows(tmp_path: Path) -> None:
     tokens = (1, 15043, 15043)
     path = write(tmp_path, run(tokens), token_ids=tokens, positions=range(3))
     assert compare_dump(path, model=reference_dumps.embedded_model()).verdict == "pass"
+
+
+def test_the_same_token_at_the_same_position_has_equal_rows(tmp_path: Path) -> None:
+    """Two sequences in one run, or rows of padding."""
+    tokens, positions = (1, 15043, 1, 15043), (0, 1, 0, 1)
+    path = write(tmp_path, run(tokens, positions=positions), token_ids=tokens, positions=positions)
+    report = compare_dump(path, model=reference_dumps.embedded_model())
+    assert report.verdict == "pass" and not report.findings
+
+
+def without(folder: Path, *names: str) -> Path:
+    """A small model whose tensors of these names are zeros, as of a pruned layer."""
+    path = folder / "m.gguf"
+    make_seeded(path, width=32, n_heads=2, n_kv_heads=2, head_dim=16, ffn=48, n_layers=3, vocab=320,
+                seed=2, type="F32")  # fmt: skip
+    content = bytearray(path.read_bytes())
+    for name in names:
+        info = open_gguf(path).tensors[name]
+        content[info.offset : info.offset + info.nbytes] = bytes(info.nbytes)
+    path.write_bytes(content)
+    return path
+
+
+def run_of(path: Path, tokens: Sequence[int], round_to: Any = np.float32) -> Tensors:
+    """Every point of a run of a model, as the oracle has it."""
+    config = LlamaConfig.from_gguf(open_gguf(path))
+    weights = OracleWeights(open_gguf(path), config)
+    seen: dict[str, Any] = {}
+    at = np.arange(len(tokens))
+    seen["logits"] = oracle_logits(tokens, weights, config=config, positions=at, tap=seen.__setitem__)
+    return {name: round_to(value) for name, value in seen.items()}
+
+
+@pytest.mark.parametrize("declared", ["", "llama_ckpt.record"])
+def test_zeros_that_the_program_computes_are_no_unwritten_buffer(declared: str, tmp_path: Path) -> None:
+    """A pruned layer adds nothing: what goes in and what goes out are equal byte for byte, and right."""
+    model = without(tmp_path, "blk.1.attn_output.weight", "blk.1.ffn_down.weight")
+    tokens = (1, 40, 41)
+    tensors = run_of(model, tokens)
+    names = {"blk.1.attn_out", "blk.1.ffn_out"}
+    assert all(not tensors[name].any() for name in names)
+    path = write(tmp_path, tensors, token_ids=tokens, positions=range(3), producer=declared)
+    report = compare_dump(path, model=model)
+    assert report.verdict == "pass" and not report.findings, report.findings
+
+    tensors["blk.0.ffn_up"] = np.zeros_like(tensors["blk.0.ffn_up"])
+    path = write(tmp_path, tensors, token_ids=tokens, positions=range(3), producer=declared)
+    finding = only(compare_dump(path, model=model), "unwritten")
+    assert finding.message.startswith("blk.0.ffn_up is all zeros: ")
+    assert ("the program made it so" in finding.message) == bool(declared)
+
+
+def test_rows_that_rounding_makes_equal_are_no_stale_buffer(tmp_path: Path) -> None:
+    """Two tokens whose embeddings differ in a digit that bfloat16 does not have."""
+    path = without(tmp_path)
+    info = open_gguf(path).tensors["token_embd.weight"]
+    content = bytearray(path.read_bytes())
+    table = np.frombuffer(content, "<f4", 320 * 32, info.offset).reshape(320, 32).copy()
+    table[41] = table[40] * np.float32(1 + 2**-14)
+    content[info.offset : info.offset + info.nbytes] = table.tobytes()
+    path.write_bytes(content)
+    tokens = (1, 40, 41, 7)
+
+    def bfloat16(x: np.ndarray) -> np.ndarray:
+        bits = np.float32(x).view(np.uint32)
+        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)
+        return rounded.astype(np.uint32).view(np.float32)
+
+    tensors = {name: bfloat16(x) if name != "logits" else x for name, x in run_of(path, tokens).items()}
+    assert np.array_equal(tensors["blk.0.v"][1], tensors["blk.0.v"][2])
+    dump = write(tmp_path, tensors, token_ids=tokens, positions=range(4), dtype="bfloat16")
+    assert not compare_dump(dump, model=path).findings
+
+    tensors["blk.1.v"] = tensors["blk.1.v"][[0, 1, 2, 2]]
+    dump = write(tmp_path, tensors, token_ids=tokens, positions=range(4), dtype="bfloat16")
+    assert "rows 2 and 3 of blk.1.v" in only(compare_dump(dump, model=path), "stale_buffer").message
+
+
+def test_a_recorder_that_copies_is_not_told_to_copy(tmp_path: Path) -> None:
+    right = right_run(EIGHT)
+    tensors = changed(lambda name, x: right["blk.11.q"] if name == "blk.12.q" else x)
+    finding = only(judged(tmp_path, tensors, producer="llama_ckpt.Recorder"), "stale_buffer")
+    assert finding.message.endswith("equal byte for byte: a step between does nothing")
+    assert "copy" not in finding.hint
+    tensors = changed(lambda name, x: x[[0, 1, 1, 3, 4, 5, 6, 7]] if name == "blk.6.ffn_gate" else x)
+    finding = only(judged(tmp_path, tensors, producer="llama_ckpt.record"), "stale_buffer")
+    assert "the program made them so" in finding.message
 
 
 @pytest.mark.parametrize("shift", [1, -1])
