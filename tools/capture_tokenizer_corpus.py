@@ -2,7 +2,7 @@
 
     python tools/capture_tokenizer_corpus.py --model VOCABULARY.gguf
 
-writes two files to tests/data/tokenizer. Bytes stand in them as strings of code points 0 to 255, tokens
+writes three files to tests/data/tokenizer. Bytes stand in them as strings of code points 0 to 255, tokens
 are lists of ids, "parsed" means with `parse_special`, and is null where it changes nothing:
 
     corpus.json.gz         2,000 random strings with the model's vocabulary: `strings` [[bytes, tokens,
@@ -10,6 +10,8 @@ are lists of ids, "parsed" means with `parse_special`, and is null where it chan
                            ids whose piece is empty unless special tokens are asked for
     vocabularies.json.gz   80 small random vocabularies: `metadata`, `strings` as above but with what the
                            file adds (BOS, EOS), `pieces`, `hidden`, `ends` (ids that end generation)
+    bpe.json.gz            as that, a small random byte-level BPE vocabulary for each kind of
+                           pre-tokenizer, and one that names none
 
 The strings come from a fixed seed and the files have no time stamp: the same llama.cpp gives the same bytes.
 Needs the extra `reference`.
@@ -22,6 +24,7 @@ import ctypes
 import gzip
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,11 +32,14 @@ from typing import Any
 
 import llama_cpp
 
+from llama_ckpt.tokens.pre_tokenizers import PRE_TOKENIZERS
+from tools.random_bpe_vocabulary import random_bpe_vocabulary
 from tools.random_vocabulary import KEY, random_text, random_vocabulary, write_vocabulary
 
 SEED = 20240717
 STRINGS = 2000
 VOCABULARIES, STRINGS_EACH = 80, 25
+LEARNED_FROM, BPE_STRINGS = 24, 30
 OUT = Path(__file__).resolve().parents[1] / "tests" / "data" / "tokenizer"
 
 ALPHABETS = (
@@ -59,6 +65,8 @@ ALPHABETS = (
     "𝐀𝐁𝐂𝒜ℬ𝕬𝔸①②③½¼¾™©®ﬁﬂ",
     "aaaaaaaabbbb=-_* ",
 )
+BYTES_KEYS = (KEY + "tokens", KEY + "merges")
+BEYOND_UNICODE = re.compile(rb"(?:\xf4[\x90-\xbf]|[\xf5-\xf7][\x80-\xbf])[\x80-\xbf]{2}")
 SPECIAL_TEXTS = "<s> </s> <unk> <0x0A> <0x41> <s s> </ [INST] <|im_end|> <<SYS>>".split(" ")
 BLANKS = (" ", "\n", "\t", "\r\n", "  \n", "\u00a0", "\u2581")
 BROKEN = (b"\xc3", b"\xe2\x96", b"\xe2", b"\xf0\x9f", b"\xf0\x9f\xa6", b"\xff", b"\x80", b"\xc0\x80")
@@ -154,14 +162,43 @@ def capture_vocabularies() -> dict[str, Any]:
         return {**_header(), "vocabularies": [_random_case(rng, Path(folder)) for _ in range(VOCABULARIES)]}
 
 
+def capture_bpe() -> dict[str, Any]:
+    """The content of bpe.json.gz."""
+    rng = random.Random(SEED)
+    with TemporaryDirectory() as folder:
+        kinds = {one: name for name, one in reversed(PRE_TOKENIZERS.items())}  # of each kind its first name
+        cases = [bpe_case(rng, Path(folder), pre) for pre in (None, *reversed(kinds.values()))]
+        return {**_header(), "vocabularies": cases}
+
+
+def bpe_case(rng: random.Random, folder: Path, pre: str | None) -> dict[str, Any]:
+    """One random byte-level BPE vocabulary, and what llama.cpp makes of texts with it."""
+    texts = [
+        text for text in random_strings(rng, 2 * LEARNED_FROM, [b"a ", b"the", b"\n"]) if is_readable(text)
+    ]
+    metadata = random_bpe_vocabulary(rng, texts[:LEARNED_FROM], pre)
+    # What the merges were learned from, so that they meet, and what they never saw, run together.
+    tried = [b"".join(rng.choices(texts, k=rng.choice((1, 2, 3)))) for _ in range(BPE_STRINGS)]
+    return _case(folder, metadata, tried)
+
+
+def is_readable(text: bytes) -> bool:
+    """False for a text with a character beyond Unicode, at which llama.cpp's BPE ends its process."""
+    return not BEYOND_UNICODE.search(text)
+
+
 def _random_case(rng: random.Random, folder: Path) -> dict[str, Any]:
     metadata = random_vocabulary(rng)
+    return _case(folder, metadata, [random_text(rng, metadata) for _ in range(STRINGS_EACH)])
+
+
+def _case(folder: Path, metadata: dict[str, Any], texts: list[bytes]) -> dict[str, Any]:
     write_vocabulary(folder / "vocabulary.gguf", metadata)
     vocabulary = LlamaCppVocabulary(folder / "vocabulary.gguf")
-    texts = [random_text(rng, metadata) for _ in range(STRINGS_EACH)]
     pieces, hidden = _pieces(vocabulary)
+    lists = {key: [_text(text) for text in metadata[key]] for key in BYTES_KEYS if key in metadata}
     case = {
-        "metadata": {**metadata, KEY + "tokens": [_text(token) for token in metadata[KEY + "tokens"]]},
+        "metadata": {**metadata, **lists},
         "strings": [_recorded(vocabulary, text, add_special=True) for text in texts],
         "pieces": [_text(piece) for piece in pieces],
         "hidden": hidden,
@@ -208,6 +245,7 @@ def main() -> None:
     arguments = parser.parse_args()
     _write(arguments.out / "corpus.json.gz", capture(arguments.model))
     _write(arguments.out / "vocabularies.json.gz", capture_vocabularies())
+    _write(arguments.out / "bpe.json.gz", capture_bpe())
 
 
 if __name__ == "__main__":

@@ -14,14 +14,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 import numpy as np
 
 from llama_ckpt.errors import ModelFileError, TokenizerError
+from llama_ckpt.tokens.merging import merge_symbols
 
-__all__ = ["SpmMerger"]
+__all__ = ["SPACE", "SpmMerger"]
+
+SPACE = "\u2581".encode()
+"""How a SentencePiece vocabulary writes a space."""
 
 # A symbol's length comes from the high half of its first byte alone, whatever follows, and ends with the
 # text: that is llama.cpp's reading of broken UTF-8, and for sound UTF-8 it is one character.
@@ -77,7 +80,7 @@ class SpmMerger:
 
     def _chunk_ids(self, chunk: bytes) -> tuple[int, ...]:
         ids: list[int] = []
-        for text in self._merge(_SYMBOL.findall(chunk)):
+        for text in merge_symbols(_SYMBOL.findall(chunk), self._ranks):
             token = self._ids.get(text)
             if token is None:
                 ids += self._fallback(text)
@@ -95,45 +98,6 @@ class SpmMerger:
                     wanted=f"a token <0x{byte:02X}>",
                 )
             yield token
-
-    def _merge(self, texts: list[bytes]) -> list[bytes]:
-        """Merges symbols in place, best pair first, and returns those that are left, in order.
-
-        A pair waits in the heap as rank × n + left index, which orders by score, then by position.
-        `waiting[left]` is the entry that holds for the pair now; older ones are skipped when they surface.
-        """
-        n, ranks = len(texts), self._ranks
-        following = list(range(1, n + 1))
-        before = list(range(-1, n - 1))
-        waiting = [-1] * n
-        for left in range(n - 1):
-            rank = ranks.get(texts[left] + texts[left + 1])
-            if rank is not None:
-                waiting[left] = rank * n + left
-        heap = [entry for entry in waiting if entry >= 0]
-        heapify(heap)
-        while heap:
-            entry = heappop(heap)
-            left = entry % n
-            if waiting[left] != entry:
-                continue
-            right = following[left]
-            merged = texts[left] = texts[left] + texts[right]
-            texts[right], waiting[left], waiting[right] = b"", -1, -1
-            following[left] = after = following[right]
-            if after < n:
-                before[after] = left
-                rank = ranks.get(merged + texts[after])
-                if rank is not None:
-                    waiting[left] = entry = rank * n + left
-                    heappush(heap, entry)
-            previous = before[left]
-            if previous >= 0:
-                rank = ranks.get(texts[previous] + merged)
-                waiting[previous] = entry = -1 if rank is None else rank * n + previous
-                if rank is not None:
-                    heappush(heap, entry)
-        return [text for text in texts if text]
 
 
 def _byte_token(ids: Mapping[bytes, int], byte: int) -> int | None:

@@ -1,7 +1,7 @@
 """Text to token ids and back, exactly as llama.cpp does it with the vocabulary in the GGUF file.
 
-A text becomes bytes; special tokens are cut out of it; each fragment between them gets a space in front
-and is merged by `spm`. It is written here because no library gives the same tokens always: of the
+A text becomes bytes; special tokens are cut out of it; each fragment between them is merged, by `spm` with a
+space in front, or by `bpe`. Both are written here because no library gives the same tokens always: of the
 2,000 strings in tests/data/tokenizer, sentencepiece 0.2.3, given this vocabulary, differs on each of the
 565 that are not UTF-8 (it reads U+FFFD), and tokenizers 0.23.3 cannot take those at all.
 
@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from llama_ckpt.errors import ModelFileError, TokenizerError, UnsupportedModelError
-from llama_ckpt.tokens.special_tokens import Kind, byte_value, partition, token_kinds
-from llama_ckpt.tokens.spm import SpmMerger
+from llama_ckpt.tokens.bpe import BpeMerger
+from llama_ckpt.tokens.pieces import bpe_piece, joined_spm, spm_piece
+from llama_ckpt.tokens.pre_tokenizing import PreTokenizer
+from llama_ckpt.tokens.special_tokens import Kind, partition, token_kinds
+from llama_ckpt.tokens.spm import SPACE, SpmMerger
 from llama_ckpt.tokens.vocabulary import read_special_ids, read_vocabulary
 
 if TYPE_CHECKING:
@@ -27,11 +30,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tokenizer"]
 
-_SPACE = "\u2581".encode()  # how a vocabulary writes a space
-
 
 class Tokenizer:
-    """llama.cpp's SPM tokenizer with one vocabulary; safe to share between threads.
+    """llama.cpp's tokenizer with one vocabulary, SPM or BPE; safe to share between threads.
 
     Attributes:
         bos_id, eos_id, unk_id: the ids of the special tokens, None where the vocabulary has none.
@@ -58,16 +59,21 @@ class Tokenizer:
         add_space_prefix: bool = True,
         roles: Mapping[str, int] | None = None,
         strip_after_special: bool = False,
+        merges: Sequence[bytes] | None = None,
+        pre_tokenizer: PreTokenizer | None = None,
     ) -> None:
         """Make a tokenizer from its parts; `from_gguf` takes them from a file.
 
         Args:
-            tokens: each token's text in UTF-8, by id, with U+2581 for a space.
-            scores: each token's score, float32; the higher is merged first. None: all 0.
+            tokens: each token's text in UTF-8, by id: in SPM with U+2581 for a space, in BPE with a
+                character for each byte, see `bpe`.
+            scores: each token's score, float32; the higher is merged first. None: all 0. SPM's alone.
             types: each token's type as GGUF counts them (1 normal, 2 unknown, 3 control, 4 user-defined,
                 5 unused, 6 byte). None: all normal.
             roles: ids of further special tokens that a file can name: "eot", "eom", "fim_pre", ….
             strip_after_special: special tokens swallow the white space behind them (Phi-3).
+            merges: BPE's, pairs with a space between them, the best first; None: SPM.
+            pre_tokenizer: what cuts a text into words for BPE; no spaces are then put in front.
 
         Raises:
             ModelFileError: two tokens share a text, a score is missing or NaN, a type is missing, or a byte
@@ -83,11 +89,14 @@ class Tokenizer:
         roles = {**(roles or {}), **({} if eos_id is None else {"eos": eos_id})}
         kinds, self.eog_ids = token_kinds(ids, types.tolist(), roles)
         self.bos_id, self.eos_id, self.unk_id = bos_id, eos_id, unk_id
-        self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, add_space_prefix
-        self._pieces = [_piece(text, kind) for text, kind in zip(texts, kinds, strict=True)]
-        self._merger = SpmMerger(ids, scores)
+        self.add_bos, self.add_eos = add_bos, add_eos
+        self._bpe = None if merges is None else BpeMerger(ids, merges, pre_tokenizer or PreTokenizer(()))
+        self.add_space_prefix = add_space_prefix and self._bpe is None
+        piece = spm_piece if self._bpe is None else bpe_piece
+        self._pieces = [piece(text, kind) for text, kind in zip(texts, kinds, strict=True)]
+        self._merger = SpmMerger(ids, scores) if self._bpe is None else self._bpe
         self._sort_specials(texts, kinds, strip_after_special)
-        self._has_space = _SPACE in ids
+        self._has_space = SPACE in ids
 
     def _sort_specials(self, texts: Sequence[bytes], kinds: Sequence[int], strip: bool) -> None:
         """The tokens that a text is cut at, longest first; control and unknown ones only when asked for."""
@@ -176,10 +185,15 @@ class Tokenizer:
                 ids.append(fragment)
                 after_special = True
             else:
-                prefix = b" " if self.add_space_prefix and after_special else b""
-                ids += self._merger.ids((prefix + fragment).replace(b" ", _SPACE))
+                ids += self._fragment_ids(fragment, after_special)
                 after_special = False
         return ids + self._added("EOS", self.eos_id, self.add_eos if add_eos is None else add_eos)
+
+    def _fragment_ids(self, fragment: bytes, after_special: bool) -> list[int]:
+        if self._bpe is not None:
+            return self._bpe.ids(fragment)
+        prefix = b" " if self.add_space_prefix and after_special else b""
+        return self._merger.ids((prefix + fragment).replace(b" ", SPACE))
 
     def _added(self, name: str, token: int | None, wanted: bool) -> list[int]:
         if wanted and token is None:
@@ -231,16 +245,9 @@ class Tokenizer:
         return bytes(data)
 
     def _parts(self, tokens: Iterable[int]) -> Iterator[bytes]:
-        """The tokens' pieces, runs of byte tokens in one.
-
-        After a broken character's first byte, a space's U+2581 is itself broken up, and stands in the ids as
-        three byte tokens; so it does everywhere where the vocabulary has no U+2581.
-        """
-        for is_bytes, run in groupby(tokens, self._byte_ids.__contains__):
-            part = b"".join([self._pieces[token] for token in run])
-            if is_bytes and _SPACE in part and not (self._has_space and _is_utf8(part)):
-                part = part.replace(_SPACE, b" ")
-            yield part
+        if self._bpe is not None:
+            return (self._pieces[token] for token in tokens)
+        return joined_spm(tokens, self._pieces, self._byte_ids, has_space=self._has_space)
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
         """One token's bytes, often only a part of a character, as `llama_token_to_piece` gives them.
@@ -272,19 +279,3 @@ def _one_each(name: str, values: Sequence[float] | np.ndarray, n: int) -> np.nda
         what = f"tokenizer.ggml.{name} has not one entry for each token"
         raise ModelFileError(what, got=len(values), wanted=n)
     return np.asarray(values)
-
-
-def _piece(text: bytes, kind: int) -> bytes:
-    if kind & (Kind.UNKNOWN | Kind.CONTROL | Kind.USER_DEFINED):
-        return text
-    if kind & Kind.NORMAL:
-        return text.replace(_SPACE, b" ")
-    return bytes([byte_value(text)]) if kind & Kind.BYTE else b""
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

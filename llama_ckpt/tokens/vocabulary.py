@@ -8,31 +8,40 @@ from typing import Any
 import numpy as np
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf.cursor import shown
+from llama_ckpt.tokens.pre_tokenizers import PRE_TOKENIZERS
+from llama_ckpt.tokens.pre_tokenizing import PreTokenizer
 
 __all__ = ["read_special_ids", "read_vocabulary"]
 
 _FURTHER_ROLES = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
 _OLDER_NAMES = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
-_DEFAULT_IDS = {"bos": 1, "eos": 2, "unknown": 0}
+_DEFAULT_IDS = {"spm": {"bos": 1, "eos": 2, "unknown": 0}, "bpe": {"bos": 11, "eos": 11}}
+_KINDS = {"llama": "spm", "gpt2": "bpe"}
 
 
 def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `Tokenizer` that a file's metadata says.
 
     Raises:
-        UnsupportedModelError: the file's tokenizer is not SentencePiece's.
+        UnsupportedModelError: the file's tokenizer is neither SentencePiece's nor byte-level BPE, or has a
+            pre-tokenizer that is not known.
         ModelFileError: there is no vocabulary, or a damaged one.
     """
     model = metadata.get("tokenizer.ggml.model")
-    if not isinstance(model, str) or model != "llama":
+    kind = _KINDS.get(model) if isinstance(model, str) else None
+    if kind is None:
         raise UnsupportedModelError(
-            "the file's tokenizer (tokenizer.ggml.model) is not SentencePiece's",
-            got="none" if model is None else repr(model),
-            wanted="'llama'",
-            hint="only vocabularies of Llama-2's kind are supported",
+            "the file's tokenizer (tokenizer.ggml.model) is neither SentencePiece's nor byte-level BPE",
+            got="none" if model is None else shown(model),
+            wanted="'llama' or 'gpt2'",
         )
+    pre = _pre_tokenizer(metadata) if kind == "bpe" else None
+    defaults = dict(_DEFAULT_IDS[kind])
+    if pre is not None and not pre.has_bos:
+        del defaults["bos"]
     # llama.cpp reads a token's text as a C string, which ends at the first NUL.
-    tokens = [bytes(token).split(b"\0", 1)[0] for token in _array(metadata, "tokens", 1)]
+    tokens = [_c_string(token) for token in _array(metadata, "tokens", 1)]
     n = len(tokens)
     roles = {role: _special_id(metadata, role, n, None) for role in _FURTHER_ROLES}
     name = str(metadata.get("general.name", "")).lower()
@@ -40,15 +49,41 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
         "tokens": tokens,
         "scores": _array(metadata, "scores", n, optional=True),
         "types": _array(metadata, "token_type", n, optional=True),
-        "bos_id": _special_id(metadata, "bos", n, _DEFAULT_IDS["bos"]),
-        "eos_id": _special_id(metadata, "eos", n, _DEFAULT_IDS["eos"]),
-        "unk_id": _special_id(metadata, "unknown", n, _DEFAULT_IDS["unknown"]),
-        "add_bos": _flag(metadata, "add_bos_token", True),
+        "bos_id": _special_id(metadata, "bos", n, defaults.get("bos")),
+        "eos_id": _special_id(metadata, "eos", n, defaults["eos"]),
+        "unk_id": _special_id(metadata, "unknown", n, defaults.get("unknown")),
+        "add_bos": _flag(metadata, "add_bos_token", pre is None or pre.add_bos),
         "add_eos": _flag(metadata, "add_eos_token", False),
-        "add_space_prefix": _flag(metadata, "add_space_prefix", True),
+        "add_space_prefix": _flag(metadata, "add_space_prefix", pre is None),
         "roles": {role: token for role, token in roles.items() if token is not None},
         "strip_after_special": "phi-3" in name or "phi3" in name,
+        "merges": None if pre is None else _merges(metadata),
+        "pre_tokenizer": pre,
     }
+
+
+def _pre_tokenizer(metadata: Mapping[str, Any]) -> PreTokenizer:
+    name = metadata.get("tokenizer.ggml.pre", "")
+    if not isinstance(name, str):
+        raise ModelFileError("tokenizer.ggml.pre is not a text", got=shown(name), wanted="a name")
+    if (name or "default") not in PRE_TOKENIZERS:
+        raise UnsupportedModelError(
+            "the file's pre-tokenizer (tokenizer.ggml.pre)",
+            got=shown(name),
+            wanted="one that is known here, such as 'llama-bpe' or 'smollm'",
+        )
+    return PRE_TOKENIZERS[name or "default"]
+
+
+def _merges(metadata: Mapping[str, Any]) -> list[bytes]:
+    merges = _array(metadata, "merges", 0)
+    if not isinstance(merges, list):
+        raise ModelFileError("tokenizer.ggml.merges", got=shown(merges), wanted="texts")
+    return [_c_string(merge) for merge in merges]
+
+
+def _c_string(text: Any) -> bytes:
+    return bytes(text).split(b"\0", 1)[0]
 
 
 def read_special_ids(metadata: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:

@@ -93,21 +93,21 @@ def test_a_bos_in_the_text_is_doubled(tokenizer: Tokenizer) -> None:
 # Wrong tokenizers, which the corpus has to find
 
 
-def right_most(self: spm.SpmMerger, texts: list[bytes]) -> list[bytes]:
+def right_most(texts: list[bytes], ranks: dict[bytes, int], joint: bytes = b"") -> list[bytes]:
     """The merging done naively, with the right-most of equal pairs first."""
     while True:
-        ranks = [(self._ranks.get(a + b, 1 << 30), -i) for i, (a, b) in enumerate(pairwise(texts))]
-        if min(ranks, default=(1 << 30, 0))[0] == 1 << 30:
+        found = [(ranks.get(a + joint + b, 1 << 30), -i) for i, (a, b) in enumerate(pairwise(texts))]
+        if min(found, default=(1 << 30, 0))[0] == 1 << 30:
             return texts
-        at = -min(ranks)[1]
+        at = -min(found)[1]
         texts = [*texts[:at], texts[at] + texts[at + 1], *texts[at + 2 :]]
 
 
-def left_to_right(self: spm.SpmMerger, texts: list[bytes]) -> list[bytes]:
-    """The longest token from the left, as in WordPiece."""
+def left_to_right(texts: list[bytes], ranks: dict[bytes, int], joint: bytes = b"") -> list[bytes]:
+    """The longest token from the left, as in WordPiece; SPM's ranks are by what a pair becomes."""
     text, result = b"".join(texts), []
     while text:
-        size = next((n for n in range(min(48, len(text)), 0, -1) if text[:n] in self._ids), 1)
+        size = next((n for n in range(min(48, len(text)), 0, -1) if text[:n] in ranks), 1)
         result, text = [*result, text[:size]], text[size:]
     return result
 
@@ -130,7 +130,7 @@ def test_a_wrong_vocabulary_is_found(arguments: dict[str, Any], recorded: Record
 def test_a_wrong_merge_is_found(
     arguments: dict[str, Any], recorded: Recorded, monkeypatch: pytest.MonkeyPatch, merge: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(spm.SpmMerger, "_merge", merge)
+    monkeypatch.setattr(spm, "merge_symbols", merge)
     assert recorded.differing(Tokenizer(**arguments), add_bos=False)
 
 

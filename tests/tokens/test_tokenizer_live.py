@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.tokens.pre_tokenizers import PRE_TOKENIZERS
 from llama_ckpt.tokens.tokenizer import Tokenizer
-from tests.tokens.tokenizer_data import FOLDER
+from tests.tokens.tokenizer_data import FOLDER, recorded_case
 
 if TYPE_CHECKING:
     from tools.capture_tokenizer_corpus import LlamaCppVocabulary
@@ -79,7 +80,23 @@ def test_any_vocabulary(tmp_path_factory: pytest.TempPathFactory, seed: int) -> 
 
 
 def test_the_recordings_are_what_llama_cpp_says(embedded_model: Path) -> None:
-    from tools.capture_tokenizer_corpus import capture, capture_vocabularies
+    from tools.capture_tokenizer_corpus import capture, capture_bpe, capture_vocabularies
 
-    for name, said in (("corpus", capture(embedded_model)), ("vocabularies", capture_vocabularies())):
+    recordings = {
+        "corpus": capture(embedded_model),
+        "vocabularies": capture_vocabularies(),
+        "bpe": capture_bpe(),
+    }
+    for name, said in recordings.items():
         assert json.loads(gzip.decompress((FOLDER / f"{name}.json.gz").read_bytes())) == said
+
+
+@pytest.mark.parametrize("pre", [None, *PRE_TOKENIZERS])
+def test_any_bpe_vocabulary(tmp_path: Path, pre: str | None) -> None:
+    from tools.capture_tokenizer_corpus import bpe_case
+
+    case = recorded_case(bpe_case(random.Random(), tmp_path, pre))
+    tokenizer = Tokenizer(**case.arguments())
+    assert case.differing(tokenizer) == []
+    assert [tokenizer.piece(token) for token in range(tokenizer.vocab_size)] == case.pieces
+    assert tokenizer.eog_ids == set(case.ends)

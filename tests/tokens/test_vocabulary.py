@@ -49,7 +49,7 @@ def test_a_text_that_the_vocabulary_cannot_hold() -> None:
         tokenizer.encode("a", add_bos=True)
 
 
-@pytest.mark.parametrize("model", [None, "gpt2", "bert"])
+@pytest.mark.parametrize("model", [None, "t5", "bert", 3])
 def test_another_kind_of_tokenizer(model: str | None) -> None:
     with pytest.raises(UnsupportedModelError, match="tokenizer.ggml.model"):
         read_vocabulary({} if model is None else {"tokenizer.ggml.model": model})

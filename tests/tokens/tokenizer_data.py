@@ -11,7 +11,17 @@ from typing import Any
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.tokens.vocabulary import read_vocabulary
 
-__all__ = ["FOLDER", "SPACE", "Recorded", "corpus", "is_utf8", "vectors", "vocabularies"]
+__all__ = [
+    "FOLDER",
+    "SPACE",
+    "Recorded",
+    "bpe_vocabularies",
+    "corpus",
+    "is_utf8",
+    "vectors",
+    "vectors_of",
+    "vocabularies",
+]
 
 FOLDER = Path(__file__).parents[1] / "data" / "tokenizer"
 SPACE = "\u2581"  # how a vocabulary writes a space; in a text it comes back as one
@@ -50,31 +60,44 @@ class Recorded:
 
 
 def vectors() -> list[tuple[bytes, list[int]]]:
-    """llama.cpp's own test vectors: texts and their tokens, without BOS."""
+    """llama.cpp's own test vectors for Llama-2's vocabulary: texts and their tokens, without BOS."""
+    return vectors_of(FOLDER / "ggml-vocab-llama-spm.gguf")
+
+
+def vectors_of(vocabulary: Path) -> list[tuple[bytes, list[int]]]:
+    """The texts and tokens that lie beside a vocabulary of llama.cpp's, as `.inp` and `.out`."""
     separator = b"\n__ggml_vocab_test__\n"
-    texts = (FOLDER / "ggml-vocab-llama-spm.gguf.inp").read_bytes().removesuffix(separator).split(separator)
-    lines = (FOLDER / "ggml-vocab-llama-spm.gguf.out").read_text().splitlines()
+    texts = (
+        vocabulary.with_name(vocabulary.name + ".inp").read_bytes().removesuffix(separator).split(separator)
+    )
+    lines = vocabulary.with_name(vocabulary.name + ".out").read_text().splitlines()
     return [(text, [int(token) for token in line.split()]) for text, line in zip(texts, lines, strict=True)]
 
 
 def corpus() -> Recorded:
     """2,000 random strings, with the embedded model's vocabulary; tokens without BOS."""
-    return _recorded(_load("corpus.json.gz"))
+    return recorded_case(_load("corpus.json.gz"))
 
 
 def vocabularies() -> list[Recorded]:
     """80 random vocabularies; tokens with the BOS and EOS that their metadata ask for."""
-    return [_recorded(case) for case in _load("vocabularies.json.gz")["vocabularies"]]
+    return [recorded_case(case) for case in _load("vocabularies.json.gz")["vocabularies"]]
+
+
+def bpe_vocabularies() -> list[Recorded]:
+    """A random byte-level BPE vocabulary for each pre-tokenizer; tokens as in `vocabularies`."""
+    return [recorded_case(case) for case in _load("bpe.json.gz")["vocabularies"]]
 
 
 def _load(name: str) -> Any:
     return json.loads(gzip.decompress((FOLDER / name).read_bytes()))
 
 
-def _recorded(case: dict[str, Any]) -> Recorded:
+def recorded_case(case: dict[str, Any]) -> Recorded:
+    """One case of a file that `tools/capture_tokenizer_corpus.py` writes, bytes as strings of code points."""
     metadata = case.get("metadata", {})
-    if metadata:
-        metadata["tokenizer.ggml.tokens"] = [t.encode("latin-1") for t in metadata["tokenizer.ggml.tokens"]]
+    for key in {"tokenizer.ggml.tokens", "tokenizer.ggml.merges"} & metadata.keys():
+        metadata[key] = [text.encode("latin-1") for text in metadata[key]]
     strings = [
         (text.encode("latin-1"), plain, plain if parsed is None else parsed)
         for text, plain, parsed in case["strings"]
