@@ -191,14 +191,16 @@ def angle_error(positions: ArrayLike, frequencies: ArrayLike) -> NDArray[np.floa
     """By how many radians RoPE's angle may be off in a right program, `[n, pairs]`.
 
     Position times a float32 frequency: the frequency's rounding and the product's, 2 u of the angle.
-    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before. The first
-    pair's frequency is 1, or a power of 2 where positions are stretched by one: there is nothing to round.
+    Frequencies multiplied one after the other, as llama.cpp does: u more for each pair before. As a power
+    of 2 or e, as many take them: the exponent's roundings, a share of the exponent, are of the frequency.
+    The first pair's frequency is 1, or a power of 2 where positions are stretched by one: there is nothing
+    to round but where the cosine is taken as a sine, pi/2 further on.
     """
     turns = np.asarray(frequencies, np.float64)
     angle = np.abs(np.asarray(positions, np.float64)[:, None] * turns)
-    roundings = 2.0 + np.arange(angle.shape[1])
+    roundings = 2.0 + np.maximum(np.arange(angle.shape[1]), np.abs(np.log2(turns)))
     if roundings.size and np.frexp(turns[0])[0] == 0.5:
-        roundings[0] = 0.0
+        roundings[0] = 1.0
     return np.asarray(roundings * angle * 2.0**-24)
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import limit_for, within
-from llama_ckpt.judging.rounding import case_spreads
+from llama_ckpt.judging.rounding import angle_error, case_spreads
 from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
 from llama_ckpt.judging.verdict import PointVerdict, judge
 from llama_ckpt.oracle import llama as oracle
@@ -69,3 +69,30 @@ def test_heads_with_a_mean_lean_with_float32_angles(n: int, head_dim: int) -> No
     assert judged(right, q, positions).verdict == "pass"
     shifted = judged(right + np.float32(1e-4 * np.sqrt(np.mean(right * right))), q, positions)
     assert shifted.verdict == "fail"
+
+
+def frequencies_by_powers_of_2(theta: float, head_dim: int) -> NDArray[np.float32]:
+    """1 / 2^(log2(theta) i): the exponent is rounded, so the frequency the more the smaller it is."""
+    i = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    return (np.float32(1) / np.exp2(np.float32(np.log2(theta)) * i)).astype(np.float32)
+
+
+def frequencies_by_powers_of_e(theta: float, head_dim: int) -> NDArray[np.float32]:
+    steps = np.arange(0, head_dim, 2, dtype=np.float32)
+    return np.exp(steps * np.float32(-np.log(theta) / head_dim)).astype(np.float32)
+
+
+@pytest.mark.parametrize("frequencies", [frequencies_by_powers_of_2, frequencies_by_powers_of_e])
+@pytest.mark.parametrize(("theta", "head_dim"), [(1e4, 16), (1e5, 16), (5e5, 32), (1e6, 128)])
+def test_exponents_and_cosines_in_float32_are_right(
+    frequencies: Callable[[float, int], NDArray[np.float32]], theta: float, head_dim: int
+) -> None:
+    """A cosine may be the sine of pi/2 less the angle, a frequency a power whose exponent was rounded."""
+    positions = np.array([0, 1, 19, 100, 600, 1000, 4095])
+    exact = positions[:, None] * theta ** -(np.arange(0, head_dim, 2) / head_dim)
+    angles = positions[:, None].astype(np.float32) * frequencies(theta, head_dim)
+    cosine = np.sin((np.float32(np.pi / 2) - angles).astype(np.float32))
+    off = np.maximum(np.abs(angles - exact), np.abs(cosine - np.cos(exact)))
+    allowed = angle_error(positions, exact[1])
+    assert (off <= allowed + 8 * 2.0**-24).all()  # what any rotation rounds besides
+    assert (off > 0.4 * allowed).any()
