@@ -210,12 +210,13 @@ def test_what_a_tool_writes_is_read_back_the_same(name: str, tmp_path: Path) -> 
 
 
 def test_the_first_pair_has_no_angle_to_round() -> None:
-    """Its frequency is 1, or a power of 2: whole positions times that are exact in float32."""
+    """Its frequency is 1, or a power of 2: but where a cosine is a sine pi/2 further on, nothing rounds."""
     turns = 1e4 ** -(np.arange(4) / 4)
     off = angle_error([0, 3, 300], turns)
-    assert not off[:, 0].any() and not off[0].any() and np.all(off[1:, 1:] > 0)
-    assert not angle_error([300], turns / 4)[:, 0].any()
-    assert angle_error([300], turns / 3)[:, 0].all()
+    once = 2.0**-24 * np.array([0, 3, 300])
+    assert np.array_equal(off[:, 0], once) and not off[0].any() and np.all(off[1:, 1:] > 0)
+    assert angle_error([300], turns / 4)[0, 0] == once[2] / 4
+    assert angle_error([300], turns / 3)[0, 0] > 2 * once[2] / 3
     for f in (turns, turns / 4, turns / 3):
         built = np.float32([[300]]) * np.float32(f)
         assert np.all(np.abs(built - 300 * f) <= angle_error([300], f))
