@@ -10,6 +10,7 @@
 #   make reference-dumps  record the committed reference dumps again
 #   make other-llamas     programs that nobody here wrote, recorded and judged (OTHERS_ARGS=--cheapest: two of
 #                         them); writes docs/other_llamas.md, an hour or two on two cores
+#   make vocabularies     fetch real vocabularies (90 MB) for the tests of the tokenizer, which skip them else
 #   make docs             write docs/ again from the checkpoints and the command line's help
 #   make clean            remove .venv and everything that was built
 #
@@ -37,7 +38,7 @@ REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas docs clean
+.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas vocabularies docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -99,6 +100,9 @@ reference-dumps: reference
 # The cheapest need no llama.cpp; all the others stand beside it.
 other-llamas: $(if $(findstring --cheapest,$(OTHERS_ARGS)),setup,reference)
 	$(BIN)/python -m tools.other_llamas $(OTHERS_ARGS)
+
+vocabularies: setup
+	$(BIN)/python -m tools.fetch_vocabularies
 
 docs: setup
 	$(BIN)/python -m tools.make_docs
