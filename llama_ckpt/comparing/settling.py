@@ -151,7 +151,7 @@ class Settling(PointJudge):
     def _is_half_split(
         self, number: int, theirs: Mapping[str, Array], run: OwnRun, right: Mapping[str, Array]
     ) -> bool:
-        """Whether q and k lie in half-split order; decided at the first block that has one of them.
+        """Whether q and k lie in half-split order; decided at the first block whose tensors tell.
 
         Once for the whole dump: a layout does not change between blocks, and a wrong block must not look like
         one.
@@ -167,11 +167,19 @@ class Settling(PointJudge):
             limit = self._limit(block_point(number, point), "total")
             plain = judge(point, x, o, limit=limit, dtype=limit.dtype)
             halves = judge(point, interleave_halves(x), o, limit=limit, dtype=limit.dtype)
-            self.half_split = plain.verdict == "fail" and halves.verdict == "pass"
-            if self.half_split:
-                self._say_half_split(number, theirs)
-            return self.half_split
+            if "pass" in (plain.verdict, halves.verdict):
+                return self._take_half_split(plain.verdict == "fail", number, theirs)
+        if "q" in theirs and "q_rope" in theirs:
+            # Wrong in either order; what RoPE turned says which was meant.
+            kind = pair_kind(theirs["q"], theirs["q_rope"], self.sides.positions)
+            return self._take_half_split(kind == "half-split", number, theirs)
         return False
+
+    def _take_half_split(self, half_split: bool, number: int, theirs: Mapping[str, Array]) -> bool:
+        self.half_split = half_split
+        if half_split:
+            self._say_half_split(number, theirs)
+        return half_split
 
     def _say_half_split(self, number: int, theirs: Mapping[str, Array]) -> None:
         """State the layout; where RoPE turns other pairs than the weights are laid out for, that is a bug."""

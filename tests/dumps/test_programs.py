@@ -13,6 +13,7 @@ from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.dumps.program import known_programs
 from llama_ckpt.dumps.record import Recorded, record
+from llama_ckpt.making.export_layouts import halves_from_pairs
 from llama_ckpt.points import split_name
 from tests.dumps import torch_programs as programs
 from tests.dumps.torch_programs import GptFastLike, HfLike, Llama2cLike, MetaLike, loaded
@@ -123,14 +124,64 @@ def test_a_registered_attention_whose_scale_is_forgotten_is_named(
 ) -> None:
     monkeypatch.setitem(programs.ATTENTIONS, "mine", attention)
     report = judged(record(loaded(HfLike("mine"), model), IDS), model, tmp_path)
-    assert report.first_wrong is not None and report.first_wrong.made == "here"
+    assert report.first_wrong is not None
+    assert report.first_wrong.made == ("here" if attention is forgotten_scale else "between")
     assert split_name(report.first_wrong.name) == (0, first)
     assert "the scores are not divided by sqrt(head_dim)" in report.diagnoses[0].sentence()
 
 
-def test_the_last_tokens_logits_alone(model: Path) -> None:
+def test_the_last_tokens_logits_alone(model: Path, tmp_path: Path) -> None:
     recorded = record(loaded(Llama2cLike(programs.by_one_call), model), IDS)
     assert recorded.tensors["logits"].shape == (1, 320)
+    report = judged(recorded, model, tmp_path)
+    assert report.verdict == "pass" and report.compared == report.of == FUSED
+
+
+def halves(w: torch.Tensor, heads: int) -> torch.Tensor:
+    return torch.from_numpy(halves_from_pairs(w.detach().numpy().copy(), heads))
+
+
+def pairs(w: torch.Tensor, heads: int) -> torch.Tensor:
+    return w.detach().reshape(heads, 2, -1, w.shape[1]).transpose(1, 2).reshape(w.shape).clone()
+
+
+def test_weights_in_ggufs_order_in_a_program_that_turns_halves(model: Path, tmp_path: Path) -> None:
+    """q and k are right as they stand, so it is RoPE that turns other pairs than they lie in."""
+    program = loaded(HfLike(), model)
+    for layer in program.model.layers:
+        a = layer.self_attn
+        a.q_proj.weight.data, a.k_proj.weight.data = pairs(a.q_proj.weight, 4), pairs(a.k_proj.weight, 2)
+    report = judged(record(program, IDS), model, tmp_path)
+    assert report.first_wrong is not None and report.first_wrong.name == "blk.0.q_rope"
+    assert "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)" in report.diagnoses[0].sentence()
+
+
+@pytest.mark.parametrize("ids", [[1, 40], IDS], ids=["two", "five"])
+def test_hugging_faces_weights_in_a_program_that_turns_neighbours(
+    ids: list[int], model: Path, tmp_path: Path
+) -> None:
+    program = loaded(MetaLike(), model)
+    for layer in program.layers:
+        a = layer.attention
+        a.wq.weight.data, a.wk.weight.data = halves(a.wq.weight, 4), halves(a.wk.weight, 2)
+    report = judged(record(program, ids), model, tmp_path)
+    (finding,) = report.findings
+    assert finding.kind == "mixed_layout"
+    assert (
+        finding.message == "blk.0.q_rope: weights in half-split order, but RoPE turns neighbours (2i, 2i+1)"
+    )
+
+
+@pytest.mark.parametrize("wrong", [("q",), ("q", "k")], ids=["q", "q and k"])
+def test_an_order_is_known_also_where_q_is_wrong(wrong: tuple[str, ...], model: Path, tmp_path: Path) -> None:
+    """By k, or by what RoPE turned: a gain of q must not look like another order of its features."""
+    program = loaded(HfLike(), model)
+    for name in wrong:
+        getattr(program.model.layers[0].self_attn, f"{name}_proj").weight.data *= 1.1
+    report = judged(record(program, IDS), model, tmp_path)
+    made = [split_name(point.name) for point in report.points if point.made == "here"]
+    assert made == [(0, name) for name in wrong]
+    assert any("half-split order" in note for note in report.notes)
 
 
 def test_every_known_program_has_every_point_that_hooks_can_see() -> None:
