@@ -71,7 +71,6 @@ class IntegerFormat:
 _Q8_0 = IntegerFormat(32, scale="float16")
 _PLAIN_Q8_0 = replace(_Q8_0, inverse="scale", ties="away")
 _Q8_K = IntegerFormat(256, signed=True, reciprocal=True)
-_CUDA = IntegerFormat(32, inverse="scale", ties="away", scale="float16")
 _MMQ = IntegerFormat(32, inverse="one", ties="away", reciprocal=True)
 _ROWS = IntegerFormat(0, inverse="division")
 
@@ -82,8 +81,7 @@ INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
         "q8_1": replace(_Q8_0, sums="scaled"),
         "q8_1-plain": replace(_PLAIN_Q8_0, sums="scaled"),
         "q8_1-candle": replace(_PLAIN_Q8_0, sums="halves"),
-        "q8-cuda": _CUDA,
-        "q8_1-cuda": replace(_CUDA, sums="inputs"),
+        "q8_1-cuda": replace(_PLAIN_Q8_0, sums="inputs"),
         "q8_1-mmq": replace(_MMQ, scale="float16", sums="inputs"),
         "q8-mmq": _MMQ,
         "q8_1-mmq-64": replace(_MMQ, block=64, scale="float16", sums="most inputs"),

@@ -96,7 +96,7 @@ _MMQ = {
     **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), "q8_1-mmq"),
 }
 _MMVQ = {
-    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "*": "q8-cuda"},
+    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "*": "q8_0-plain"},
     **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1"), "q8_1-cuda"),
 }
 
