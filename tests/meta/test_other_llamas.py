@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
@@ -32,7 +31,7 @@ def test_every_environment_is_used_and_pinned() -> None:
     assert {path.stem for path in files} == used - {""}
     for path in files:
         for line in path.read_text(encoding="utf-8").splitlines():
-            if line and not line.startswith("#"):
+            if line and not re.fullmatch(r"#.*|--no-binary=[\w.-]+", line):
                 assert re.fullmatch(r"[\w.-]+==[\w.+!]+", line), f"{path.name}: {line} is not pinned"
                 assert line.partition("==")[0].lower() not in SHARED, f"{path.name}: {line}"
 
@@ -42,18 +41,12 @@ def test_continuous_integration_runs_two_that_must_pass() -> None:
     assert not any(program(key).deviates for key in CHEAPEST)
 
 
-def found(key: str, passed: bool) -> Judged:
+def found(key: str, passed: bool, first: str = "blk.3.q_rope") -> Judged:
     """One run of a program, judged."""
-    run = {
-        "length": 20,
-        "passed": passed,
-        "sentence": "every point is right" if passed else "blk.3.q_rope: theta is 10,000",
-        "first": "" if passed else "blk.3.q_rope",
-        "compared": 547,
-        "logits": 1.5e-7,
-    }
     points = {"q_rope": Errors(own=1e-7, share=0.25, total=2e-7), "logits": Errors(total=1.5e-7)}
-    return Judged(key, "embedded", "float32", points, [run])
+    said = "every point is right" if passed else f"{first}: theta is 10,000"
+    where = "" if passed else first
+    return Judged(key, "embedded", "float32", 20, passed, said, where, 547, 1.5e-7, points)
 
 
 def test_the_page_counts_a_condemned_program_and_says_why() -> None:
@@ -65,21 +58,12 @@ def test_the_page_counts_a_condemned_program_and_says_why() -> None:
 
 
 def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:
-    assert judged_wrongly(found("transformers_eager", False)) == [20]
-    assert judged_wrongly(found("transformers_eager", True)) == []
+    assert judged_wrongly(found("transformers_eager", False))
+    assert not judged_wrongly(found("transformers_eager", True))
 
 
 def test_a_deviating_program_must_be_condemned_where_it_deviates() -> None:
     deviating = next(key for key in keys() if program(key).deviates)
-    one = found(deviating, False)
-    one.runs[0]["first"] = f"blk.0.{program(deviating).at[0]}"
-    assert judged_wrongly(one) == []
-    one.runs[0]["first"] = "blk.0.ffn_out"
-    assert judged_wrongly(one) == [20]
-    assert judged_wrongly(found(deviating, True)) == [20]
-
-
-def test_the_committed_page_has_every_program() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "other_llamas.md").read_text(encoding="utf-8")
-    missing = [key for key in keys() if f"| {program(key).title} |" not in text]
-    assert not missing, "run `make other-llamas`"
+    assert not judged_wrongly(found(deviating, False, f"blk.0.{program(deviating).at[0]}"))
+    assert judged_wrongly(found(deviating, False, "blk.0.ffn_out"))
+    assert judged_wrongly(found(deviating, True))

@@ -72,46 +72,49 @@ def _all(chosen: Any, options: argparse.Namespace) -> Iterator[Judged | DriverEr
             for dtype in one.dtypes:
                 if options.dtypes is not None and dtype not in options.dtypes:
                     continue
+                lengths = [n for n in options.tokens if not one.tokens or n in one.tokens]
+                if not lengths:
+                    continue
                 try:
-                    yield judged(key, files, dtype, options.tokens, recorded)
+                    yield from judged(key, files, dtype, lengths, recorded)
                 except DriverError as error:
                     yield error
 
 
-def judged_wrongly(result: Judged) -> list[int]:
-    """The lengths of prompts on which a right program was condemned, or one that deviates not where it does."""
+def judged_wrongly(result: Judged) -> bool:
+    """Whether a right program was condemned, or a deviating one elsewhere than where it deviates."""
     one = program(result.key)
     if not one.deviates:
-        return [run["length"] for run in result.runs if not run["passed"]]
-    return [run["length"] for run in result.runs if split_name(run["first"])[1] not in one.at]
+        return not result.passed
+    return split_name(result.first)[1] not in one.at
 
 
-def _say(result: Judged) -> int:
-    """A line for each run; how many were judged otherwise than they should be."""
+def _say(result: Judged) -> bool:
+    """A line for a run; whether it was judged otherwise than it should be."""
     wrong = judged_wrongly(result)
-    for run in result.runs:
-        said = "pass" if run["passed"] else f"FAIL {run['sentence']}"
-        where = f"{result.key:24} {result.model:9} {result.dtype:9} {run['length']:4} tokens"
-        print(f"{where}  {'NOT AS IT SHOULD BE: ' if run['length'] in wrong else ''}{said}", flush=True)
-    return len(wrong)
+    said = "pass" if result.passed else f"FAIL {result.sentence}"
+    where = f"{result.key:26} {result.model:9} {result.dtype:9} {result.length:4} tokens"
+    print(f"{where}  {'NOT AS IT SHOULD BE: ' if wrong else ''}{said}", flush=True)
+    return wrong
 
 
 def _keep(result: Judged) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{result.key}-{result.model}-{result.dtype}.json"
+    path = RESULTS / f"{result.key}-{result.model}-{result.dtype}-{result.length}.json"
     path.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
 
 
 def _kept() -> Iterator[Judged]:
     """All results so far of programs that there still are."""
     for path in sorted(RESULTS.glob("*.json")):
-        yield _read(path)
+        if path.name.partition("-")[0] in keys():
+            yield _read(path)
 
 
 def _read(path: Path) -> Judged:
     found = json.loads(path.read_text(encoding="utf-8"))
-    points = {name: Errors(**errors) for name, errors in found["points"].items()}
-    return Judged(found["key"], found["model"], found["dtype"], points, found["runs"])
+    found["points"] = {name: Errors(**errors) for name, errors in found["points"].items()}
+    return Judged(**found)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,18 @@ def prepared(name: str) -> Path:
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == state:
         return folder
     folder.parent.mkdir(exist_ok=True)
-    commands = (
-        [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)],
-        [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python(folder))]
-        + ["install", "--quiet", "--no-deps", "--only-binary", ":all:", "-r", str(wanted)],
-    )
-    for command in commands:
-        if subprocess.run(command, check=False).returncode:
-            raise SystemExit(f"{name} cannot be set up: {' '.join(command)}")
-    _share(folder)
+    _done(name, [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)])
+    _share(folder)  # first: what is built from source finds setuptools there
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python(folder))]
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--only-binary", ":all:"]
+    _done(name, [*pip, "install", *options, "-r", str(wanted)])
     stamp.write_text(state, encoding="utf-8")
     return folder
+
+
+def _done(name: str, command: list[str]) -> None:
+    if subprocess.run(command, check=False).returncode:
+        raise SystemExit(f"the environment {name} cannot be set up: {' '.join(command)}")
 
 
 def python(folder: Path) -> Path:

@@ -25,6 +25,7 @@ class ModelFiles:
     Attributes:
         name: what tables call it.
         gguf: float32 in GGUF.
+        meta: a folder with `model.safetensors`, in Meta's names and order, float32.
         hf: a folder with `model.safetensors` and `config.json`, in Hugging Face's names and order, float32.
         weights_sha256: which a float32 dump declares.
     """
@@ -32,12 +33,18 @@ class ModelFiles:
     name: str
     gguf: str
     hf: str
+    meta: str
     weights_sha256: str
 
     @property
     def weights(self) -> Path:
         """The safetensors file with Hugging Face's names."""
         return Path(self.hf) / "model.safetensors"
+
+    @property
+    def meta_weights(self) -> Path:
+        """The one with Meta's."""
+        return Path(self.meta) / "model.safetensors"
 
     @property
     def config(self) -> dict[str, Any]:
@@ -59,7 +66,7 @@ class Program:
         deviates: what it is known to do otherwise than Llama-2, with its effect; "" for a right program.
             Condemning it is then wanted, and passing it is not.
         at: the points, by neutral name, one of which is where it does that: it must be condemned there.
-        only: names of the models that it can run, where it cannot run all.
+        only: names of the models that it runs, where these are not all; tokens: lengths of the prompts.
         measure: ours or llama.cpp, which the others stand beside.
     """
 
@@ -70,6 +77,7 @@ class Program:
     deviates: str = ""
     at: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
     measure: bool = False
 
 

@@ -11,8 +11,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,43 +55,49 @@ class Errors:
             self.share = _larger(self.share, own["err"] / own["limit"])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Judged:
-    """What compare said of a program's runs on one model in one dtype.
+    """What compare said of one run: of a program, on one model, in one dtype, on a prompt of some length.
 
     Attributes:
-        points: by neutral name.
-        runs: for each prompt its `length`, `passed`, `sentence`, `first` wrong point, `compared` points and
-            the total error of its `logits`.
+        passed, sentence: the verdict and its reason.
+        first: the first wrong point; compared: how many were judged.
+        logits: their total error, NaN where they were not recorded.
+        points: the largest errors over the blocks, by neutral name.
     """
 
     key: str
     model: str
     dtype: str
-    points: dict[str, Errors] = field(default_factory=dict)
-    runs: list[dict[str, Any]] = field(default_factory=list)
+    length: int
+    passed: bool
+    sentence: str
+    first: str
+    compared: int
+    logits: float
+    points: dict[str, Errors]
 
 
 def _larger(a: float, b: float | None) -> float:
     return a if b is None or math.isnan(b) else b if math.isnan(a) else max(a, b)
 
 
-def judged(key: str, files: ModelFiles, dtype: str, lengths: Sequence[int], reference: Path | None) -> Judged:
-    """Run a program on prompts of these lengths and judge each dump.
+def judged(
+    key: str, files: ModelFiles, dtype: str, lengths: Sequence[int], reference: Path | None
+) -> Iterator[Judged]:
+    """Run a program on prompts of these lengths, which loads it once, and judge each dump.
 
     Raises:
         DriverError: the program could not be run, which is no result.
     """
-    result = Judged(key, files.name, dtype)
     (OTHERS / "dumps").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=OTHERS / "dumps") as scratch:
         outs = {length: Path(scratch) / f"{length}.safetensors" for length in lengths}
         prompts = tuple((prompt(files, length), str(out)) for length, out in outs.items())
         _drive(Job(key, files, dtype, prompts), Path(scratch) / "job.json")
         for length, out in outs.items():
-            _take(result, _compared(out, files, reference, length), length)
+            yield _judged(key, files.name, dtype, length, _compared(out, files, reference, length))
             out.unlink()
-    return result
 
 
 def _drive(job: Job, path: Path) -> None:
@@ -125,19 +131,23 @@ def _compared(dump: Path, files: ModelFiles, reference: Path | None, length: int
     return found
 
 
-def _take(result: Judged, found: Mapping[str, Any], length: int) -> None:
+def _judged(key: str, model: str, dtype: str, length: int, found: Mapping[str, Any]) -> Judged:
+    """What is kept of a comparison's JSON."""
+    points: dict[str, Errors] = {}
     logits = math.nan
     for point in found["points"]:
-        result.points.setdefault(point["point"], Errors()).take(point)
+        points.setdefault(point["point"], Errors()).take(point)
         if point["name"] == "logits" and point["total"]:
             logits = point["total"]["err"] or math.nan
-    result.runs.append(
-        {
-            "length": length,
-            "passed": found["verdict"] == "pass",
-            "sentence": found["reason"],
-            "first": found["first_wrong"] or "",
-            "compared": found["compared"],
-            "logits": logits,
-        }
+    return Judged(
+        key,
+        model,
+        dtype,
+        length,
+        passed=found["verdict"] == "pass",
+        sentence=found["reason"],
+        first=found["first_wrong"] or "",
+        compared=found["compared"],
+        logits=logits,
+        points=points,
     )

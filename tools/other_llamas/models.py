@@ -1,7 +1,7 @@
 """The models that the programs run: ours, one with grouped heads, and a real trained one; and the prompts.
 
-Each is made once under `.others/models/<name>`: float32 in GGUF, in Hugging Face's layout, and llama.cpp's
-recordings of the prompts, where llama.cpp is installed.
+Each is made once under `.others/models/<name>`: float32 in GGUF, in Hugging Face's and Meta's layouts, and
+llama.cpp's recordings of the prompts, where llama.cpp is installed.
 """
 
 from __future__ import annotations
@@ -78,13 +78,16 @@ MODELS: Mapping[str, Source] = {
 def model_files(name: str) -> ModelFiles:
     """The files of a model, made if they are not there."""
     folder = OTHERS / "models" / name
-    gguf, hf = folder / "model.gguf", folder / "hf"
-    if not (hf / "config.json").is_file():
+    gguf, done = folder / "model.gguf", folder / "done"
+    if not done.is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         MODELS[name].write(gguf)
-        export_weights(gguf, hf / "model.safetensors", layout="hf")
-    return ModelFiles(name, str(gguf), str(hf), weights_sha256(open_gguf(gguf)))
+        for layout in ("hf", "meta"):
+            export_weights(gguf, folder / layout / "model.safetensors", layout=layout)
+        done.touch()
+    sha256 = weights_sha256(open_gguf(gguf))
+    return ModelFiles(name, str(gguf), str(folder / "hf"), str(folder / "meta"), sha256)
 
 
 def prompt(files: ModelFiles, length: int) -> tuple[int, ...]:

@@ -34,15 +34,14 @@ def page(results: Iterable[Judged]) -> str:
     """The page's text."""
     found = sorted(results, key=_order)
     right = [one for one in found if not program(one.key).deviates]
-    runs = [run for one in right for run in one.runs]
-    lengths = sorted({run["length"] for one in found for run in one.runs})
+    lengths = sorted({one.length for one in found})
     names = list(dict.fromkeys(one.model for one in found))
     intro = INTRO.format(
         lengths=", ".join(map(str, lengths)),
         models="\n".join(f"- **{name}**: {MODELS[name].sentence}." for name in names),
-        condemned=sum(not run["passed"] for run in runs),
-        runs=len(runs),
-        points=f"{sum(run['compared'] for run in runs):,}",
+        condemned=sum(not one.passed for one in right),
+        runs=len(right),
+        points=f"{sum(one.compared for one in right):,}",
     )
     parts = [intro, *_condemned(right), *_summary(right)]
     for dtype in ("float32", "float16", "bfloat16"):
@@ -51,24 +50,25 @@ def page(results: Iterable[Judged]) -> str:
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _order(one: Judged) -> tuple[bool, str, int, int]:
-    """Ours and llama.cpp first, then by name; models and dtypes in their own order."""
+def _order(one: Judged) -> tuple[bool, str, int, int, int]:
+    """Ours and llama.cpp first, then by name; models, dtypes and prompts in their own order."""
     kinds = ("float32", "float16", "bfloat16")
-    return not program(one.key).measure, one.key, kinds.index(one.dtype), list(MODELS).index(one.model)
+    at = kinds.index(one.dtype), list(MODELS).index(one.model), one.length
+    return not program(one.key).measure, one.key, *at
 
 
 def _condemned(right: Sequence[Judged]) -> Iterator[str]:
-    bad = [(one, run) for one in right for run in one.runs if not run["passed"]]
+    bad = [one for one in right if not one.passed]
     if bad:
         yield "## Condemned, which they should not be\n"
         yield "| program | dtype | model | tokens | what compare says |\n| --- | --- | --- | --- | --- |"
-        for one, run in bad:
-            yield f"| {program(one.key).title} | {one.dtype} | {one.model} | {run['length']} | {_said(run)} |"
+        for one in bad:
+            yield f"| {program(one.key).title} | {one.dtype} | {one.model} | {one.length} | {_said(one)} |"
         yield ""
 
 
-def _said(run: dict[str, object]) -> str:
-    return str(run["sentence"]).replace("|", "¦")
+def _said(one: Judged) -> str:
+    return one.sentence.replace("|", "¦")
 
 
 def _summary(right: Sequence[Judged]) -> Iterator[str]:
@@ -81,11 +81,10 @@ def _summary(right: Sequence[Judged]) -> Iterator[str]:
     yield "| " + " | ".join(head) + " |\n|" + " --- |" * len(head)
     for key, dtype in dict.fromkeys((one.key, one.dtype) for one in right):
         own = [one for one in right if (one.key, one.dtype) == (key, dtype)]
-        runs = [run for one in own for run in one.runs]
-        cells = [program(key).title, dtype, str(len(runs)), str(sum(not run["passed"] for run in runs))]
-        cells += [f"{sum(run['compared'] for run in runs):,}", _nearest(own)]
+        cells = [program(key).title, dtype, str(len(own)), str(sum(not one.passed for one in own))]
+        cells += [f"{sum(one.compared for one in own):,}", _nearest(own)]
         for model in models:
-            cells.append(_number([run["logits"] for one in own if one.model == model for run in one.runs]))
+            cells.append(_number([one.logits for one in own if one.model == model]))
         yield "| " + " | ".join(cells) + " |"
     yield ""
 
@@ -129,9 +128,6 @@ def _deviations(some: Sequence[Judged]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for one in some:
         what = program(one.key)
-        for run in one.runs:
-            said = "passes" if run["passed"] else _said(run)
-            yield (
-                f"| {what.title} | {what.deviates} | {one.model} | {one.dtype} | {run['length']} | {said} |"
-            )
+        said = "passes" if one.passed else _said(one)
+        yield f"| {what.title} | {what.deviates} | {one.model} | {one.dtype} | {one.length} | {said} |"
     yield ""
