@@ -67,6 +67,7 @@ def compare_dump(
         with np.errstate(all="ignore"):  # a diverging program overflows; its points say so
             walk.run()
         result.diagnoses += walk.explainer.diagnoses
+        result.notes += walk.explainer.notes
         names_there = [name for name in wanted if _is_there(name, sides, set(walk.shifts))]
     else:
         names_there = list(sides.theirs.names)

@@ -20,6 +20,7 @@ from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.diagnose.rope_rounding import cost_of_angles
 from llama_ckpt.judging.adjudication import adjudicate
 from llama_ckpt.judging.limits import ErrorKind, Limit
 from llama_ckpt.oracle import llama as oracle
@@ -35,12 +36,22 @@ MOST_EXPLAINED = 3
 MADE = ("here", "between", "unknown")
 """Where an error has to be made to be explained; one that is inherited is explained where it is made."""
 
+PART_OF_A_RUN = 0.6
+"""What leaves less of a whole run's error is named as a part: an element that a program rounds the other
+way than the oracle with that bug does goes through all blocks."""
+
 
 @dataclass
 class Explainer:
-    """Collects the diagnoses of a walk, the first wrong point's first."""
+    """Collects the diagnoses of a walk, the first wrong point's first.
+
+    Attributes:
+        diagnoses: of the points where an error is made.
+        notes: what is right, and worth knowing.
+    """
 
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)  # functions and points that were explained
 
     def explain(
@@ -61,6 +72,8 @@ class Explainer:
             mask: of the attention scores.
             limits: gives what holds at a full name.
         """
+        for point in {"q_rope", "k_rope"} & judged.keys():
+            self._note_angles(point, judged[point], theirs[point], run)
         for point, compared in judged.items():
             if compared.made not in MADE or len(self.diagnoses) >= MOST_EXPLAINED or point in self._seen:
                 continue
@@ -112,18 +125,33 @@ class Explainer:
         return found
 
     def explain_whole(self, evidence: list[Evidence]) -> None:
-        """Try on the whole model what no single block explains: blocks left out or in another order.
+        """Try on the whole model what no single block explains.
+
+        Blocks left out or in another order; where the first wrong point is an end of a block or the
+        logits, every bug in all blocks at once.
 
         Args:
             evidence: the ends of the blocks and the logits, in order, with the call of the whole model.
         """
         if not self.diagnoses or is_explained(self.diagnoses[0]) or not evidence:
             return
-        among = [bug for bug in candidates("logits") if bug.function == "logits"]
-        found = diagnose_points(evidence, among=among)
-        if is_explained(found):
+        among = candidates(evidence[0].case.function)
+        if self.diagnoses[0].point not in (one.name for one in evidence):
+            among = tuple(bug for bug in among if bug.function == "logits")
+        found = diagnose_points(evidence, among=among, part=PART_OF_A_RUN)
+        if is_explained(found) or not self.diagnoses[0].named:
             first = replace(self.diagnoses[0], named=found.named, indistinguishable=found.indistinguishable)
             self.diagnoses[0] = first
+
+    def _note_angles(self, point: str, judged: ComparedPoint, turned: Array, run: OwnRun) -> None:
+        """Say what the angles of a right rotation cost, where that shows; once."""
+        called = None if self.notes or judged.made else run.call(point)
+        if called is None or called[0].function != "rope":
+            return
+        given = called[0].arguments
+        said = cost_of_angles(given[point[0]], turned, given["positions"], given["frequencies"])
+        if said is not None:
+            self.notes.append(said)
 
     def _by_structure(
         self,

@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
+from llama_ckpt.diagnose.evidence import Evidence, Predictions
 from llama_ckpt.diagnose.matching import distance
-from llama_ckpt.diagnose.named import Evidence, Predictions, name_bugs
-from llama_ckpt.diagnose.records import Diagnosis, SmallestLimit
+from llama_ckpt.diagnose.named import name_bugs
+from llama_ckpt.diagnose.records import Diagnosis, NamedBug, SmallestLimit
 from llama_ckpt.diagnose.structure import find_structure
+from llama_ckpt.diagnose.trying import EXPLAINS_MOST
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import averaging, measure
 from llama_ckpt.points import Case
 
 __all__ = ["diagnose_point", "diagnose_points", "smallest_limit"]
+
+
+LARGE = 500_000
+"""Elements of a tensor that is not searched for simple changes once a bug explains it."""
 
 
 def diagnose_point(
@@ -54,16 +60,25 @@ def diagnose_point(
         among: the bugs that are tried; None: all that can show in this case.
         predictions: share one among diagnoses of the same cases, and no bug is computed twice.
     """
-    found = Diagnosis(
+    named: list[NamedBug] = []
+    alike: list[tuple[str, ...]] = []
+    if case is not None:
+        evidence = [Evidence(name, x, o, limit, case, mask)]
+        named, alike = name_bugs(evidence, among=among, predictions=predictions)
+    structure = partial(find_structure, limit=limit, mask=mask, n_heads=n_heads, neighbours=neighbours)
+    return Diagnosis(
         name,
         err=distance(x, o, mask),
-        structure=find_structure(x, o, limit=limit, mask=mask, n_heads=n_heads, neighbours=neighbours),
+        structure=[] if _is_enough(named, o) else structure(x, o),
+        named=named,
+        indistinguishable=alike,
         smallest_limit=smallest_limit(x, o, limit, mask),
     )
-    if case is None:
-        return found
-    named, alike = name_bugs([Evidence(name, x, o, limit, case, mask)], among=among, predictions=predictions)
-    return replace(found, named=named, indistinguishable=alike)
+
+
+def _is_enough(named: Sequence[NamedBug], o: ArrayLike) -> bool:
+    """Whether a bug explains a tensor so large that looking for simpler changes would take long."""
+    return np.size(o) > LARGE and any(bug.explained for bug in named)
 
 
 def diagnose_points(
@@ -71,18 +86,26 @@ def diagnose_points(
     *,
     among: Iterable[Bug] | None = None,
     predictions: Predictions | None = None,
+    part: float = EXPLAINS_MOST,
 ) -> Diagnosis:
     """The diagnosis of the first tensor, its bugs named by all of them together.
 
     Args:
         evidence: the tensors of one function, right and wrong ones, the first wrong one first; those
             that are right tell which bugs it cannot be.
-        among, predictions: as in `diagnose_point`.
+        among, predictions: as in `diagnose_point`; part: as in `name_bugs`.
     """
     first = evidence[0]
-    found = diagnose_point(first.name, first.x, first.o, limit=first.limit, mask=first.mask)
-    named, alike = name_bugs(evidence, among=among, predictions=predictions)
-    return replace(found, named=named, indistinguishable=alike)
+    named, alike = name_bugs(evidence, among=among, predictions=predictions, part=part)
+    structure = partial(find_structure, limit=first.limit, mask=first.mask)
+    return Diagnosis(
+        first.name,
+        err=distance(first.x, first.o, first.mask),
+        structure=[] if _is_enough(named, first.o) else structure(first.x, first.o),
+        named=named,
+        indistinguishable=alike,
+        smallest_limit=smallest_limit(first.x, first.o, first.limit, first.mask),
+    )
 
 
 def smallest_limit(

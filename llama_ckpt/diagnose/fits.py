@@ -15,14 +15,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.patched_oracle import RIGHT, Patch, PatchedOracle
+from llama_ckpt.diagnose.rope_fits import rope_bugs
 from llama_ckpt.points import Case, split_name
 
 __all__ = ["fitted_bugs"]
 
 Array: TypeAlias = NDArray[np.float64]
-
-GRID = 400
-"""Values of a parameter that are tried before the best is refined."""
 
 
 def fitted_bugs(point: str, x: ArrayLike, case: Case) -> Iterator[Bug]:
@@ -49,49 +47,6 @@ def _epsilon(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
 
 def _with_epsilon(fitted: float, right: PatchedOracle, *args: Any, eps: float, **options: Any) -> Any:
     return right.rms_norm(*args, eps=fitted, **options)
-
-
-def _angles(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
-    """The turn of each pair, against that of other positions, frequencies and thetas."""
-    source = given["q" if point == "q_rope" else "k"]
-    before, after = (np.asarray(a, np.float64) for a in (source, y))
-    if before.shape != after.shape or len(after) < 2:
-        return
-    pairs = [a[..., 0::2] + 1j * a[..., 1::2] for a in (before, after)]
-    turned = np.sum(pairs[1] * np.conj(pairs[0]), axis=1)  # [n, head_dim / 2]: weight and angle
-    positions, f = np.asarray(given["positions"], np.float64), np.asarray(given["frequencies"], np.float64)
-    exponents = np.arange(len(f)) / len(f)
-
-    def misfit(at: Array, frequencies: Array) -> float:
-        return -float(np.sum(np.real(turned * np.exp(-1j * at[:, None] * frequencies))))
-
-    offset = min(range(-16, 17), key=lambda k: misfit(positions + k, f))
-    yield _rope(f"RoPE's positions are off by {offset:+d}", "offset", positions + offset, f)
-    log_theta = _smallest(
-        lambda value: misfit(positions, np.exp(-value * exponents)), np.log(10), np.log(1e9)
-    )
-    theta = np.exp(-log_theta * exponents)
-    yield _rope(f"RoPE's theta is {np.exp(log_theta):.6g}", "theta", positions, theta)
-    log_factor = _smallest(lambda value: misfit(positions, f * np.exp(value)), -np.log(64), np.log(64))
-    factor = np.exp(log_factor)
-    yield _rope(f"RoPE's frequencies are multiplied by {factor:.6g}", "factor", positions, f * factor)
-
-
-def _rope(sentence: str, what: str, positions: Array, frequencies: Array) -> Bug:
-    def rope(right: PatchedOracle, q: Any, k: Any, at: Any = None, f: Any = None, **given: Any) -> Any:
-        return right.rope(q, k, positions, frequencies)
-
-    return Bug(f"rope-{what}-fitted", sentence, "1B", "rope", rope)
-
-
-def _smallest(cost: Callable[[float], float], low: float, high: float) -> float:
-    """Where `cost` is smallest: the best of a grid, then nine tenths closer again and again."""
-    best = float(min(np.linspace(low, high, GRID), key=cost))
-    width = (high - low) / GRID
-    for _ in range(12):
-        best = float(min(np.linspace(best - width, best + width, 41), key=cost))
-        width /= 10
-    return best
 
 
 def _scale(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
@@ -153,7 +108,7 @@ def _with_temperature(
 
 FITS: Mapping[str, Callable[[str, Array, Mapping[str, Any]], Iterator[Bug]]] = {
     "rms_norm": _epsilon,
-    "rope": _angles,
+    "rope": rope_bugs,
     "attention": _scale,
     "softmax": _temperature,
 }

@@ -22,6 +22,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 ROUNDED = 1e-6
 """Where equality is asked, a prediction nearer than float32's rounding explains the tensor."""
 
+SAMPLE = 100_000
+"""Of larger tensors so many elements tell which are the largest."""
+
 
 def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: float = 0.0) -> float:
     """||x - p|| / ||p|| where `mask` is True, without the share of elements `spared` that are furthest off.
@@ -35,20 +38,37 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: fl
         return np.inf
     if predicted.dtype.kind in "iub":
         return float(np.mean(trial != predicted)) if trial.size else 0.0
-    if mask is not None:
-        judged = np.broadcast_to(mask, predicted.shape)
-        trial, predicted = np.where(judged, trial, 0.0), np.where(judged, predicted, 0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        residual = (trial.astype(np.float64) - predicted).ravel()
-        if spared and (n := int(spared * residual.size)):
-            residual = np.partition(np.abs(residual), residual.size - n)[:-n]
-        total, norm = np.linalg.norm(residual), np.linalg.norm(predicted.astype(np.float64).ravel())
+        residual, wanted = trial - predicted.astype(np.float64), predicted
+        if mask is not None:
+            judged = np.broadcast_to(mask, predicted.shape)
+            residual, wanted = np.where(judged, residual, 0.0), np.where(judged, predicted, 0.0)
+        total, norm = _norm(_without_largest(residual, spared)), _norm(wanted)
     if np.isfinite(total) and np.isfinite(norm):
-        return float(total / norm) if norm else float(total)
+        return total / norm if norm else total
     odd = ~(np.isfinite(trial) & np.isfinite(predicted))
-    if not np.array_equal(trial[odd], predicted[odd], equal_nan=True):
+    if mask is not None:
+        odd &= judged
+    if not odd.any() or not np.array_equal(trial[odd], predicted[odd], equal_nan=True):
         return np.inf
-    return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted), spared=spared)
+    return distance(np.where(odd, 0.0, trial), np.where(odd, 0.0, predicted), mask, spared=spared)
+
+
+def _norm(array: Array) -> float:
+    return float(np.linalg.norm(np.asarray(array, np.float64).ravel()))
+
+
+def _without_largest(residual: Array, share: float) -> Array:
+    """Without the share of elements that are largest; of a large tensor as a sample of it tells."""
+    n = int(share * residual.size)
+    if not n:
+        return residual
+    sizes = np.abs(residual).ravel()
+    if sizes.size <= SAMPLE:
+        return np.partition(sizes, sizes.size - n)[:-n]
+    few = sizes[np.random.default_rng(0).integers(0, sizes.size, SAMPLE)]
+    most = np.quantile(few, 1 - share)
+    return np.where(sizes <= most, sizes, 0.0)
 
 
 def leaves_at_most(limit: Limit) -> float:

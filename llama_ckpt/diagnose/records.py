@@ -14,6 +14,9 @@ from llama_ckpt.json_values import finite
 
 __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
 
+SIMPLE = frozenset({"permutation", "heads", "position", "layer", "axes", "sign", "constant"})
+"""Kinds of changes that say more than two bugs of a catalogue that happen to give them."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -67,6 +70,7 @@ class NamedBug:
         share, allowed: as in `Finding`.
         beyond: where all but a few elements fit within rounding, the share of those few: a bug that
             rounds may round some the other way. NaN where more are off.
+        rounds: whether it is a bug that rounds.
     """
 
     name: str
@@ -77,13 +81,16 @@ class NamedBug:
     share: float = 1.0
     allowed: float = math.nan
     beyond: float = math.nan
+    rounds: bool = False
 
     def said(self, alike: str = "") -> str:
         """The bug with what it leaves, a sentence for a report; `alike` stands behind its name."""
         if not self.explained and math.isfinite(self.beyond):
             few = f"{100 * self.beyond:.2g}% of the elements, where {self.remaining_error:.1e} remains"
             return f"{self.sentence}{alike}: all but {few}: rounded another way, or something else as well"
-        return _with_what_is_left(self.sentence + alike, self)
+        said = _with_what_is_left(self.sentence + alike, self)
+        other = "something else as well"
+        return said.replace(other, f"rounded another way, or {other}") if self.rounds else said
 
 
 def _with_what_is_left(sentence: str, found: Finding | NamedBug) -> str:
@@ -143,9 +150,12 @@ class Diagnosis:
     def sentence(self) -> str:
         """The likeliest explanation in one sentence, with the remaining error; empty where there is none.
 
-        What explains the tensor whole goes before what explains a part, and a bug before a simple change.
+        What explains the tensor whole goes before what explains a part, a bug before a simple change, and
+        that before two bugs at once.
         """
         found: list[NamedBug | Finding] = [*self.named[:1], *self.structure[:1]]
+        if self.named[:1] and self.structure[:1] and "+" in self.named[0].name:
+            found = found[:: -1 if self.structure[0].kind in SIMPLE else 1]
         best = min(found, key=lambda one: not one.explained, default=None)
         if isinstance(best, NamedBug):
             alike = [name for group in self.indistinguishable if best.name in group for name in group[1:]]

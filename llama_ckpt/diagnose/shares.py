@@ -21,6 +21,9 @@ Array: TypeAlias = NDArray[np.float64]
 FEW = 0.25
 """Up to this share of the tokens, heads or features are called some."""
 
+READ_POSITIONS = frozenset({"rope", "attention", "add", "output_logits"})
+"""Functions that may go wrong and leave the first token as it is."""
+
 
 def only_some(x: Array, o: Array, heads: tuple[Array, Array] | None, limit: Limit) -> Iterator[Change]:
     """Everything is right but for some tokens, heads, or features.
@@ -48,7 +51,7 @@ def _some(x: Array, o: Array, axis: int, kind: str, noun: str, limit: Limit) -> 
     norms = np.sqrt(np.sum(o * o, axis=others))
     equal_share = leaves_at_most(limit) * np.linalg.norm(norms) / np.sqrt(n)
     bad = np.flatnonzero(errors > np.maximum(equal_share, limit.row_err * norms))
-    if n < 2 or not 0 < len(bad) <= max(1, int(FEW * n)):
+    if n < 2 or not 0 < len(bad) <= max(1, int(FEW * n)) or _first_is_always_right(limit, axis, bad, n):
         return
     changed = o.copy()
     index = tuple(bad if i == axis else slice(None) for i in range(x.ndim))
@@ -57,6 +60,14 @@ def _some(x: Array, o: Array, axis: int, kind: str, noun: str, limit: Limit) -> 
     of = "" if f" of {n} " in names else f", of {n}"
     verb = "is" if len(bad) == 1 or names.startswith("every ") else "are"
     yield Change(kind, f"only {names} {verb} off{of}", changed)
+
+
+def _first_is_always_right(limit: Limit, axis: int, bad: NDArray[np.int64], n: int) -> bool:
+    """Of two tokens the first is not turned and sees itself alone: that the second is off says nothing."""
+    if axis or n > 2 or 0 in bad:
+        return False
+    point = POINTS.get(limit.point)
+    return limit.error_kind == "total" or (point is not None and point.function in READ_POSITIONS)
 
 
 def one_for_each(x: Array, o: Array, heads: tuple[Array, Array] | None) -> Iterator[Change]:

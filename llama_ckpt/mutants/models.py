@@ -2,8 +2,9 @@
 
 What the small ones are made for: every sublayer matters, embeddings are as small as a trained model's,
 so that epsilon is seen, and matrices are exact in Q8_0, so that packed and dequantized weights agree. One
-shape has as many key heads as query heads, the other half as many, another theta and epsilon, and a
-prompt that begins at position 5. The recorded logits have two copies of each column: ties.
+shape has as many key heads as query heads, another half as many, another theta and epsilon, and a
+prompt that begins at position 5; the third scales RoPE and begins far out. The recorded logits have two
+copies of each column: ties.
 """
 
 from __future__ import annotations
@@ -34,8 +35,12 @@ Array: TypeAlias = NDArray[Any]
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     "alike": {"n_kv_heads": 4, "rms_norm_eps": 1e-5, "rope_theta": 1e4},
     "grouped": {"n_kv_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 5e5},
+    "scaled": {"n_kv_heads": 1, "rms_norm_eps": 1e-5, "rope_theta": 2e4, "rope_scale": 4.0, "n_layers": 3},
 }
-"""What the two shapes differ in; both are 64 wide, with 4 query heads of 16 and 11 blocks."""
+"""What the shapes differ in; all are 64 wide, with 4 query heads of 16, and have 11 blocks if not said."""
+
+FIRST = {"alike": 0, "grouped": 5, "scaled": 3001}
+"""Where their prompts begin: 3,001 and its neighbours are beyond what half precision counts to."""
 
 SAMPLING: tuple[Mapping[str, Any], ...] = (
     {"temperature": 1.0},
@@ -118,19 +123,17 @@ def seeded_given(shape: str, seed: int) -> GivenPrompt:
     """A small model and a prompt of 8 tokens from a seed."""
     generator = np.random.default_rng([seed, sorted(SHAPES).index(shape)])
     config = LlamaConfig(
-        n_layers=11,
+        **{"n_layers": 11, **SHAPES[shape]},
         n_heads=4,
         head_dim=16,
         width=64,
         ffn=96,
         vocab_size=320,
-        context_length=512,
-        **SHAPES[shape],
+        context_length=4096,
     )
     weights = seeded_weights(config, generator)
     token_ids = generator.integers(3, config.vocab_size, 8)
-    first = 0 if shape == "alike" else 5
-    positions = np.arange(first, first + len(token_ids))
+    positions = FIRST[shape] + np.arange(len(token_ids))
     short = SimpleNamespace(**{**vars(weights), "blocks": weights.blocks[:2]})
     return GivenPrompt(
         label=f"{shape}/{seed}",
@@ -140,7 +143,7 @@ def seeded_given(shape: str, seed: int) -> GivenPrompt:
         recorded=False,
         token_ids=token_ids,
         positions=positions,
-        blocks=(0, 5, 10),
+        blocks=(0, config.n_layers // 2, config.n_layers - 1),
         prompt=" ".join(generator.choice(WORDS, 6)),
         tokenizer=embedded_tokenizer(),
         model=SimpleNamespace(config=replace(config, n_layers=2), weights=short, eog_ids=frozenset()),

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import inspect
 import re
+from itertools import chain
+from typing import Any
 
+import numpy as np
 import pytest
 
 from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
-from llama_ckpt.diagnose.patched_oracle import RIGHT
+from llama_ckpt.diagnose.evidence import Evidence
+from llama_ckpt.diagnose.few_tokens import few_tokens
+from llama_ckpt.diagnose.patched_oracle import RIGHT, DoesNotApply
+from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.mutants.models import SHAPES
 from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
+from llama_ckpt.points import POINTS, Case, split_name
 from llama_ckpt.precisions import DTYPES
+from tests.comparing.prompts import bench
 
 LADDER = [checkpoint.id for checkpoint in discover()]
 
@@ -54,6 +63,41 @@ def test_candidates_reach_into_what_a_function_calls() -> None:
 def test_candidates_leave_out_what_passed() -> None:
     left = candidates("block", ("1", "1B", "2", "3", "6"))
     assert {bug.checkpoint for bug in left} == {"7"}
+
+
+def first_three(case: Case, answers: dict[str, Any]) -> list[Evidence] | None:
+    """The call and its answers for three tokens of eight; None of a function that has no tokens."""
+    limits = {name: limit_for(name, "float32", "own") for name in answers if split_name(name)[1] in POINTS}
+    wrong = [Evidence(name, 1 + 2 * answers[name], answers[name], one, case) for name, one in limits.items()]
+    return few_tokens(wrong, 2) if wrong else None
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_of_fewer_tokens_a_bug_makes_the_same_rows(shape: str) -> None:
+    """What does not is marked, for whoever tries bugs on a few tokens alone."""
+    seen = set()
+    for case in chain.from_iterable(bench(shape).cases.values()):
+        cut = first_three(case, RIGHT.answers(case))
+        for bug in catalogue() if cut else ():
+            if bug.function == case.function and not bug.sees_later:
+                seen.add(bug.name)
+                assert same_rows(bug, case, cut), bug.name
+    assert len(seen) > 80
+
+
+def same_rows(bug: Bug, case: Case, cut: list[Evidence]) -> bool:
+    with np.errstate(all="ignore"):
+        try:
+            whole, rows = bug.oracle.answers(case), bug.oracle.answers(cut[0].case)
+        except DoesNotApply:
+            return True
+    for one in cut:
+        n = len(rows[one.name])
+        wanted = whole[one.name][:n]
+        wanted = wanted[..., :n] if one.name.endswith(("attn_scores", "attn_probs")) else wanted
+        if not np.allclose(wanted, rows[one.name], rtol=1e-6, atol=1e-9, equal_nan=True):
+            return False
+    return True
 
 
 def test_variants_have_a_precision_and_bugs_lie_over_float32_ones() -> None:

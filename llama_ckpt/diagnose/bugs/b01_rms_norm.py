@@ -38,6 +38,11 @@ def weighed(change: Callable[[Array], Array]) -> Patch:
     return rms_norm
 
 
+def as_x_transformers(right: PatchedOracle, x: Any, weight: Any, *, eps: float, tap: Any = None) -> Array:
+    rows = right.float64(x)
+    return np.asarray(rows / np.sqrt(mean_square(rows)) * (1 + right.float64(weight)))
+
+
 def mean_subtracted(right: PatchedOracle, x: Any, weight: Any, *, eps: float, tap: Any = None) -> Array:
     rows = right.float64(x)
     normed: Array = right.rms_norm(rows - rows.mean(axis=-1, keepdims=True), weight, eps=eps)
@@ -71,8 +76,8 @@ def over_all_tokens(x: Array, eps: float) -> Array:
     return np.full((len(x), 1), np.sqrt(np.mean(x * x) + eps), dtype=x.dtype)
 
 
-def bug(name: str, sentence: str, patch: Patch) -> Bug:
-    return Bug(f"norm-{name}", sentence, "1", "rms_norm", patch)
+def bug(name: str, sentence: str, patch: Patch, *, sees_later: bool = False) -> Bug:
+    return Bug(f"norm-{name}", sentence, "1", "rms_norm", patch, sees_later)
 
 
 BUGS = (
@@ -95,6 +100,11 @@ BUGS = (
     bug("mean-subtracted", "the norm subtracts the mean, as LayerNorm does", mean_subtracted),
     bug("weight-missing", "the norm's weight is forgotten", weighed(np.ones_like)),
     bug("weight-plus-one", "the norm multiplies by 1 + weight, as Gemma does", weighed(lambda w: 1 + w)),
+    bug(
+        "weight-plus-one-without-eps",
+        "the norm has no epsilon and multiplies by 1 + weight, as x-transformers does",
+        as_x_transformers,
+    ),
     bug("weight-shifted", "the norm's weight is shifted by one feature", weighed(lambda w: np.roll(w, 1))),
     bug("weight-first", "the norm's weight is multiplied in before normalizing", weight_first),
     bug(
@@ -116,6 +126,7 @@ BUGS = (
         "over-all-tokens",
         "the norm's mean runs over all tokens, not over one token's features",
         by(over_all_tokens),
+        sees_later=True,
     ),
     bug(
         "mean-of-sizes",

@@ -1,4 +1,4 @@
-"""Checkpoint 1B: RoPE.
+"""Checkpoint 1B: RoPE: which pairs are turned, at which positions, by which theta.
 
 Frequencies are handed over, so a wrong theta is that of a program which makes its own.
 """
@@ -13,9 +13,15 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rounding import to_bfloat16
+from llama_ckpt.diagnose.rope_numbers import (
+    frequencies_of,
+    llama3_scaled,
+    same_number,
+    scale_of,
+    theta_of,
+)
 
-__all__ = ["BUGS"]
+__all__ = ["BUGS", "asked"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -29,20 +35,52 @@ def asked(change: Callable[[Array, Array], tuple[Any, Any]]) -> Patch:
     return rope
 
 
-def own_frequencies(theta: float, step: float = 2.0) -> Patch:
-    """Frequencies theta^(-step i / d), whatever the file says."""
-    return asked(lambda at, f: (at, theta ** (-step * np.arange(len(f)) / (2 * len(f)))))
+def own_theta(theta: float) -> Patch:
+    """Frequencies of this theta, whatever the file says; where the file says it, nothing is wrong."""
+
+    def change(at: Array, f: Array) -> tuple[Array, Array]:
+        if same_number(theta_of(f), theta):
+            raise DoesNotApply
+        return at, frequencies_of(theta, len(f), scale_of(f))
+
+    return asked(change)
 
 
-def half_split(
-    right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None
-) -> Any:
-    """Pairs (i, i + d/2), as Hugging Face's weights are ordered."""
-    d = np.asarray(q).shape[-1]
-    order = np.arange(d).reshape(2, d // 2).T.ravel()  # 0, d/2, 1, d/2 + 1, …
-    back = np.argsort(order)
-    turned = right.rope(np.asarray(q)[..., order], np.asarray(k)[..., order], positions, frequencies)
-    return tuple(x[..., back] for x in turned)
+def scaled(change: Callable[[Array, float], Array]) -> Patch:
+    """Frequencies of another linear scaling: `change(frequencies, scale)`."""
+
+    def rope(at: Array, f: Array) -> tuple[Array, Array]:
+        if same_number(scale_of(f), 1.0):
+            raise DoesNotApply
+        return at, change(f, scale_of(f))
+
+    return asked(rope)
+
+
+def exponent_halved(at: Array, f: Array) -> tuple[Array, Array]:
+    return at, frequencies_of(theta_of(f) ** 0.5, len(f), scale_of(f))
+
+
+def in_order(order: Callable[[int], Array]) -> Patch:
+    """Neighbours of the features in another order, `order(head_dim)`, are turned, and put back."""
+
+    def rope(right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None) -> Any:
+        there = order(np.asarray(q).shape[-1])
+        back = np.argsort(there)
+        turned = right.rope(np.asarray(q)[..., there], np.asarray(k)[..., there], positions, frequencies)
+        return tuple(x[..., back] for x in turned)
+
+    return rope
+
+
+def halves_interleaved(d: int) -> Array:
+    """0, d/2, 1, d/2 + 1, …: its neighbours are the pairs (i, i + d/2)."""
+    return np.arange(d).reshape(2, d // 2).T.ravel()
+
+
+def halves_parted(d: int) -> Array:
+    """0, 2, 4, …, 1, 3, 5, …: a head's features as Hugging Face's weights order them."""
+    return np.arange(d).reshape(d // 2, 2).T.ravel()
 
 
 def sin_and_cos_swapped(
@@ -65,6 +103,10 @@ def queries_only(
     return right.rope(q, k, positions, frequencies)[0], right.float64(k)
 
 
+def keys_only(right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None) -> Any:
+    return right.float64(q), right.rope(q, k, positions, frequencies)[1]
+
+
 def keys_one_late(
     right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None
 ) -> Any:
@@ -72,12 +114,10 @@ def keys_one_late(
     return right.rope(q, k, positions, frequencies)[0], late
 
 
-def first_half_only(
-    right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None
-) -> Any:
+def first_half_only(at: Array, f: Array) -> tuple[Array, Array]:
     """As GPT-NeoX does with its share of rotary features."""
-    half = len(np.asarray(frequencies)) // 2
-    return right.rope(q, k, positions, np.where(np.arange(2 * half) < half, frequencies, 0.0))
+    half = len(f) // 2
+    return at, np.where(np.arange(2 * half) < half, f, 0.0)
 
 
 def per_head(right: PatchedOracle, q: Any, k: Any, positions: Any, frequencies: Any, tap: Any = None) -> Any:
@@ -98,23 +138,37 @@ def bug(name: str, sentence: str, patch: Patch) -> Bug:
 
 
 BUGS = (
-    bug("half-split", "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)", half_split),
-    bug("theta-500000", "RoPE's theta is 500,000, Llama 3's", own_frequencies(5e5)),
-    bug("theta-1000000", "RoPE's theta is 1,000,000, Code Llama's", own_frequencies(1e6)),
-    bug("theta-10000", "RoPE's theta is 10,000, whatever the file says", own_frequencies(1e4)),
-    bug("exponent-halved", "RoPE's exponent is i/d instead of 2i/d", own_frequencies(1e4, 1.0)),
+    bug("half-split", "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)", in_order(halves_interleaved)),
+    bug(
+        "neighbours-of-halves",
+        "RoPE turns neighbours (2i, 2i+1) of heads in Hugging Face's order, for pairs (i, i+d/2)",
+        in_order(halves_parted),
+    ),
+    bug("theta-500000", "RoPE's theta is 500,000, Llama 3's", own_theta(5e5)),
+    bug("theta-1000000", "RoPE's theta is 1,000,000, Code Llama's", own_theta(1e6)),
+    bug("theta-10000", "RoPE's theta is 10,000, whatever the file says", own_theta(1e4)),
+    bug("exponent-halved", "RoPE's exponent is i/d instead of 2i/d", asked(exponent_halved)),
+    bug(
+        "exponent-integer",
+        "every pair of RoPE turns by 1 a token: the exponents are divided as integers",
+        asked(lambda at, f: (at, np.full_like(f, f[0]))),
+    ),
+    bug("scaling-ignored", "the file's linear scaling of RoPE is ignored", scaled(lambda f, s: f * s)),
+    bug("scaling-inverted", "RoPE's scaling multiplies where it divides", scaled(lambda f, s: f * s * s)),
+    bug("scaling-twice", "RoPE's scaling is applied twice", scaled(lambda f, s: f / s)),
+    bug(
+        "scaling-of-llama-3",
+        "RoPE's frequencies are scaled by 8 as Llama 3.1's are",
+        asked(lambda at, f: (at, llama3_scaled(f, 8.0))),
+    ),
     bug("position-plus-one", "RoPE's positions begin at 1", asked(lambda at, f: (at + 1, f))),
     bug("position-from-zero", "RoPE's positions begin at 0 in every call", asked(from_zero)),
     bug("angle-negative", "RoPE turns the other way", asked(lambda at, f: (-at, f))),
     bug("sin-cos-swapped", "RoPE's sine and cosine are swapped", sin_and_cos_swapped),
     bug("queries-only", "RoPE turns queries only, not keys", queries_only),
+    bug("keys-only", "RoPE turns keys only, not queries", keys_only),
     bug("keys-one-late", "RoPE turns keys by the next position", keys_one_late),
-    bug("first-half-only", "RoPE turns only the first half of each head", first_half_only),
+    bug("first-half-only", "RoPE turns only the first half of each head", asked(first_half_only)),
     bug("head-for-token", "RoPE takes the head's number for the token's position", per_head),
     bug("pairs-reversed", "RoPE's frequencies run from slow to fast", asked(lambda at, f: (at, f[::-1]))),
-    bug(
-        "frequencies-bfloat16",
-        "RoPE's frequencies are rounded to bfloat16",
-        asked(lambda at, f: (at, to_bfloat16(f))),
-    ),
 )

@@ -63,15 +63,43 @@ def queries_for_keys(
     return wk, wq, wv
 
 
-def half_split_rows(
-    wq: Array, wk: Array, wv: Array, n_heads: int, n_kv_heads: int
-) -> tuple[Array, Array, Array]:
+def parted(w: Array, heads: int) -> Array:
     """Rows 0, 2, 4, … of a head, then 1, 3, 5, …: Hugging Face's order."""
+    return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
-    def reorder(w: Array, heads: int) -> Array:
-        return w.reshape(heads, -1, 2, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
 
-    return reorder(wq, n_heads), reorder(wk, n_kv_heads), wv
+def interleaved(w: Array, heads: int) -> Array:
+    """A head's rows from Hugging Face's order to GGUF's."""
+    return w.reshape(heads, 2, -1, w.shape[1]).swapaxes(1, 2).reshape(w.shape)
+
+
+def reordered(
+    q: Callable[[Array, int], Array] | None = None,
+    k: Callable[[Array, int, int], Array] | None = None,
+    v: Callable[[Array, int], Array] | None = None,
+) -> Patch:
+    """Rows in another order: of wq by n_heads, of wk by n_kv_heads and n_heads, of wv by n_kv_heads."""
+
+    def weights(wq: Array, wk: Array, wv: Array, n_heads: int, n_kv_heads: int) -> tuple[Array, Array, Array]:
+        return (
+            q(wq, n_heads) if q else wq,
+            k(wk, n_kv_heads, n_heads) if k else wk,
+            v(wv, n_kv_heads) if v else wv,
+        )
+
+    return projected(weights)
+
+
+def by_query_heads(wk: Array, n_kv_heads: int, n_heads: int) -> Array:
+    if n_kv_heads == n_heads or len(wk) // n_heads % 2:
+        raise DoesNotApply
+    return interleaved(parted(wk, n_kv_heads), n_heads)
+
+
+def back_by_query_heads(wk: Array, n_kv_heads: int, n_heads: int) -> Array:
+    if n_kv_heads == n_heads or len(wk) // n_heads % 2:
+        raise DoesNotApply
+    return interleaved(parted(wk, n_heads), n_kv_heads)
 
 
 def queries_scaled(
@@ -144,7 +172,37 @@ BUGS = (
     bug(
         "qkv-half-split-rows",
         "the rows of wq and wk are in Hugging Face's order, for RoPE pairs (i, i+d/2)",
-        projected(half_split_rows),
+        reordered(parted, lambda wk, n, _: parted(wk, n)),
+    ),
+    bug(
+        "qkv-half-split-queries",
+        "the rows of wq are in Hugging Face's order, those of wk are not",
+        reordered(q=parted),
+    ),
+    bug(
+        "qkv-half-split-keys",
+        "the rows of wk are in Hugging Face's order, those of wq are not",
+        reordered(k=lambda wk, n, _: parted(wk, n)),
+    ),
+    bug(
+        "qkv-half-split-all",
+        "the rows of wq, wk and wv are in Hugging Face's order, for RoPE pairs (i, i+d/2)",
+        reordered(parted, lambda wk, n, _: parted(wk, n), parted),
+    ),
+    bug(
+        "qkv-rows-twice",
+        "the rows of wq and wk are permuted from Hugging Face's order to GGUF's a second time",
+        reordered(interleaved, lambda wk, n, _: interleaved(wk, n)),
+    ),
+    bug(
+        "qkv-keys-by-query-heads",
+        "wk's rows are brought to GGUF's order as if there were as many key heads as query heads",
+        reordered(k=by_query_heads),
+    ),
+    bug(
+        "qkv-keys-back-by-query-heads",
+        "wk's rows are brought to Hugging Face's order as if there were as many key heads as query heads",
+        reordered(k=back_by_query_heads),
     ),
     bug("qkv-queries-scaled", "the queries are already divided by sqrt(head_dim)", projected(queries_scaled)),
     bug("qkv-kv-heads-reversed", "the key and value heads are in reverse order", projected(heads_reversed)),

@@ -26,14 +26,18 @@ class Wires:
         first: of x, its norm and attention's output, the input of the second half.
         ffn_reads: of x and that sum, what the second norm reads.
         second: of x, that sum and the feed-forward's output, the block's output.
-        turned: of "qkv", those that RoPE turns, from what it is given.
+        shown: of x and that sum, what is seen in its place.
+        turns_values: whether RoPE turns the values too.
+        same_norm: whether the second half reads the first half's norm.
     """
 
     norms: tuple[str | None, str | None] = ("attn_norm", "ffn_norm")
     first: Mix = lambda x, normed, attn_out: x + attn_out
     ffn_reads: Callable[[Array, Array], Array] = lambda x, ffn_inp: ffn_inp
     second: Mix = lambda x, ffn_inp, ffn_out: ffn_inp + ffn_out
+    shown: Callable[[Array, Array], Array] = lambda x, ffn_inp: ffn_inp
     turns_values: bool = False
+    same_norm: bool = False
 
 
 def wired(**wrong: Any) -> Patch:
@@ -51,31 +55,34 @@ def wired(**wrong: Any) -> Patch:
         tap: Any = None,
     ) -> Array:
         x = right.float64(x)
-        seen: dict[str, Array] = {}
+
+        def show(point: str, array: Array) -> Array:
+            if tap:
+                tap(point, array)
+            return array
 
         def norm(a: Array, weight: str | None) -> Array:
             return right.rms_norm(a, getattr(weights, weight), eps=config.rms_norm_eps) if weight else a
 
-        normed = seen["attn_norm"] = norm(x, wires.norms[0])
+        normed = show("attn_norm", norm(x, wires.norms[0]))
         heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
         q, k, v = right.qkv(normed, weights.wq, weights.wk, weights.wv, **heads)
-        seen |= {"q": q, "k": k, "v": v}
+        for point, array in (("q", q), ("k", k), ("v", v)):
+            show(point, array)
         frequencies = right.rope_frequencies(config)
         if wires.turns_values:
             v = right.rope(q, v, positions, frequencies)[1]
         q, k = right.rope(q, k, positions, frequencies)
-        seen |= {"q_rope": q, "k_rope": k}
+        show("q_rope", q)
+        show("k_rope", k)
         places = {"positions": positions, "sequence_ids": sequence_ids}
-        attn_out = right.attention(q, k, v, weights.wo, **places, tap=seen.__setitem__)
+        attn_out = show("attn_out", right.attention(q, k, v, weights.wo, **places, tap=show))
         ffn_inp = wires.first(x, normed, attn_out)
-        ffn_norm = norm(wires.ffn_reads(x, ffn_inp), wires.norms[1])
-        seen |= {"attn_out": attn_out, "ffn_inp": ffn_inp, "ffn_norm": ffn_norm}
-        ffn_out = right.swiglu(ffn_norm, weights.w_gate, weights.w_up, weights.w_down, tap=seen.__setitem__)
-        seen["ffn_out"] = ffn_out
-        for point, array in seen.items():
-            if tap:
-                tap(point, array)
-        return wires.second(x, ffn_inp, ffn_out)
+        show("ffn_inp", wires.shown(x, ffn_inp))
+        read = normed if wires.same_norm else norm(wires.ffn_reads(x, ffn_inp), wires.norms[1])
+        show("ffn_norm", read)
+        ffn_out = right.swiglu(read, weights.w_gate, weights.w_up, weights.w_down, tap=show)
+        return wires.second(x, ffn_inp, show("ffn_out", ffn_out))
 
     return block
 
@@ -107,6 +114,18 @@ BUGS = (
         "parallel",
         "the feed-forward reads the block's input, as GPT-J's does",
         ffn_reads=lambda x, ffn_inp: x,
+    ),
+    bug(
+        "parallel-residual",
+        "the residual is parallel: the second norm reads the block's input, and all are added at the end",
+        ffn_reads=lambda x, ffn_inp: x,
+        shown=lambda x, ffn_inp: x,
+    ),
+    bug(
+        "parallel-one-norm",
+        "the residual is parallel, and one norm serves attention and feed-forward",
+        shown=lambda x, ffn_inp: x,
+        same_norm=True,
     ),
     bug("no-first-norm", "attention reads the input without its norm", norms=(None, "ffn_norm")),
     bug("no-second-norm", "the feed-forward reads its input without a norm", norms=("attn_norm", None)),

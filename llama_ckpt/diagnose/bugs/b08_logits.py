@@ -66,8 +66,9 @@ def scaled(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[A
 def stacked(
     order: Callable[[Sequence[int]], Sequence[int]] = lambda numbers: numbers,
     between: Callable[[Array], Array] = lambda x: x,
+    table: Callable[[Any], Any] = lambda weights: weights.token_embd,
 ) -> Patch:
-    """Other blocks in the place of 0, 1, 2, …, or something done to the stream after each."""
+    """Other blocks in the place of 0, 1, 2, …, something done to the stream after each, another embedding."""
 
     def logits(
         right: PatchedOracle,
@@ -83,7 +84,7 @@ def stacked(
             if tap:
                 tap(point, array)
 
-        x = right.embed(token_ids, weights.token_embd)
+        x = right.embed(token_ids, table(weights))
         show("embd", x)
         for number, used in enumerate(order(range(config.n_layers))):
             options = {"config": config, "positions": positions, "sequence_ids": sequence_ids}
@@ -132,6 +133,11 @@ BUGS = (
         "blocks-in-text-order",
         "the blocks stand in the order of their names as text: 0, 1, 10, 11, 2",
         stacked(text_order),
+    ),
+    bug(
+        "embedding-of-head",
+        "the embedding is taken from the head's table where the file has its own",
+        stacked(table=lambda weights: weights.output),
     ),
     bug("stream-float16", "the stream between blocks is rounded to float16", stacked(between=to_float16)),
 )

@@ -20,6 +20,7 @@ class Bug:
         checkpoint: the id of the checkpoint that must catch it, and no earlier one.
         function: the oracle's function that it replaces.
         patch: what stands there instead.
+        sees_later: a token's row depends on later tokens, so that a few of them alone do not show it.
     """
 
     name: str
@@ -27,6 +28,12 @@ class Bug:
     checkpoint: str
     function: str
     patch: Patch
+    sees_later: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether what is wrong is a rounding, which may fall another way elsewhere: its name says so."""
+        return any(word in self.name for word in ("float16", "tf32", "8-bit"))
 
     @cached_property
     def oracle(self) -> PatchedOracle:
