@@ -40,6 +40,9 @@ PART_OF_A_RUN = 0.6
 """What leaves less of a whole run's error is named as a part: an element that a program rounds the other
 way than the oracle with that bug does goes through all blocks."""
 
+MOST_TOKENS = 64
+"""Of the last row alone no bug is ruled out by the first tokens: longer runs, one a bug, would take long."""
+
 
 @dataclass
 class Explainer:
@@ -135,8 +138,10 @@ class Explainer:
         """
         if not self.diagnoses or is_explained(self.diagnoses[0]) or not evidence:
             return
-        among = candidates(evidence[0].case.function)
-        if self.diagnoses[0].point not in (one.name for one in evidence):
+        call = evidence[0].case
+        among = candidates(call.function)
+        long = call.function == "last_row" and len(call.arguments["token_ids"]) > MOST_TOKENS
+        if long or self.diagnoses[0].point not in (one.name for one in evidence):
             among = tuple(bug for bug in among if bug.function == "logits")
         found = diagnose_points(evidence, among=among, part=PART_OF_A_RUN)
         if is_explained(found) or not self.diagnoses[0].named:

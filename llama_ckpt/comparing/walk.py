@@ -79,11 +79,12 @@ class Walk(Settling):
             "config": sides.config,
             "positions": self.flow.positions,
         }
-        case = Case("logits", arguments, ("logits",), {name: name for name in names})
+        function = "last_row" if self.last_row else "logits"
+        case = Case(function, arguments, ("logits",), {name: name for name in names})
         return [
             Evidence(name, x, o, self._limit(name, "total"), case)
             for name, (x, o) in self.ends.items()
-            if x.shape == o.shape and not (self.last_row and name == "logits")
+            if x.shape == o.shape
         ]
 
     # -- outside the blocks -------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.oracle.llama import argmax, last_logits, logits
 
-__all__ = ["generate", "tokenize"]
+__all__ = ["generate", "last_row", "tokenize"]
 
 
 def tokenize(tokenizer: Any, text: str) -> NDArray[np.int64]:
@@ -38,3 +38,18 @@ def generate(
         if chosen[-1] in model.eog_ids:
             break
     return np.asarray(chosen, dtype=np.int64)
+
+
+def last_row(
+    token_ids: Sequence[int],
+    weights: Any,
+    *,
+    config: Any,
+    positions: Any,
+    sequence_ids: Any = None,
+    tap: Any = None,
+) -> NDArray[np.float64]:
+    """The logits after the last token of a whole run, `[1, vocab]`: all that many programs keep of them."""
+    places = {"positions": positions, "sequence_ids": sequence_ids}
+    rows = logits(token_ids, weights, config=config, **places, tap=tap)
+    return np.asarray(last_logits(rows))[None]

@@ -38,7 +38,7 @@ def test_prints_the_matrix_and_writes_the_totals(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     row = next(line.split() for line in lines if line.startswith("rope-half-split"))
-    assert row[1:4] == ["1B", "1B", "q_rope"] and row[-4:] == ["named", "2", "of", "2"]
+    assert row[1:4] == ["1B", "1B", "q_rope"] and row[-4:] == ["named", "3", "of", "3"]
     assert "2 of 2 bugs killed by the checkpoint named, 2 by any" in lines
     report = json.loads(out.read_text(encoding="utf-8"))
     assert [report[name] for name in TOTALS] == [2, 2, 2, 2, 0, 0, 0, 1]

@@ -6,7 +6,7 @@ Ports of their own in float32, one method overridden each; the model has grouped
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +235,17 @@ def test_of_logits_alone_the_bug_is_named_too(name: str, kept: str, tmp_path: Pa
         assert said in found and ("rounded another way" in found or "remaining error" in found)
         return
     assert ALIKE.sub("", sentence(report, 1e-5)) == said
+
+
+@pytest.mark.parametrize("name", ["repeat", "x-transformers", "gelu", "theta", "scale"])
+def test_of_the_last_row_alone_the_bug_is_named_too(name: str, tmp_path: Path) -> None:
+    class LastRow(of_logits(name)):  # type: ignore[misc]
+        def run(self, tokens: Sequence[int], positions: Sequence[int] | None = None) -> dict[str, Array]:
+            return {"last_logits": Port.run(self, tokens, positions)["logits"][-1]}
+
+    report = compared(LastRow(seeded(n_heads=8, n_kv_heads=2, width=128)), tmp_path, 16)
+    assert report.verdict == "fail"
+    assert ALIKE.sub("", sentence(report, 1e-5)) == (OF_LOGITS[name] or CASES[name][2])
 
 
 def test_of_a_right_programs_logits_nothing_is_said(tmp_path: Path) -> None:

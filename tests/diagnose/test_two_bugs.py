@@ -26,7 +26,6 @@ PAIRS = {
     ("norm-weight-missing", "norm-mean-subtracted"): "1",
     ("rope-half-split", "rope-frequencies-bfloat16"): "1B",
     ("rope-angle-negative", "rope-table-float16"): "1B",
-    ("qkv-half-split-rows", "qkv-queries-scaled"): "2",
     ("ffn-gate-up-swapped", "ffn-gelu-tanh"): "6",
 }
 
