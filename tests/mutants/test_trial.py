@@ -81,7 +81,7 @@ def test_a_bug_that_survives_is_reported() -> None:
     totals = report.totals()
     assert (totals["bugs"], totals["killed"], totals["named_first"]) == (1, 0, 0)
     assert report.exit_code == 1
-    assert report.bugs[0].to_json()["killed_by"] == {"": 2}
+    assert report.bugs[0].to_json()["killed_by"] == {"": len(SHAPES)}
 
 
 def test_a_bug_that_another_checkpoint_kills_is_reported() -> None:
@@ -133,11 +133,12 @@ def test_the_report_counts_bugs_and_keeps_the_matrix() -> None:
     }
     assert wanted.items() <= json.items()
     assert (json["benign"], json["false_alarms"], json["seeds"]) == (3, 0, 1)
-    assert json["prompts"] == ["alike/0", "grouped/0"]
+    assert json["prompts"] == [f"{shape}/0" for shape in sorted(SHAPES)]
     tokens, half_split, theta = json["catalogue"]
-    assert tokens["missed_by"]["cosine ≥ 0.99"] is None and tokens["killed_by"] == {"0": 2}
-    assert half_split["points"] == {"q_rope": 2} and half_split["missed_by"]["means, 1e-3"] in (0, 1, 2)
-    assert theta["prompts"] == 1  # the other model's theta is 10,000
+    assert tokens["missed_by"]["cosine ≥ 0.99"] is None and tokens["killed_by"] == {"0": len(SHAPES)}
+    assert half_split["points"] == {"q_rope": len(SHAPES)}
+    assert half_split["missed_by"]["means, 1e-3"] in range(len(SHAPES) + 1)
+    assert theta["prompts"] == len(SHAPES) - 1  # one model's theta is 10,000
 
 
 def test_every_point_of_the_ladder_is_judged() -> None:
