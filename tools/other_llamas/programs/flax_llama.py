@@ -1,4 +1,4 @@
-"""transformers' Llama in Flax, on JAX, of its last release that had one: watched by Flax's own interceptors."""
+"""Flax's Llama of transformers, on JAX, of its last release that had one: watched by Flax's interceptors."""
 
 from __future__ import annotations
 
