@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.nearest import step_reads
-from llama_ckpt.judging.attention_spreads import probs_sums
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.rounding import case_spreads
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -25,7 +25,6 @@ from llama_ckpt.judging.step_spreads import (
     gated_spread,
     norm_spread,
     product_spread,
-    scores_spread,
     sum_spread,
     turned_spread,
 )
@@ -118,20 +117,17 @@ class BlockSpreads(Mapping[str, Spread]):
                 (self.run.compute("attn_out"), self.run.weight("attn_out")) if has_weights else (None, None)
             )
             return attention.context_spread(y, out, wo)
+        make = attention.scores_spread if point == "attn_scores" else attention.probs_spread
         made: Any = np.empty(
             y.shape, np.float32
         )  # two digits count, and these are the largest arrays there are
-        if point == "attn_scores":
-            for part in attention.parts():
-                made[part] = attention.scores_deviation(part, attention.scores_of(part)).transpose(1, 0, 2)
-            return scores_spread(made, self._p, aligned=bool(attention.off))
-        sums = np.zeros((2, len(y)))
-        for part in attention.parts():
-            off, shared = attention.probs_deviation(part)
-            made[part] = off.transpose(1, 0, 2)
-            sums[:, part] = probs_sums(y[part].transpose(1, 0, 2), off, shared)
-        aligned = bool(attention.off)
-        return Spread(made, aligned=aligned, sums=None if aligned else RowSums(*np.sqrt(sums)))
+        sums, spread = np.zeros((2, len(y))), Spread(made)
+        for part in attention.whole_parts():
+            spread = make(part)[1]
+            made[part.queries] = spread.deviation
+            if spread.sums is not None:
+                sums[:, part.queries] = spread.sums.along, spread.sums.plain
+        return replace(spread, deviation=made, sums=None if spread.sums is None else RowSums(*sums))
 
     @property
     def _p(self) -> Precision:
@@ -139,7 +135,7 @@ class BlockSpreads(Mapping[str, Spread]):
 
 
 @dataclass(frozen=True, eq=False)
-class OwnBlock(BlockRun):
+class OwnBlock(BlockRun, OwnRun):
     """A block on what was recorded of it, with what rounding may leave at its points."""
 
     _spread_of: dict[str, Spread | None] = field(default_factory=dict)

@@ -149,7 +149,7 @@ class Walk(Settling):
             repaired = self.recorded_early("output_norm", theirs, own, weight, readers)
             if repaired is not None:
                 theirs["output_norm"] = repaired
-                own = replace(own, theirs=self.reliable(theirs), _made={}, _spreads={})
+                own = replace(own, theirs=self.reliable(theirs), _made={})
         self._judge_step(theirs, right, own, None)
         if "logits" in theirs:
             self._choices(theirs["logits"], right.get("logits") if sides.weights is not None else None)
