@@ -94,7 +94,10 @@ class ContextPart:
     @property
     def mode(self) -> Array | None:
         """What a row is off by together, where values came with such."""
-        return None if self.s_v is None or self.s_v.mode is None else np.matmul(self.probs, self.s_v.mode)
+        if self.s_v is None or self.s_v.mode is None:
+            return None
+        mode: Array = np.matmul(self.probs, self.s_v.mode)
+        return mode
 
     @property
     def deviation(self) -> Array:
