@@ -24,16 +24,19 @@ from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
 from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.diagnose.patched_oracle import answers
-from llama_ckpt.judging.rounding import PRECISIONS
-from llama_ckpt.judging.rounding_steps import gated
+from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
 
-__all__ = ["BlockRun", "Given"]
+__all__ = ["ATTENDED", "MATRICES", "WEIGHT_OF", "BlockRun", "Given"]
 
 Array: TypeAlias = NDArray[Any]
 
-ATTENDED = ("attn_scores", "attn_probs", "attn_context")
+MATRICES = ("attn_scores", "attn_probs")
+"""The largest tensors that there are."""
+
+ATTENDED = (*MATRICES, "attn_context")
 """What is computed from q, k and v a few queries at a time."""
 
 WEIGHT_OF = {
@@ -63,7 +66,7 @@ class Given:
 
     start: Array | None
     far: bool = False
-    off: Array | None = None
+    off: Spread | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +95,11 @@ class BlockRun(Mapping[str, Array]):
             raise KeyError(point)
         return found
 
+    def __contains__(self, point: object) -> bool:
+        return isinstance(point, str) and self._can_be_made(point)
+
     def __iter__(self) -> Iterator[str]:
-        return (point.name for point in BLOCK_POINTS if self.compute(point.name) is not None)
+        return (point.name for point in BLOCK_POINTS if point.name in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -166,8 +172,8 @@ class BlockRun(Mapping[str, Array]):
         make = self.attention.scores_of if point == "attn_scores" else self.attention.probs_of
         n, heads, _ = self.attention.q.shape
         made = np.empty((n, heads, n))
-        for part in self.attention.parts():
-            made[part] = make(part).transpose(1, 0, 2)
+        for part in self.attention.whole_parts():
+            made[part.queries] = make(part).transpose(1, 0, 2)
         return made
 
     def is_far(self, point: str) -> bool:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
-from llama_ckpt.comparing.evidence import Call, Limits, OwnRun, answered, evidence
+from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
 from llama_ckpt.diagnose.named import Evidence

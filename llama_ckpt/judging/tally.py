@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import split_name
 
-__all__ = ["EDGES", "Tally", "row_errors"]
+__all__ = ["EDGES", "Tally", "histogram", "row_errors"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -36,6 +37,24 @@ def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[
             norms > 0, norms, 1.0
         )
     return errors
+
+
+@cache
+def _bin_of() -> NDArray[np.uint8]:
+    """In which bin an error is counted, by the upper half of its float32: within 1% of a bin's edge."""
+    errors = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+    with np.errstate(all="ignore"):
+        exponents = np.log10(errors)  # -inf where equal, NaN where not finite
+    kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
+    bins: NDArray[np.uint8] = np.minimum(np.floor(kept) - EDGES[0], len(EDGES) - 2).astype(np.uint8)
+    return bins
+
+
+def histogram(errors: NDArray[np.float64], judged: Mask | None = None) -> NDArray[np.int64]:
+    """How many errors of elements there are between each two EDGES, where they are judged."""
+    kept = errors if judged is None else errors[judged]
+    upper = kept.astype(np.float32).ravel().view(np.uint32) >> 16
+    return np.bincount(_bin_of()[upper], minlength=len(EDGES) - 1)
 
 
 @dataclass
@@ -60,16 +79,15 @@ class Tally:
         point = split_name(name)[1].split(".")[0]  # "sampling.2" counts as "sampling"
         with np.errstate(all="ignore"):
             errors = element_errors(x, o, mask)
-            if mask is not None:
-                errors = errors[np.broadcast_to(mask, np.shape(o)).reshape(errors.shape)]
-            exponents = np.log10(errors.reshape(-1))  # -inf where equal, NaN where not finite
-        kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
-        bins = np.minimum(np.floor(kept).astype(np.int64) - EDGES[0], len(EDGES) - 2)
-        key = (point, kind)
-        counted = np.bincount(bins, minlength=len(EDGES) - 1)
-        self.counts[key] = self.counts.get(key, np.zeros(len(EDGES) - 1, np.int64)) + counted
+            judged = None if mask is None else np.broadcast_to(mask, np.shape(o)).reshape(errors.shape)
+            self.add_counts(name, kind, histogram(errors, judged))
         if kind == "total" and point in ("embd", "out", "output_norm", "logits"):
             self.rows[label, name] = tuple(float(error) for error in row_errors(x, o, mask))
+
+    def add_counts(self, name: str, kind: str, counts: NDArray[np.int64]) -> None:
+        """Add a `histogram` of errors."""
+        key = (split_name(name)[1].split(".")[0], kind)  # "sampling.2" counts as "sampling"
+        self.counts[key] = self.counts.get(key, 0) + counts
 
     def to_json(self) -> dict[str, Any]:
         """`edges` (exponents of ten), `histograms` and `rows`."""

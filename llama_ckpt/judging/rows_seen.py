@@ -1,0 +1,202 @@
+"""What is kept of the rows of a large tensor that were gone through: sums, and the worst of each kind.
+
+`by_rows` makes a verdict of it; what rounding allows the rows is told by `rows_allowed`. Each pass over the
+numbers costs as much as making them, so nothing is asked of all of them that a sum has answered. numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.metrics import Errors
+from llama_ckpt.judging.rows_allowed import Allowed
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.tally import histogram
+
+__all__ = ["Rows", "Seen"]
+
+Array: TypeAlias = NDArray[Any]
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A few rows of a tensor, flat, `[rows, elements]`.
+
+    Attributes:
+        x, o: the tensor on trial and the oracle's; r: llama.cpp's, or None.
+        spread: what rounding may leave in them, flat as well; None where no limit follows from it.
+        judged: where it is judged; None for everywhere.
+        width: how many elements a row has, where those that are 0 by themselves are left out.
+        some: of the oracle's the columns that one row is compared with another by, where some are left out.
+    """
+
+    x: Array
+    o: Array
+    r: Array | None = None
+    spread: Spread | None = None
+    judged: Mask | None = None
+    width: int | None = None
+    some: Array | None = None
+
+
+@dataclass
+class Seen:
+    """What is kept.
+
+    Attributes:
+        table: the limit that holds where nothing follows from a spread.
+        floored: what each row is measured against; None: its own norm, as long as that is not known.
+        norms, scales: the norm of each row, and what it was measured against.
+        allowed: what rounding allows them.
+        counts: errors of elements, by power of ten, as the tally has them.
+        bad: of "o" and "x", where they are not finite first, what stands there in both, and how often.
+    """
+
+    table: Limit
+    floored: Array | None = None
+    norms: list[Array] = field(default_factory=list)
+    scales: list[Array] = field(default_factory=list)
+    row_errs: list[Array] = field(default_factory=list)
+    allowed: Allowed | None = None
+    counts: Any = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    bad: dict[str, tuple[tuple[int, int], float, float, int]] = field(default_factory=dict)
+    # The largest difference: how large, where, what x holds there and what it is held against.
+    largest: tuple[float, tuple[int, int], float, float] = (-1.0, (0, 0), math.nan, math.nan)
+    # The worst element: its error for what it is allowed, its error, what it is allowed.
+    worst: tuple[float, float, float] = (-1.0, math.nan, math.nan)
+    n: int = 0
+    size: int = 0
+    n_rows: int = 0
+    n_differ: int = 0
+
+    def add(self, rows: Rows) -> None:
+        """Measure some rows, the next ones."""
+        x, o = np.asarray(rows.x, np.float64), np.asarray(rows.o, np.float64)
+        width = rows.width or o.shape[1]
+        if rows.judged is not None:
+            x, o = np.where(rows.judged, x, 0.0), np.where(rows.judged, o, 0.0)
+        residual = x - o
+        off = residual.sum()
+        counts = np.full(len(o), width) if rows.judged is None else rows.judged.sum(axis=1)
+        self.n += int(counts.sum())
+        self.size += width * len(o)
+        # A sum is not finite where a term is not, and is made in any case.
+        if math.isfinite(off) or not self._is_broken(rows.judged, x, o):
+            square = np.square(o)
+            norms = np.sqrt(np.add.reduce(square, axis=1))
+            scale = np.where(norms > 0, norms, 1.0)
+            if self.floored is not None:
+                scale = self.floored[self.n_rows : self.n_rows + len(o)]
+            self._more(residual=off, o2=norms @ norms, o4=np.vdot(square, square), cross=np.vdot(residual, o))
+            errors = np.sqrt(np.einsum("ij,ij->i", residual, residual))
+            self._more(residual2=errors @ errors)
+            self._compare(rows, x, o, residual)
+            np.abs(residual, out=residual)
+            against = np.abs(o, out=square)
+            against += (scale / np.sqrt(np.maximum(counts, 1)))[:, None]
+            self._elements(rows, o, residual, against, scale)
+            self._keep(norms, scale, errors / scale)
+        else:
+            self._keep(*np.ones((3, len(o))))
+        self.n_rows += len(o)
+
+    def _more(self, **found: Any) -> None:
+        for key, value in found.items():
+            self.sums[key] = self.sums.get(key, 0.0) + float(value)
+
+    def _keep(self, norms: Array, scale: Array, errors: Array) -> None:
+        self.norms.append(norms)
+        self.scales.append(scale)
+        self.row_errs.append(errors)
+
+    def _is_broken(self, judged: Mask | None, x: Array, o: Array) -> bool:
+        """Whether some of what is judged is not finite; it is counted."""
+        for whose, array in (("o", o), ("x", x)):
+            wrong = ~np.isfinite(array)
+            if judged is not None:
+                wrong &= judged
+            if wrong.any():
+                at = divmod(int(np.argmax(wrong)), array.shape[1])
+                first = (self.n_rows + at[0], at[1]), float(x[at]), float(o[at]), 0
+                where, got, wanted, count = self.bad.get(whose, first)
+                self.bad[whose] = where, got, wanted, count + int(wrong.sum())
+        return bool(self.bad)
+
+    def _compare(self, rows: Rows, x: Array, o: Array, residual: Array) -> None:
+        """The largest difference from llama.cpp's, or from the oracle's where there is none."""
+        against, apart = o, residual
+        if rows.r is not None:
+            against = np.asarray(rows.r, np.float64)
+            against = against if rows.judged is None else np.where(rows.judged, against, 0.0)
+            apart, theirs = x - against, against - o
+            self._more(apart2=np.vdot(apart, apart), theirs2=np.vdot(theirs, theirs))
+        high, low = int(np.argmax(apart)), int(np.argmin(apart))
+        at = divmod(high if apart.flat[high] >= -apart.flat[low] else low, o.shape[1])
+        if abs(apart[at]) > self.largest[0]:
+            place = self.n_rows + at[0], at[1]
+            self.largest = float(abs(apart[at])), place, float(x[at]), float(against[at])
+
+    def _elements(self, rows: Rows, o: Array, residual: Array, against: Array, scale: Array) -> None:
+        """The element that is furthest off for what it is allowed, how many are too far, and the tally."""
+        with np.errstate(all="ignore"):
+            errors = residual / against
+            self.counts = self.counts + histogram(errors, rows.judged)
+            if rows.spread is None:
+                ratio, most = errors, self.table.element_err
+            else:
+                self.allowed = self.allowed or Allowed(self.table)
+                allowed = self.allowed.add(o, rows.spread, rows.judged, scale, rows.some)
+                ratio, most = np.where(residual > 0, residual / allowed, 0.0), 1.0
+                allowed /= against
+                self.allowed.element = max(self.allowed.element, float(allowed.max()))
+        at = divmod(int(np.argmax(ratio)), ratio.shape[1])
+        if not ratio[at] <= most:
+            self.n_differ += int((ratio > most).sum())
+        if ratio[at] > self.worst[0]:
+            held = self.table.element_err if rows.spread is None else float(allowed[at])
+            self.worst = float(ratio[at]), float(errors[at]), held
+
+    # -- what it comes to ----------------------------------------------------------------------------
+
+    @property
+    def norm(self) -> float:
+        """Of the oracle's tensor; 1 where it is nothing."""
+        return math.sqrt(self.sums.get("o2", 0.0)) or 1.0
+
+    @property
+    def n_gain(self) -> float:
+        """Over how many elements a gain is in effect averaged."""
+        return float(self.sums["o2"] ** 2 / (self.sums["o4"] or 1.0))
+
+    def limit(self) -> Limit:
+        """What the tensor is held to."""
+        if self.allowed is None:
+            return self.table
+        return self.allowed.limit(self.norm, self.n_gain, self.n, self.size)
+
+    def errors(self) -> Errors:
+        """As `measure` gives them."""
+        norm, errs = self.norm, np.concatenate(self.row_errs)
+        allowed = None if self.allowed is None else self.allowed.rows
+        with np.errstate(all="ignore"):
+            worst = int(np.argmax(errs if allowed is None else np.where(errs > 0, errs / allowed, 0.0)))
+        return Errors(
+            err=math.sqrt(self.sums["residual2"]) / norm,
+            row_err=float(errs[worst]),
+            row=worst,
+            element_err=self.worst[1],
+            gain=self.sums["cross"] / norm**2,
+            bias=self.sums["residual"] / (math.sqrt(max(self.n, 1)) * norm),
+            n=self.n,
+            n_gain=self.n_gain,
+            row_allowed=math.nan if allowed is None else float(allowed[worst]),
+            element_allowed=math.nan if allowed is None else self.worst[2],
+        )
