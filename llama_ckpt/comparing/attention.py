@@ -15,12 +15,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.rounding import PRECISIONS, Precision
-from llama_ckpt.judging.rounding_parts import (
-    context_deviation,
-    probability_deviation,
-    score_deviation,
-)
+from llama_ckpt.judging.attention_spreads import ContextSums
+from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
+from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
+from llama_ckpt.judging.spread import Spread
 
 __all__ = ["PART", "Attention"]
 
@@ -39,7 +37,7 @@ class Attention:
         positions: `[n]`; a token sees those that are not later.
         dtype: the program's, a key of PRECISIONS.
         scores, probs: theirs, `[n, n_heads, n]`, where they were recorded and can be relied on.
-        off: the deviations of q, k and v that were computed, by name.
+        off: the spreads of q, k and v that were computed, by name.
     """
 
     q: Array
@@ -49,7 +47,7 @@ class Attention:
     dtype: str
     scores: Array | None = None
     probs: Array | None = None
-    off: dict[str, Array] = field(default_factory=dict)
+    off: dict[str, Spread] = field(default_factory=dict)
 
     def parts(self) -> Iterator[slice]:
         """The queries in runs whose scores fit into memory."""
@@ -68,9 +66,7 @@ class Attention:
 
     def scores_deviation(self, part: slice, scores: Array) -> Array:
         """What rounding may leave in `scores_of`."""
-        off = self.off
-        s_q = self._by_key_head(off["q"][part]) if "q" in off else None
-        s_k = off["k"].transpose(1, 0, 2)[:, None] if "k" in off else None
+        s_q, s_k = self._off("q", part), self._off("k")
         q, k = self._by_key_head(self.q[part]), self.k.transpose(1, 0, 2)[:, None]
         grouped = scores.reshape(*q.shape[:2], *scores.shape[1:])
         return self._stacked(score_deviation(q, k, grouped, self._p, s_q, s_k))
@@ -87,7 +83,18 @@ class Attention:
         probs /= probs.sum(axis=-1, keepdims=True)
         return probs
 
-    def probs_deviation(self, part: slice) -> tuple[Array, float]:
+    def _off(self, name: str, part: slice | None = None) -> Spread | None:
+        """Of q, or of k or v, `[kv_heads, group or 1, queries or keys, head_dim]`; None where it is exact."""
+        if name not in self.off:
+            return None
+        spread = self.off[name]
+
+        def stacked(x: Array) -> Array:
+            return x.transpose(1, 0, 2)[:, None] if part is None else self._by_key_head(x[part])
+
+        return Spread(stacked(spread.whole), mode=None if spread.mode is None else stacked(spread.mode))
+
+    def probs_deviation(self, part: slice) -> tuple[Array, Array]:
         """What rounding may leave in `probs_of`, and the relative error that all of a row share.
 
         As wide where scores were recorded: a fused kernel has some of its own, of which a recorder sees
@@ -114,24 +121,44 @@ class Attention:
             )
         return made.reshape(n, -1)
 
-    def context_deviation(self, context: Array) -> Array:
-        """What rounding may leave in `context`."""
-        n, heads, head_dim = self.q.shape
-        made, by_head = np.empty((n, heads, head_dim)), context.reshape(n, heads, head_dim)
-        s_v = self.off["v"].transpose(1, 0, 2)[:, None] if "v" in self.off else None
+    def context_spread(self, context: Array, out: Array | None, wo: Any) -> Spread:
+        """What rounding may leave in `context`.
+
+        Args:
+            context: `[n, n_heads * head_dim]`.
+            out, wo: the output that is made of it, and its weight, None where nobody knows them: what the
+                errors of the context come to in the output's rows is told in passing.
+        """
+        n, heads, head_dim = self.q.shape[0], self.q.shape[1], self.v.shape[-1]
+        made, modes = np.empty((n, heads, head_dim)), np.zeros((n, heads, head_dim))
+        by_head, sums = context.reshape(made.shape), ContextSums(out, wo, made.shape)
         for part in self.parts():
-            s_probs, shared = self.probs_deviation(part)
-            grouped = context_deviation(
-                self._grouped(self.known_probs(part)),
-                self._values,
-                self._by_key_head(by_head[part]),
-                self._grouped(s_probs),
-                shared,
-                self._p,
-                s_v,
-            )
-            made[part] = _by_head(self._stacked(grouped))
-        return made.reshape(n, -1)
+            one = self._context_part(part, by_head[part])
+            made[part] = _by_head(self._stacked(one.deviation))
+            if one.mode is not None:
+                modes[part] = _by_head(self._stacked(one.mode))
+            towards = through = None
+            if sums.towards is not None:
+                towards, through = self._by_key_head(sums.towards[part]), self._by_key_head(sums.through)
+            sums.see(one, part, towards, through)
+        came = self.off.get("v")
+        mode = modes.reshape(n, -1) if came is not None and came.mode is not None else None
+        if self.off:
+            return Spread(made.reshape(n, -1), mode=mode, aligned=True)
+        return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward)
+
+    def _context_part(self, part: slice, context: Array) -> ContextPart:
+        s_probs, shared = self.probs_deviation(part)
+        return ContextPart(
+            probs=self._grouped(self.known_probs(part)),
+            v=self._values,
+            s_probs=self._grouped(s_probs),
+            shared=self._grouped(shared),
+            context=self._by_key_head(context),
+            keys=self.visible(part).sum(axis=1, keepdims=True),
+            p=self._p,
+            s_v=self._off("v"),
+        )
 
     # -- how heads lie ------------------------------------------------------------------------------
 

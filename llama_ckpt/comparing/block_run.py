@@ -24,8 +24,8 @@ from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
 from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.diagnose.patched_oracle import answers
-from llama_ckpt.judging.rounding import PRECISIONS
-from llama_ckpt.judging.rounding_steps import gated
+from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
 
@@ -63,7 +63,7 @@ class Given:
 
     start: Array | None
     far: bool = False
-    off: Array | None = None
+    off: Spread | None = None
 
 
 @dataclass(frozen=True, eq=False)

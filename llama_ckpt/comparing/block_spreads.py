@@ -17,8 +17,18 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.nearest import step_reads
-from llama_ckpt.judging.rounding import PRECISIONS, Precision, Spread, case_spreads, sum_spread
-from llama_ckpt.judging.rounding_steps import gated, norm_deviation, product_deviation, turned_spread
+from llama_ckpt.judging.attention_spreads import probs_sums
+from llama_ckpt.judging.rounding import case_spreads
+from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
+from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.judging.step_spreads import (
+    gated_spread,
+    norm_spread,
+    product_spread,
+    scores_spread,
+    sum_spread,
+    turned_spread,
+)
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS
 
 __all__ = ["BlockSpreads", "OwnBlock"]
@@ -56,7 +66,7 @@ class BlockSpreads(Mapping[str, Spread]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def off(self, point: str) -> Array | None:
+    def off(self, point: str) -> Spread | None:
         """How far from the program's own value the known one of a point may be; None for not at all."""
         if point == BLOCK_INPUT:
             return self.run.given.off
@@ -64,41 +74,26 @@ class BlockSpreads(Mapping[str, Spread]):
             return None
         # What a function only shows may have been computed beside what it went on with: a fused kernel has
         # some of its own, of which a recorder sees nothing. So it is as wide as if it had not been recorded.
-        spread = self._since_the_steps(point)
-        return None if spread is None else spread.whole
+        return self._since_the_steps(point)
 
     def _spread(self, point: str) -> Spread | None:
         run, y = self.run, self.run.compute(point)
         assert y is not None
-        several = any(self._is_of_several(one) for one in step_reads(point))
         if point in ATTENDED:
-            return Spread(self._attended(point, y), composed=several)
+            return self._attended(point, y)
         read, off = run.read(point), [self.off(one) for one in step_reads(point)]
         if point in ("attn_norm", "ffn_norm"):
-            eps = run.flow.config.rms_norm_eps
-            made = Spread(norm_deviation(read[0], run.weight(point), y, eps, self._p, off[0]))
-        elif point in WEIGHT_OF:
-            made = Spread(product_deviation(read[0], run.weight(point), y, self._p, off[0]))
-        elif point in ("q_rope", "k_rope"):
-            made = turned_spread(read[0], run.flow.positions, run.frequencies, self._p, False, off[0])
-        elif point == "ffn_swiglu":
-            made = Spread(gated(read[0], read[1], off[0], off[1], self._p)[1])
-        elif POINTS[point].function == "add":
-            made = sum_spread(read[0], read[1], run.flow.dtype, *off)
-        else:
-            return self._by_its_function(point)
-        return replace(made, composed=several)
-
-    def _is_of_several(self, read: str) -> bool:
-        """Whether what a step reads brings with it what several functions of the oracle left.
-
-        Errors of these may point the same way, which adding up squares does not know. Of the parts of one
-        function they do not: that is what was measured.
-        """
-        if read == BLOCK_INPUT or (read in self.run.theirs and not POINTS[read].inner):
-            return False
-        spread = self._since_the_steps(read) if POINTS[read].inner else None
-        return not POINTS[read].inner or (spread is not None and spread.composed)
+            return norm_spread(read[0], run.weight(point), y, run.flow.config.rms_norm_eps, self._p, off[0])
+        if point in WEIGHT_OF:
+            return product_spread(read[0], run.weight(point), y, self._p, off[0])
+        if point in ("q_rope", "k_rope"):
+            at = run.flow.positions, run.frequencies
+            return turned_spread(read[0], y, *at, self._p, False, off[0])
+        if point == "ffn_swiglu":
+            return gated_spread(read[0], read[1], self._p, *off)
+        if POINTS[point].function == "add":
+            return sum_spread(read[0], read[1], run.flow.dtype, *off)
+        return self._by_its_function(point)
 
     def _by_its_function(self, point: str) -> Spread | None:
         case, y = self.run.case(point), self.run.compute(point)
@@ -114,19 +109,29 @@ class BlockSpreads(Mapping[str, Spread]):
         off = {name: self.off(point) for name, point in (("q", "q_rope"), ("k", "k_rope"), ("v", "v"))}
         return replace(self.run.attention, off={n: spread for n, spread in off.items() if spread is not None})
 
-    def _attended(self, point: str, y: Array) -> Array:
+    def _attended(self, point: str, y: Array) -> Spread:
         attention = self.attention
         assert attention is not None
         if point == "attn_context":
-            return attention.context_deviation(y)
-        made = np.empty(y.shape, np.float32)  # two digits count, and these are the largest arrays there are
+            has_weights = self.run.weights is not None
+            out, wo = (
+                (self.run.compute("attn_out"), self.run.weight("attn_out")) if has_weights else (None, None)
+            )
+            return attention.context_spread(y, out, wo)
+        made: Any = np.empty(
+            y.shape, np.float32
+        )  # two digits count, and these are the largest arrays there are
+        if point == "attn_scores":
+            for part in attention.parts():
+                made[part] = attention.scores_deviation(part, attention.scores_of(part)).transpose(1, 0, 2)
+            return scores_spread(made, self._p, aligned=bool(attention.off))
+        sums = np.zeros((2, len(y)))
         for part in attention.parts():
-            if point == "attn_scores":
-                off = attention.scores_deviation(part, attention.scores_of(part))
-            else:
-                off = attention.probs_deviation(part)[0]
+            off, shared = attention.probs_deviation(part)
             made[part] = off.transpose(1, 0, 2)
-        return made
+            sums[:, part] = probs_sums(y[part].transpose(1, 0, 2), off, shared)
+        aligned = bool(attention.off)
+        return Spread(made, aligned=aligned, sums=None if aligned else RowSums(*np.sqrt(sums)))
 
     @property
     def _p(self) -> Precision:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.comparison import ComparedPoint
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.points import POINTS, Case, split_name
 
 __all__ = ["Call", "Limits", "OwnRun", "answered", "evidence"]

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.block_run import Given
-from llama_ckpt.judging.rounding import PRECISIONS, Spread
-from llama_ckpt.judging.rounding_steps import norm_deviation, product_deviation
+from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.step_spreads import norm_spread, product_spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import Case
 
@@ -138,11 +139,10 @@ class HeadRun(Mapping[str, Array]):
         p = PRECISIONS[self.dtype]
         if point == "output_norm":
             eps, weight = self.config.rms_norm_eps, self.weights.output_norm
-            return Spread(norm_deviation(self._start, weight, self[point], eps, p, self.given.off))
-        off = None if self._sees_norm else self._spread("output_norm").whole
-        off = off[-1:] if off is not None and self.last else off
-        deviation = product_deviation(self._normed, self.weights.output, self[point], p, off)
-        return Spread(deviation, composed=off is not None)
+            return norm_spread(self._start, weight, self[point], eps, p, self.given.off)
+        off = None if self._sees_norm else self._spread("output_norm")
+        off = off.last_row() if off is not None and self.last else off
+        return product_spread(self._normed, self.weights.output, self[point], p, off)
 
     def call(self, point: str) -> tuple[Case, HeadRun] | None:
         """The call of the oracle that answers for both, and its answers; None across whole blocks."""
@@ -150,7 +150,7 @@ class HeadRun(Mapping[str, Array]):
             return None
         given, returns, taps = self.given, "logits", {"output_norm": "output_norm"}
         if self.last and point == "logits":  # a row of one has no place beside a norm of all
-            off = None if given.off is None else given.off[-1:]
+            off = None if given.off is None else given.off.last_row()
             given, taps = Given(self._start[-1:], given.far, off), {}
         elif self.last:
             returns = "logits of every token"

@@ -33,7 +33,8 @@ from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounded_run import RoundedRun
-from llama_ckpt.judging.rounding import PRECISIONS
+from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.oracle.weights import KEPT_BYTES
 from llama_ckpt.points import Case, block_point
@@ -105,7 +106,8 @@ class Walk(Settling):
         if x is None:
             if exact is None or self.sides.weights is None:
                 return Given(None)
-            return Given(exact, off=PRECISIONS[self.sides.dtype].half * np.abs(exact))
+            half = PRECISIONS[self.sides.dtype].half
+            return Given(exact, off=Spread(half * np.abs(exact)) if half else None)
         if exact is not None:
             cases = {}
             if self.sides.weights is not None and not np.array_equal(x, exact):
@@ -205,7 +207,7 @@ class Walk(Settling):
         if end is None or not self.recorded[name]:
             if own.reaches_input("out") or "out" not in own.spreads:
                 return Given(own.get("out"), far=True)
-            return Given(own["out"], off=own.spreads["out"].whole)
+            return Given(own["out"], off=own.spreads["out"])
         start = np.asarray(end, np.float64)
         if self.sides.weights is not None:
             numbers = self.sides.weights, self.sides.config, self.flow.positions, self.sides.dtype

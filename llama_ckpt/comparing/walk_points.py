@@ -23,7 +23,7 @@ from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, block_point, split_name
 

@@ -29,10 +29,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.judging.directions import gain_and_bias
 from llama_ckpt.judging.measured import ENGINE, LAYERS
 from llama_ckpt.judging.measured import Errors as Measured
-from llama_ckpt.judging.metrics import Errors, averaging, element_scale, flat_rows, row_scale
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.metrics import (
+    Errors,
+    averaging,
+    element_scale,
+    flat_rows,
+    gain_elements,
+    row_scale,
+)
+from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.points import POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
@@ -76,9 +85,11 @@ much, some three roundings, the same in every element (300 tokens, heads of 128,
 ERR, ROW, ELEMENT = 2.0, 2.5, 6.0
 """What a tensor's, a row's and an element's error may be of what `rounding` expects there, as norms."""
 
-COMPOSED = 2.0
-"""So many times wider over a whole block: errors of its steps may point the same way, which `rounding`,
-adding up squares, does not know."""
+WITHIN_FLOOR = 1 / 32
+"""The same where limits follow from the data, which tell most of what lends errors a direction."""
+
+STRUCTURE = 3.0
+"""What a gain or a bias may be of what `directions` expects."""
 
 EXACT = {
     "token_ids": "integers: equal or not",
@@ -199,29 +210,40 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
     if limit.exact:
         return limit
     exact, judged = flat_rows(o, mask)
-    times = COMPOSED if spread.composed else 1.0
-    deviation = times * _flat(spread.deviation, np.shape(o), judged)
+    deviation = _flat(spread.deviation, np.shape(o), judged)
     most = 0.0 if spread.most is None else _flat(spread.most, np.shape(o), judged)
     rows_scale = row_scale(exact)
     rows = (ROW * np.linalg.norm(deviation, axis=1) + _norms(most)) / rows_scale
     elements = (ELEMENT * deviation + most) / element_scale(exact, rows_scale, judged)
     norm = float(np.linalg.norm(exact)) or 1.0
     err = (ERR * float(np.linalg.norm(deviation)) + float(np.linalg.norm(most))) / norm
-    benign = min(1.0, err / limit.err) * STRUCTURE_FLOOR["own"] * limit.err
-    lean = spread.lean / (norm * math.sqrt(max(int(judged.sum()), 1)))
-    point, dtype = limit.point, limit.dtype
-    measured = _largest(point, dtype, "own") or (0.0,) * 5
+    gain, bias = _directions(limit, spread, exact, deviation, most, err)
     return replace(
         limit,
         err=err,
         row_err=float(rows.max()),
         element_err=float(elements.max()),
-        gain=max(benign, MARGIN * max(measured[3], ON_CUDA.get((dtype, "own", point), 0.0))),
-        bias=max(benign, MARGIN * measured[4]) + lean,
+        gain=gain / averaging(gain_elements(exact)),
+        bias=bias / averaging(float(judged.sum())),
         reason=f"{limit.reason.partition(';')[0]}; {ERR:g} x what rounding may leave of these inputs",
         rows=rows,
         elements=elements,
     )
+
+
+def _directions(
+    limit: Limit, spread: Spread, exact: Any, deviation: Any, most: Any, err: float
+) -> tuple[float, float]:
+    """What gain and bias may be: no more than the error, and as much as errors that point one way come to."""
+    half = PRECISIONS[limit.dtype].half > 0
+    gain, bias = (STRUCTURE * one for one in gain_and_bias(exact, deviation, spread, half=half))
+    norm = float(np.linalg.norm(exact)) or 1.0
+    turned = float(np.linalg.norm(most)) / norm  # at right angles to what is turned: hardly a gain
+    gain += turned**2 / 2
+    bias += spread.lean / (norm * math.sqrt(exact.size))
+    floor = WITHIN_FLOOR * ERR * float(np.linalg.norm(deviation)) / norm
+    on_cuda = MARGIN * ON_CUDA.get((limit.dtype, "own", limit.point), 0.0)
+    return min(err, max(gain, floor, on_cuda)), min(err, max(bias, floor))
 
 
 def _flat(array: ArrayLike, shape: tuple[int, ...], judged: NDArray[np.bool_]) -> NDArray[np.float64]:

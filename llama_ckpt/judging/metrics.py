@@ -28,6 +28,7 @@ __all__ = [
     "element_errors",
     "element_scale",
     "flat_rows",
+    "gain_elements",
     "measure",
     "relative_error",
     "row_scale",
@@ -102,7 +103,6 @@ def measure(
     element = _worst(element_errs, elements)
     norm, n = _norm(oracle) or 1.0, int(judged.sum())
     scaled = oracle / norm  # divided first, lest the squares overflow
-    squares = scaled * scaled
     return Errors(
         err=_norm(residual) / norm,
         row_err=float(row_errs[worst]),
@@ -111,10 +111,20 @@ def measure(
         gain=float(np.vdot(residual, scaled)) / norm,
         bias=float(residual.sum()) / (math.sqrt(max(n, 1)) * norm),
         n=n,
-        n_gain=1.0 / (float(np.vdot(squares, squares)) or 1.0),
+        n_gain=_gain_elements(scaled),
         row_allowed=math.nan if rows is None else float(rows[worst]),
         element_allowed=math.nan if elements is None else float(elements.flat[element]),
     )
+
+
+def gain_elements(o: Array) -> float:
+    """Over how many elements of o a gain is in effect averaged; see `Errors.n_gain`."""
+    return _gain_elements(o / (_norm(o) or 1.0))
+
+
+def _gain_elements(scaled: Array) -> float:
+    squares = scaled * scaled
+    return 1.0 / (float(np.vdot(squares, squares)) or 1.0)
 
 
 def _worst(errors: Array, allowed: Array | None) -> int:

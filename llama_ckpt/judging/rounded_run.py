@@ -17,7 +17,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.limits import MARGIN, STRUCTURE_FLOOR, Limit
 from llama_ckpt.judging.metrics import averaging, measure
-from llama_ckpt.judging.rounding import PRECISIONS, Spread, case_spreads, sum_spread
+from llama_ckpt.judging.rounding import case_spreads
+from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.step_spreads import sum_spread
 from llama_ckpt.oracle import llama as oracle
 
 __all__ = ["RoundedRun", "at_least"]

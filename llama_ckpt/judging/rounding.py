@@ -23,23 +23,21 @@ numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llama_ckpt.judging.rounding_steps import (
-    PRECISIONS,
-    Precision,
-    Spread,
-    angle_error,
-    gated,
-    norm_deviation,
-    probabilities,
-    product_deviation,
-    product_terms_of,
-    sum_deviation,
+from llama_ckpt.judging.attention_spreads import AttentionSpreads, ContextSums
+from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision, angle_error, gated
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.step_spreads import (
+    gated_spread,
+    norm_spread,
+    product_spread,
+    scores_spread,
+    sum_spread,
     turned_spread,
 )
 from llama_ckpt.oracle import llama as oracle
@@ -51,9 +49,7 @@ __all__ = [
     "Spread",
     "angle_error",
     "case_spreads",
-    "product_spread",
     "spreads_of",
-    "sum_spread",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -65,7 +61,7 @@ def case_spreads(
     values: Mapping[str, ArrayLike],
     dtype: str,
     *,
-    carried: Mapping[str, ArrayLike] | None = None,
+    carried: Mapping[str, Spread] | None = None,
     exact_angles: bool = False,
 ) -> dict[str, Spread]:
     """The spread of everything that a function of the oracle returns and shows.
@@ -76,7 +72,7 @@ def case_spreads(
         values: what it showed, by its taps' names, and returned, by the points' neutral names. What it
             computes on the way but is not here is computed again.
         dtype: the program's, a key of PRECISIONS.
-        carried: the deviation of an argument that the program rounded on its way here, by its name.
+        carried: the spread of an argument that the program rounded on its way here, by its name.
         exact_angles: RoPE's angles have to be exact.
 
     Returns:
@@ -85,9 +81,8 @@ def case_spreads(
     maker = _MAKERS.get(function)
     if maker is None:
         return {}
-    came = {name: np.asarray(spread, np.float64) for name, spread in (carried or {}).items()}
     with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
-        return maker(_Call(arguments, values, dtype, came, exact_angles))
+        return maker(_Call(arguments, values, dtype, carried or {}, exact_angles))
 
 
 def spreads_of(
@@ -95,7 +90,7 @@ def spreads_of(
     answers: Mapping[str, ArrayLike],
     dtype: str,
     *,
-    carried: Mapping[str, ArrayLike] | None = None,
+    carried: Mapping[str, Spread] | None = None,
     exact_angles: bool = False,
 ) -> dict[str, Spread]:
     """`case_spreads` of a case and the oracle's answers to it, by full names."""
@@ -109,32 +104,14 @@ def spreads_of(
     return {by_point[point]: spread for point, spread in made.items() if point in by_point}
 
 
-def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: ArrayLike | None) -> Spread:
-    """The spread of a + b, as at a residual.
-
-    The terms count as well as the sum: what was recorded of them may be rounded where the program had more.
-    """
-    p, first, second = PRECISIONS[dtype], np.asarray(a, np.float64), np.asarray(b, np.float64)
-    squares = (p.u + p.half) ** 2 * (first**2 + second**2 + (first + second) ** 2)
-    squares += sum(np.asarray(one, np.float64) ** 2 for one in carried if one is not None)
-    return Spread(np.sqrt(squares + p.least**2))
-
-
-def product_spread(x: ArrayLike, w: Any, y: ArrayLike, dtype: str) -> Spread:
-    """The spread of a product y = x w^T, `[n, out]`, of an x that is exact."""
-    rows, made = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    with np.errstate(all="ignore"):
-        return Spread(product_deviation(rows, w, made, PRECISIONS[dtype]))
-
-
 @dataclass(frozen=True)
 class _Call:
-    """A call's arguments and answers, the precision, and what deviates already when it comes in."""
+    """A call's arguments and answers, the precision, and the spread of what deviates when it comes in."""
 
     arguments: Mapping[str, Any]
     answers: Mapping[str, ArrayLike]
     dtype: str
-    carried: Mapping[str, Array]
+    carried: Mapping[str, Spread]
     exact_angles: bool
 
     @property
@@ -152,65 +129,35 @@ class _Call:
 
 def _rms_norm(c: _Call) -> dict[str, Spread]:
     name = next(iter(c.answers))
-    x = c.carried.get("x")
-    return {name: Spread(norm_deviation(c["x"], c["weight"], c[name], c.arguments["eps"], c.p, x))}
+    weight, eps = c["weight"], c.arguments["eps"]
+    return {name: norm_spread(c["x"], weight, c[name], eps, c.p, c.carried.get("x"))}
 
 
 def _qkv(c: _Call) -> dict[str, Spread]:
     weights = {"q": "wq", "k": "wk", "v": "wv"}
-    x = c.carried.get("x")
-    return {y: Spread(product_deviation(c["x"], c.arguments[w], c[y], c.p, x)) for y, w in weights.items()}
+    x, came = c["x"], c.carried.get("x")
+    return {y: product_spread(x, c.arguments[w], c[y], c.p, came) for y, w in weights.items()}
 
 
 def _rope(c: _Call) -> dict[str, Spread]:
     at = c.arguments["positions"], c.arguments["frequencies"]
     return {
-        f"{name}_rope": turned_spread(c.argument(name), *at, c.p, c.exact_angles, c.carried.get(name))
-        for name in ("q", "k")
+        f"{x}_rope": turned_spread(c.argument(x), c[f"{x}_rope"], *at, c.p, c.exact_angles, c.carried.get(x))
+        for x in ("q", "k")
     }
 
 
 def _attention(c: _Call) -> dict[str, Spread]:
-    """Head by head, so that memory holds one head's scores."""
-    q, k, values = (c.argument(name) for name in ("q", "k", "v"))
-    n, n_heads, head_dim = q.shape
-    group, visible = n_heads // k.shape[1], _visible(c.arguments)
-    # Two digits count, and these are the largest arrays that there are.
-    keep = {name: np.empty((n, n_heads, len(k)), np.float32) for name in ("attn_scores", "attn_probs")}
-    context, s_context = np.empty_like(q), np.empty_like(q)
-    for head in range(n_heads):
-        key = head // group
-        came = {name: spread[:, head if name == "q" else key] for name, spread in c.carried.items()}
-        read = q[:, head], k[:, key], values[:, key]
-        made = _one_head(*read, visible, head_dim**-0.5, c.p, came)
-        keep["attn_scores"][:, head], keep["attn_probs"][:, head] = made[:2]
-        context[:, head], s_context[:, head] = made[2:]
-    flat, spread = context.reshape(n, -1), s_context.reshape(n, -1)
-    out = product_deviation(flat, c.arguments["wo"], c["attn_out"], c.p, spread)
-    spreads: dict[str, Any] = {**keep, "attn_context": spread, "attn_out": out}
-    return {name: Spread(array) for name, array in spreads.items()}
-
-
-def _one_head(
-    q: Array, k: Array, v: Array, visible: Any, scale: float, p: Precision, carried: Mapping[str, Array]
-) -> tuple[Array, Array, Array, Array]:
-    """Deviations of scores and probabilities, the context, and its deviation."""
-    scores = q @ k.T
-    s_scores = sum_deviation(product_terms_of(q, k), q.shape[1], scores, p)
-    if "q" in carried:
-        s_scores = np.sqrt(s_scores**2 + (carried["q"] ** 2) @ (k * k).T)
-    if "k" in carried:
-        s_scores = np.sqrt(s_scores**2 + (q * q) @ (carried["k"] ** 2).T)
-    probs, s_probs, shared = probabilities(scores, s_scores, visible, scale, p)
-    context = probs @ v
-    spread = np.sqrt(
-        sum_deviation(product_terms_of(probs, v.T), len(k), context, p) ** 2
-        + (s_probs**2) @ (v * v)
-        + (shared * context) ** 2
-    )
-    if "v" in carried:
-        spread = np.sqrt(spread**2 + (probs * probs) @ (carried["v"] ** 2))
-    return s_scores, s_probs, context, spread
+    wo, out = c.arguments["wo"], c["attn_out"]
+    q, k, v = (c.argument(name) for name in ("q", "k", "v"))
+    sums = ContextSums(out, wo, (len(q), q.shape[1], v.shape[2]))
+    heads = AttentionSpreads(q, k, v, _visible(c.arguments), c.p, c.carried, sums)
+    return {
+        "attn_scores": scores_spread(heads.scores, c.p, aligned=bool(c.carried)),
+        "attn_probs": heads.probs_spread,
+        "attn_context": heads.context_spread,
+        "attn_out": product_spread(heads.context, wo, out, c.p, heads.context_spread),
+    }
 
 
 def _visible(arguments: Mapping[str, Any]) -> NDArray[np.bool_]:
@@ -228,11 +175,12 @@ def _swiglu(c: _Call) -> dict[str, Spread]:
     x, came = np.asarray(x, np.float64), c.carried.get("x")
     gate = c["ffn_gate"] if "ffn_gate" in c.answers else np.matmul(x, w_gate.T)
     up = c["ffn_up"] if "ffn_up" in c.answers else np.matmul(x, w_up.T)
-    s_gate, s_up = product_deviation(x, w_gate, gate, c.p, came), product_deviation(x, w_up, up, c.p, came)
-    product, spread = gated(gate, up, s_gate, s_up, c.p)
-    out = product_deviation(product, w_down, c["ffn_out"], c.p, spread)
-    spreads = {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
-    return {name: Spread(array) for name, array in spreads.items()}
+    s_gate = product_spread(x, w_gate, gate, c.p, came)
+    s_up = product_spread(x, w_up, up, c.p, came)
+    spread = gated_spread(gate, up, c.p, s_gate, s_up)
+    product = c["ffn_swiglu"] if "ffn_swiglu" in c.answers else gated(gate, up, None, None, c.p)[0]
+    out = product_spread(product, w_down, c["ffn_out"], c.p, spread)
+    return {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
 
 
 def _block(c: _Call) -> dict[str, Spread]:
@@ -247,7 +195,7 @@ def _block(c: _Call) -> dict[str, Spread]:
         maker: _Maker, arguments: Mapping[str, Any], made: tuple[str, ...], reads: Mapping[str, str]
     ) -> None:
         given = {**arguments, **{name: steps[point] for name, point in reads.items() if point in steps}}
-        came = {name: found[point].whole for name, point in reads.items() if point in found}
+        came = {name: found[point] for name, point in reads.items() if point in found}
         if "x" in c.carried and BLOCK_INPUT in reads.values():
             came["x"] = c.carried["x"]
         answers = {point: steps[point] for point in made}
@@ -262,14 +210,14 @@ def _block(c: _Call) -> dict[str, Spread]:
     step(_rope, turn, ("q_rope", "k_rope"), {"q": "q", "k": "k"})
     step(_attention, {**at, **parts}, ("attn_out",), {"q": "q_rope", "k": "k_rope", "v": "v"})
 
-    def add(made: str, a: Any, b: str, carried: ArrayLike | None) -> None:
-        found[made] = sum_spread(a, steps[b], c.dtype, carried, found[b].whole)
+    def add(made: str, a: Any, b: str, carried: Spread | None) -> None:
+        found[made] = sum_spread(a, steps[b], c.dtype, carried, found[b])
 
     add("ffn_inp", c.arguments["x"], "attn_out", c.carried.get("x"))
     step(_rms_norm, {"weight": weights.ffn_norm, **eps}, ("ffn_norm",), {"x": "ffn_inp"})
     step(_swiglu, parts, ("ffn_gate", "ffn_up", "ffn_out"), {"x": "ffn_norm"})
-    add("out", steps["ffn_inp"], "ffn_out", found["ffn_inp"].whole)
-    return {name: replace(spread, composed=True) for name, spread in found.items()}
+    add("out", steps["ffn_inp"], "ffn_out", found["ffn_inp"])
+    return found
 
 
 MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
@@ -277,12 +225,10 @@ MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 def _output_logits(c: _Call) -> dict[str, Spread]:
     weights, config, x = c.arguments["weights"], c.arguments["config"], c["x"]
-    eps, came = config.rms_norm_eps, c.carried.get("x")
-    shown = "output_norm" in c.answers
+    eps, shown = config.rms_norm_eps, "output_norm" in c.answers
     normed = c["output_norm"] if shown else oracle.rms_norm(x, weights.output_norm, eps=eps)
-    norm = norm_deviation(x, weights.output_norm, normed, eps, c.p, came)
-    logits = product_deviation(normed, weights.output, c["logits"], c.p, norm)
-    return {"output_norm": Spread(norm), "logits": Spread(logits)}
+    norm = norm_spread(x, weights.output_norm, normed, eps, c.p, c.carried.get("x"))
+    return {"output_norm": norm, "logits": product_spread(normed, weights.output, c["logits"], c.p, norm)}
 
 
 _Maker: TypeAlias = Callable[[_Call], dict[str, Spread]]

@@ -8,20 +8,23 @@ float32, since of a deviation two digits count. numpy only.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.rounding_steps import CHUNKS, Precision, probabilities, sum_deviation
+from llama_ckpt.judging.spread import Spread
 
-__all__ = ["context_deviation", "probability_deviation", "score_deviation"]
+__all__ = ["ContextPart", "probability_deviation", "score_deviation"]
 
 Array: TypeAlias = NDArray[Any]
 
 
 def score_deviation(
-    q: Array, k: Array, scores: Array, p: Precision, s_q: Array | None = None, s_k: Array | None = None
+    q: Array, k: Array, scores: Array, p: Precision, s_q: Spread | None = None, s_k: Spread | None = None
 ) -> Array:
     """Of `scores = q k^T`, `[..., queries, keys]`.
 
@@ -30,18 +33,24 @@ def score_deviation(
         scores: what comes out.
         s_q, s_k: what q and k deviate by already, of their shapes.
     """
-    deviation = sum_deviation(_terms(q, _turned(k)), q.shape[-1], scores, p)
+    squares = sum_deviation(_terms(q, _turned(k)), q.shape[-1], scores, p) ** 2
     if s_q is not None:
-        deviation = np.hypot(deviation, _carried(s_q, _turned(k)))
+        squares = squares + _scored(s_q, k)
     if s_k is not None:
-        deviation = np.hypot(deviation, _carried(q, _turned(s_k)))
-    return deviation
+        squares = squares + _turned(_scored(s_k, q))
+    return np.asarray(np.sqrt(squares))
+
+
+def _scored(spread: Spread, other: Array) -> Array:
+    """What a spread of one side of the scores comes to in their squares, `[its rows, the other's]`."""
+    squares = _carried(spread.deviation, _turned(other)) ** 2
+    return squares if spread.mode is None else squares + np.square(spread.mode @ _turned(other))
 
 
 def probability_deviation(
     scores: Array, s_scores: Array, visible: Array, scale: float, p: Precision
-) -> tuple[Array, float]:
-    """Of softmax over the visible keys `[heads, queries, keys]`, and the error that all of a row share.
+) -> tuple[Array, Array]:
+    """Of softmax over the visible keys `[heads, queries, keys]`, and what a row shares `[heads, queries, 1]`.
 
     Args:
         scores: neither scaled nor masked; s_scores: their deviation.
@@ -53,30 +62,58 @@ def probability_deviation(
     flat: Any = np.asarray(scores, np.float32).reshape(-1, keys)
     off: Any = np.asarray(s_scores, np.float32).reshape(-1, keys)
     _, deviation, shared = probabilities(flat, off, seen, scale, p)
-    return deviation.reshape(heads, queries, keys), shared
+    return deviation.reshape(heads, queries, keys), shared.reshape(heads, queries, 1)
 
 
-def context_deviation(
-    probs: Array,
-    v: Array,
-    context: Array,
-    s_probs: Array,
-    shared: float,
-    p: Precision,
-    s_v: Array | None = None,
-) -> Array:
-    """Of `context = probs v`, `[..., queries, head_dim]`.
+@dataclass(frozen=True)
+class ContextPart:
+    """Some queries' contexts, `[..., queries, head_dim]`, and how far they may be off.
 
-    Args:
-        probs: `[..., queries, keys]`, s_probs their deviation; shared: the relative one of a whole row.
-        v: `[..., keys, head_dim]`; s_v: what it deviates by already.
-        context: what comes out.
+    Attributes:
+        probs, v: what it was made of, `[..., queries, keys]` and `[..., keys, head_dim]`.
+        s_probs, shared: the deviation of the probabilities, and what a row has in common, a share.
+        context: what came out.
+        s_v: what v deviates by already.
+        keys: how many each query sees, `[queries, 1]`.
     """
-    own = sum_deviation(_terms(probs, v), probs.shape[-1], context, p)
-    squares = own**2 + _carried(s_probs, v) ** 2 + (shared * context) ** 2
-    if s_v is not None:
-        squares = squares + _carried(probs, s_v) ** 2
-    return np.asarray(np.sqrt(squares))
+
+    probs: Array
+    v: Array
+    s_probs: Array
+    shared: Array
+    context: Array
+    keys: Array
+    p: Precision
+    s_v: Spread | None = None
+
+    @cached_property
+    def own(self) -> Array:
+        """What the sum over the keys leaves."""
+        return sum_deviation(_terms(self.probs, self.v), self.keys, self.context, self.p)
+
+    @property
+    def mode(self) -> Array | None:
+        """What a row is off by together, where values came with such."""
+        return None if self.s_v is None or self.s_v.mode is None else np.matmul(self.probs, self.s_v.mode)
+
+    @property
+    def deviation(self) -> Array:
+        """Of each element."""
+        squares = self.own**2 + _carried(self.s_probs, self.v) ** 2 + (self.shared * self.context) ** 2
+        if self.s_v is not None:
+            squares = squares + _carried(self.probs, self.s_v.deviation) ** 2
+        return np.asarray(np.sqrt(squares if self.mode is None else squares + self.mode**2))
+
+    def towards(self, direction: Array) -> Array:
+        """The squares of what errors add up to along a direction `[..., queries or 1, head_dim]`.
+
+        Summed over all but the queries: an error of a probability moves all of its head's context at once.
+        """
+        apart = np.sum((self.own * direction) ** 2, axis=-1)
+        together = (self.shared[..., 0] * np.sum(self.context * direction, axis=-1)) ** 2
+        moved = np.sum((self.s_probs * (direction @ _turned(self.v))) ** 2, axis=-1)
+        squares: Array = apart + together + moved
+        return squares.reshape(-1, squares.shape[-1]).sum(axis=0)
 
 
 def _carried(x: Array, w: Array) -> Array:

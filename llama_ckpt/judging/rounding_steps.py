@@ -7,6 +7,7 @@ Products of squares are taken in float32, since of a deviation two digits count.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,15 +18,18 @@ from numpy.typing import ArrayLike, NDArray
 __all__ = [
     "PRECISIONS",
     "Precision",
-    "Spread",
     "angle_error",
     "gated",
+    "norm_apart",
     "norm_deviation",
+    "norm_shared",
     "probabilities",
     "product_deviation",
     "product_terms_of",
+    "softmax_shared",
     "sum_deviation",
-    "turned_spread",
+    "turned_deviation",
+    "turned_most",
 ]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -40,49 +44,32 @@ class Precision:
 
     Attributes:
         u: of a sum, which is float32 everywhere.
-        half: of a result and of a weight; 0.0 in float32, whose results are sums.
+        half: of a result and of a weight, as chance has it; 0.0 in float32, whose results are sums.
         least: below so much a number may be taken for zero, or has no more than this distance to the next.
+        root: of a norm's root. Squares in half precision are right in bfloat16 alone: float16 has no room.
     """
 
     u: float
     half: float
     least: float
+    root: float
 
+
+HALF = 0.75
+"""Of the largest that a rounding to half precision may be: few are, and on average they are 0.42 of it."""
 
 PRECISIONS: Mapping[str, Precision] = {
-    "float32": Precision(2.0**-24, 0.0, 2.0**-126),
-    "float16": Precision(2.0**-24, 2.0**-11, 2.0**-25),
-    "bfloat16": Precision(2.0**-24, 2.0**-8, 2.0**-126),
+    "float32": Precision(2.0**-24, 0.0, 2.0**-126, 0.0),
+    "float16": Precision(2.0**-24, HALF * 2.0**-11, 2.0**-25, 0.0),
+    "bfloat16": Precision(2.0**-24, HALF * 2.0**-8, 2.0**-126, 0.7 * 2.0**-8),
 }
 """By the name of the dtype."""
 
 
-@dataclass(frozen=True)
-class Spread:
-    """What rounding may leave in a tensor.
-
-    Attributes:
-        deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
-        most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
-        composed: it is the sum of several steps', whose errors may point the same way.
-        lean: the most that `most` may move the sum of all elements by: a wrong angle turns every head alike.
-    """
-
-    deviation: Array
-    most: Array | None = None
-    composed: bool = False
-    lean: float = 0.0
-
-    @property
-    def whole(self) -> Array:
-        """Both in one, for a step that reads the tensor."""
-        return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
-
-
-def sum_deviation(terms: tuple[Array, Array], n: int, y: Array, p: Precision) -> Array:
-    """Of a sum over n products that comes to y, from `product_terms_of`."""
+def sum_deviation(terms: tuple[Array, Array], n: Any, y: Array, p: Precision) -> Array:
+    """Of a sum over n products, one number or one for each row, that comes to y, from `product_terms_of`."""
     norms, partial = terms
-    walk = p.u * n**0.5
+    walk = p.u * np.sqrt(n)
     squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
     return np.asarray(np.sqrt(squares))
 
@@ -123,9 +110,11 @@ def _in_float32(x: Any) -> _Scaled:
     return np.asarray(x / scale, np.float32), scale
 
 
-def product_deviation(x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None) -> Array:
-    """Of y = x w^T, its own rounding and, where x has a deviation, what comes with that."""
-    through: Array | None = None  # what the deviation of the inputs comes to after the product
+def product_deviation(
+    x: Array, w: Any, y: Array, p: Precision, carried: Array | None = None
+) -> tuple[Array, Array | None]:
+    """Of y = x w^T: its own rounding, and what a deviation of x comes to in it, None where x has none."""
+    through: Array | None = None
     if hasattr(w, "product_terms"):
         terms = product_terms_of(x, w)
         through = None if carried is None else w.product_terms(carried, 0)[0]
@@ -135,23 +124,34 @@ def product_deviation(x: Array, w: Any, y: Array, p: Precision, carried: Array |
         if carried is not None:
             rows, scale = _in_float32(carried)
             through = np.sqrt((rows * rows) @ (matrix * matrix).T) * (scale * unit.T)
-    own = sum_deviation(terms, x.shape[1], y.reshape(len(y), -1), p)
-    return (own if through is None else np.hypot(own, through)).reshape(y.shape)
+    own = sum_deviation(terms, x.shape[1], y.reshape(len(y), -1), p).reshape(y.shape)
+    return own, None if through is None else through.reshape(y.shape)
 
 
-NORM_ROUNDINGS = 4.0
-"""The root, the division and the product with the weight; in half precision two of them are rounded to it."""
+NORM_ROUNDINGS = 2.0
+"""The division and the product with the weight, also in half precision; and as many of the root."""
 
 SUM_OF_SQUARES = 0.3
 """Of u sqrt(width): a sum of positive terms, halved by the root."""
+
+
+def norm_shared(width: int, p: Precision) -> float:
+    """What an RMS norm's root has a row off by, as a share: its sum of squares, and its own rounding."""
+    return p.u * (1 + 0.5 * SUM_OF_SQUARES * math.sqrt(width)) + p.root
+
+
+def norm_apart(weight: Array, y: Array, p: Precision) -> Array:
+    """Of an RMS norm what each element errs by itself, beside `norm_shared`."""
+    share = NORM_ROUNDINGS * (p.u + p.half)
+    return np.asarray(share * np.abs(y) + p.least * (1 + np.abs(weight)))
 
 
 def norm_deviation(
     x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: Array | None = None
 ) -> Array:
     """Of an RMS norm `[n, width]`."""
-    share = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + 2 * p.half
-    own = share * np.abs(y) + p.least * (1 + np.abs(weight))
+    root = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + p.root
+    own = norm_apart(weight, y, p) + root * np.abs(y)
     if carried is None:
         return np.asarray(own)
     scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
@@ -165,21 +165,22 @@ TURN_ROUNDINGS = 1.25
 """Two products and their sum, and the cosine and the sine that were rounded before."""
 
 
-def turned_spread(
-    x: Array, positions: Any, frequencies: Any, p: Precision, exact_angles: bool, carried: Array | None = None
-) -> Spread:
-    """Of heads `[n, heads, head_dim]` turned by RoPE, x before."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    reach = np.hypot(even, odd)
+def turned_deviation(x: Array, p: Precision, carried: Array | None = None) -> Array:
+    """Of heads `[n, heads, head_dim]` turned by RoPE's angles as they are, x before."""
+    reach = np.hypot(x[..., 0::2], x[..., 1::2])
     own = TURN_ROUNDINGS * (p.u + p.half) * reach + p.least * (2 + reach)
     if carried is not None:
         own = np.sqrt(own**2 + carried[..., 0::2] ** 2 + carried[..., 1::2] ** 2)
-    if exact_angles:
-        return Spread(_both(own))
+    return _both(own)
+
+
+def turned_most(x: Array, positions: Any, frequencies: Any) -> tuple[Array, float]:
+    """What angles as right programs build them move each element by at most, and the sum of all."""
+    even, odd = x[..., 0::2], x[..., 1::2]
     off = angle_error(positions, frequencies)
     # A turn by a little moves a pair (a, b) by (-b, a): in sum over the heads by sqrt(2) of theirs at most.
     lean = np.sqrt(2.0) * np.sum(off * np.hypot(even.sum(axis=1), odd.sum(axis=1)))
-    return Spread(_both(own), _both(reach * off[:, None, :]), lean=float(lean))
+    return _both(np.hypot(even, odd) * off[:, None, :]), float(lean)
 
 
 def _both(pairs: Array) -> Array:
@@ -211,9 +212,18 @@ STEEP = 3.0
 """How many deviations of a score exp is followed for."""
 
 
+HALF_SUM = 0.95
+"""Of a sum that is rounded to half precision once: STRUCTURE times that is more than any rounding."""
+
+
+def softmax_shared(keys: Any, p: Precision) -> Any:
+    """What the sum over so many keys has a row of probabilities off by, as a share."""
+    return p.u * (1 + SUM_OF_SQUARES * np.sqrt(keys)) + HALF_SUM * p.half
+
+
 def probabilities(
     scores: Array, s_scores: Array, visible: Any, scale: float, p: Precision
-) -> tuple[Array, Array, float]:
+) -> tuple[Array, Array, Array]:
     """Softmax over the visible keys, its deviation, and the relative error that all of a row share."""
     scaled = np.where(visible, scores * scale, -np.inf)
     below = scaled - scaled.max(axis=1, keepdims=True)
@@ -224,8 +234,8 @@ def probabilities(
     inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
     inner = np.where(visible, inner, 0.0)
     mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
-    shared = p.u * (EXP_ROUNDINGS + SUM_OF_SQUARES * scores.shape[1] ** 0.5) + 2 * p.half
-    relative = np.sqrt(inner + mean + shared**2)
+    shared = softmax_shared(visible.sum(axis=1, keepdims=True), p)
+    relative = np.sqrt(inner + mean + shared**2 + (EXP_ROUNDINGS * p.u + 2 * p.half) ** 2)
     # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
     s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP
     return probs, np.where(visible, np.minimum(s_probs, 0.5) + p.least, 0.0), shared
@@ -249,7 +259,8 @@ def gated(
     # The sigmoid and silu may be rounded on the way: where they are next to nothing float16 has no digits.
     tiny = np.minimum(p.least, np.abs(silu)) + np.abs(gate) * np.minimum(p.least, sigmoid)
     least = p.least + np.abs(up) * tiny
-    squares = (rounded + least) ** 2
+    # One that makes it of tanh is off by a rounding of 1 there.
+    squares = (rounded + least) ** 2 + (p.u * gate * up) ** 2
     if s_gate is not None:
         squares += (slope * up * s_gate) ** 2
     if s_up is not None:

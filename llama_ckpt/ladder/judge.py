@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured, within
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
 from llama_ckpt.ladder.discovery import answering

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.diagnosis import diagnose_points
 from llama_ckpt.diagnose.named import Evidence, Predictions
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.judging.rounding import Spread
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.judge import RecordingJudge

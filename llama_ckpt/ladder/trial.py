@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import ErrorKind
-from llama_ckpt.judging.rounding import Spread, spreads_of
+from llama_ckpt.judging.rounding import spreads_of
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.continuation import judge_continuation, judge_greedy
 from llama_ckpt.ladder.implementation import Implementation, Rejected

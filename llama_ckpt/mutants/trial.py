@@ -23,7 +23,8 @@ from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, within
 from llama_ckpt.judging.metrics import measure
-from llama_ckpt.judging.rounding import Spread, spreads_of
+from llama_ckpt.judging.rounding import spreads_of
+from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import causal_mask, judge
 from llama_ckpt.mutants.models import GivenPrompt
 from llama_ckpt.mutants.right_programs.catalogue import Variant

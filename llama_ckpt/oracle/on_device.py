@@ -39,7 +39,7 @@ CHECKED_ROWS: Final = 4
 
 
 class DeviceMatrix:
-    """A weight `[out, in]` on a device, as an operand of numpy's `matmul` from the right, transposed.
+    """A weight `[out, in]` on a device, as an operand of numpy's `matmul` from the right.
 
     Args:
         weight: in the file's type.
@@ -71,10 +71,9 @@ class DeviceMatrix:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
         if ufunc is not np.matmul or method != "__call__" or options or inputs[1] is not self:
             return NotImplemented
-        if not self._transposed:
-            return NotImplemented  # the oracle multiplies by transposed weights alone
         x = torch.from_numpy(np.ascontiguousarray(inputs[0])).to(self._weight.device)
-        return torch.mm(x, self.float64().t()).cpu().numpy()
+        matrix = self.float64()
+        return torch.mm(x, matrix.t() if self._transposed else matrix).cpu().numpy()
 
     def product_terms(self, x: Array, chunks: int) -> tuple[Array, Array]:
         """What the rounding of products `x [n, in]` with this weight depends on, `[n, out]`.
@@ -96,6 +95,16 @@ class DeviceMatrix:
             squares += running.square()
         partial = (squares / max(chunks, 1)).sqrt() * scales
         return norms.cpu().numpy(), partial.cpu().numpy()
+
+    def column_means(self) -> Array:
+        """The mean of its rows, `[in]`."""
+        return self.float32().mean(dim=0, dtype=torch.float64).cpu().numpy()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), or the other way round."""
+        out, width = self._weight.shape
+        return (width, out) if self._transposed else (out, width)
 
     def float32(self) -> Tensor:
         """The values as the file means them, `[out, in]` on the device; float32 holds every type's."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +18,7 @@ from llama_ckpt.diagnose.patched_oracle import Patch, PatchedOracle
 from llama_ckpt.model import pick_dtype
 from llama_ckpt.weights.quants import PackedWeight
 
-__all__ = ["torch_layers"]
+__all__ = ["in_torch", "torch_layers"]
 
 VALUES = frozenset({"x", "q", "k", "v"})
 INTEGERS = frozenset({"token_ids", "positions", "sequence_ids"})
@@ -36,7 +36,18 @@ def torch_layers(dtype: str, *, fused: bool = False, packed: bool = False) -> Pa
     names = ("embed", "rms_norm", "rope", "qkv", "attention", "swiglu", "block", "logits")
     functions = {name: getattr(checkpoints, name) for name in (*names, "last_logits", "argmax", "softmax")}
     functions["output_logits"] = output_logits
-    return PatchedOracle({name: _patch(f, kind, fused, packed) for name, f in functions.items()})
+    return in_torch(functions, kind, fused=fused, packed=packed)
+
+
+def in_torch(
+    functions: Mapping[str, Callable[..., Any]],
+    dtype: torch.dtype,
+    *,
+    fused: bool = False,
+    packed: bool = False,
+) -> PatchedOracle:
+    """An oracle of other functions that take torch tensors, by the oracle's names; as `torch_layers`."""
+    return PatchedOracle({name: _patch(f, dtype, fused, packed) for name, f in functions.items()})
 
 
 def _patch(function: Callable[..., Any], dtype: torch.dtype, fused: bool, packed: bool) -> Patch:
@@ -48,7 +59,7 @@ def _patch(function: Callable[..., Any], dtype: torch.dtype, fused: bool, packed
         tensors = {name: _tensor(name, value, dtype, packed) for name, value in given.items()}
         shown = None if fused or tap is None else lambda point, tensor: tap(point, _array(tensor))
         with torch.inference_mode():
-            result = function(**tensors, **own_dtype, tap=shown)
+            result = function(**tensors, **own_dtype, **({"tap": shown} if "tap" in parameters else {}))
         return tuple(map(_array, result)) if isinstance(result, tuple) else _array(result)
 
     return patch

@@ -1,0 +1,92 @@
+"""What rounding may leave in a tensor: how far each element may be off, and which way errors may point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["RowSums", "Spread"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """What the errors of a row add up to, as deviations, `[rows]`: rounding that went through a product.
+
+    Attributes:
+        along: the sum of each error times the exact element.
+        plain: the sum of the errors.
+    """
+
+    along: Array
+    plain: Array
+
+    def and_of(self, other: RowSums) -> RowSums:
+        """Both, as chance adds them up."""
+        return RowSums(np.hypot(self.along, other.along), np.hypot(self.plain, other.plain))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What rounding may leave in a tensor.
+
+    Attributes:
+        deviation: of each element, absolute, of the tensor's shape or one that broadcasts to it.
+        most: what comes on top, at most, with no chance about it: RoPE's angles; None where nothing does.
+        lean: the most that `most` may move the sum of all elements by: a wrong angle turns every head alike.
+        shared: a relative deviation that all of a row have in common, `[rows, 1]` or one for all.
+        columns: one that all of a column have in common.
+        everywhere: one that all elements have in common: a constant that is rounded.
+        mode: part of the deviation, signed: what all elements of a row are off by together, by chance more or
+            less, but all of them at once; None where they are not.
+        apart: the rest of it, where that is known by itself.
+        aligned: all of it came through several products, and may point wherever the tensor does.
+        sums: what each row's errors may come to along the row and in sum; None where each element errs apart.
+        onward: of the next step's product what these errors come to in its rows' sums, where that is known.
+    """
+
+    deviation: Array
+    most: Array | None = None
+    lean: float = 0.0
+    shared: Any = None
+    columns: float = 0.0
+    everywhere: float = 0.0
+    mode: Array | None = None
+    apart: Array | None = None
+    aligned: bool = False
+    sums: RowSums | None = None
+    onward: RowSums | None = None
+
+    @property
+    def whole(self) -> Array:
+        """All in one, for a step that reads the tensor."""
+        return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
+
+    @property
+    def beside_mode(self) -> Array:
+        """What a product adds up as chance does; the mode goes through it as one."""
+        return self.whole if self.apart is None else self.apart
+
+    def last_row(self) -> Spread:
+        """Of the last row alone."""
+
+        def cut(array: Any) -> Any:
+            return array[-1:] if np.ndim(array) > 1 else array
+
+        def cut_sums(sums: RowSums | None) -> RowSums | None:
+            return None if sums is None else RowSums(sums.along[-1:], sums.plain[-1:])
+
+        return replace(
+            self,
+            deviation=cut(self.deviation),
+            most=cut(self.most),
+            shared=cut(self.shared),
+            mode=cut(self.mode),
+            apart=cut(self.apart),
+            sums=cut_sums(self.sums),
+            onward=cut_sums(self.onward),
+        )

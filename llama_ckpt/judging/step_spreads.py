@@ -1,0 +1,137 @@
+"""What each kind of step leaves, and what came with what it reads: the deviations and where they point.
+
+`rounding_steps` has the arrays, `rounding_modes` the directions; here both are put together as `Spread`s,
+which go from step to step. A step whose inputs are exact has none that came. numpy only.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.judging.rounding_modes import (
+    aligned_sums,
+    gated_mode,
+    norm_mode,
+    product_mode,
+    row_sums,
+    sums_of,
+    together,
+)
+from llama_ckpt.judging.rounding_steps import (
+    PRECISIONS,
+    Precision,
+    gated,
+    norm_apart,
+    norm_deviation,
+    norm_shared,
+    product_deviation,
+    turned_deviation,
+    turned_most,
+)
+from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.oracle import llama as oracle
+
+__all__ = ["gated_spread", "norm_spread", "product_spread", "scores_spread", "sum_spread", "turned_spread"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def norm_spread(
+    x: Array, weight: ArrayLike, y: Array, eps: float, p: Precision, came: Spread | None = None
+) -> Spread:
+    """Of an RMS norm `[n, width]`: a row has its root in common, a column its weight, in half precision."""
+    factor = np.asarray(weight, np.float64)
+    own = norm_deviation(x, factor, y, eps, p)
+    common: dict[str, Any] = {"shared": norm_shared(y.shape[1], p), "columns": p.half}
+    if came is None:
+        mode = norm_mode(x, factor, y, eps, p)
+        return Spread(own, mode=mode, apart=norm_apart(factor, y, p), **common)
+    whole = norm_deviation(x, factor, y, eps, p, came.whole)
+    mode = norm_mode(x, factor, y, eps, p, came.mode)
+    return Spread(whole, mode=mode, sums=aligned_sums(y, own, whole), **common)
+
+
+def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None = None) -> Spread:
+    """Of y = x w^T, `[n, ...]`."""
+    if came is None:
+        return Spread(product_deviation(x, w, y, p)[0])
+    own, through = product_deviation(x, w, y, p, came.beside_mode)
+    assert through is not None
+    onward = None if came.mode is None else np.matmul(came.mode, w.T)
+    mode = together(onward, product_mode(w, came.beside_mode, len(y)))
+    assert mode is not None
+    mode = mode.reshape(y.shape)
+    whole = np.sqrt(own**2 + through**2 + mode**2)
+    if came.onward is not None:
+        sums = sums_of(y, own).and_of(came.onward)
+    elif came.sums is None and not came.aligned:
+        sums = sums_of(y, own).and_of(row_sums(y, w, came.beside_mode))
+    else:
+        return Spread(whole, mode=mode, sums=aligned_sums(y, own, whole))
+    if onward is not None:
+        flat = y.reshape(len(y), -1)
+        sums = sums.and_of(RowSums(np.abs(np.sum(onward * flat, axis=1)), np.abs(onward.sum(axis=1))))
+    return Spread(whole, mode=mode, sums=sums)
+
+
+def turned_spread(
+    x: Array,
+    y: Array,
+    positions: Any,
+    frequencies: Any,
+    p: Precision,
+    exact_angles: bool,
+    came: Spread | None = None,
+) -> Spread:
+    """Of heads `[n, heads, head_dim]` turned by RoPE, x before and y after."""
+    own = turned_deviation(x, p)
+    most, lean = (None, 0.0) if exact_angles else turned_most(x, positions, frequencies)
+    if came is None:
+        return Spread(own, most, lean)
+    whole = turned_deviation(x, p, came.whole)
+    mode = came.mode
+    if mode is not None:
+        mode = oracle.rope(mode, mode[:, :0], positions, frequencies)[0]
+    return Spread(whole, most, lean, mode=mode, sums=aligned_sums(y, own, whole))
+
+
+def scores_spread(deviation: Any, p: Precision, *, aligned: bool) -> Spread:
+    """Of attention's scores, whose scale may have been in queries or keys, and been taken out again.
+
+    Args:
+        deviation: theirs. aligned: q or k came with deviations of their own.
+    """
+    return Spread(deviation, aligned=aligned, everywhere=p.u + 0.5 * p.half)
+
+
+def gated_spread(
+    gate: Array, up: Array, p: Precision, came_gate: Spread | None = None, came_up: Spread | None = None
+) -> Spread:
+    """Of silu(gate) * up."""
+    off_gate, off_up = (None if one is None else one.whole for one in (came_gate, came_up))
+    mode_gate, mode_up = (None if one is None else one.mode for one in (came_gate, came_up))
+    product, whole = gated(gate, up, off_gate, off_up, p)
+    mode = gated_mode(gate, up, mode_gate, mode_up)
+    if all(one is None or (one.sums is None and not one.aligned) for one in (came_gate, came_up)):
+        return Spread(whole, mode=mode)  # a gate's own rounding and an up's are each element's apart
+    own = gated(gate, up, None, None, p)[1]
+    return Spread(whole, mode=mode, sums=aligned_sums(product, own, whole))
+
+
+def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: Spread | None) -> Spread:
+    """Of a + b, as at a residual; carried: what the two deviate by already.
+
+    The terms count as well as the sum: what was recorded of them may be rounded where the program had more.
+    """
+    p, first, second = PRECISIONS[dtype], np.asarray(a, np.float64), np.asarray(b, np.float64)
+    own = (p.u + p.half) ** 2 * (first**2 + second**2 + (first + second) ** 2) + p.least**2
+    came = [one for one in carried if one is not None]
+    if not came:
+        return Spread(np.sqrt(own))
+    whole = np.sqrt(own + sum(one.whole**2 for one in came))
+    mode = reduce(together, (one.mode for one in came))
+    return Spread(whole, mode=mode, sums=aligned_sums(first + second, np.sqrt(own), whole))

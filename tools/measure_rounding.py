@@ -1,0 +1,153 @@
+"""How much of their limits right programs use: the constants of `judging/rounding_steps.py` on trial.
+
+    python -m tools.measure_rounding                  # 100,000 judged points; writes measured_rounding.json
+    python -m tools.measure_rounding --print 2000     # fewer, to the terminal only
+
+Steps of a Llama are drawn (`measured_draws`), computed by right programs in every order of sums and in
+every way that frameworks treat half precision, and judged as `compare` judges them. For each precision,
+step and measure it is kept how much of the limit the worst one used; more than 1 is a false alarm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from llama_ckpt.diagnose.patched_oracle import RIGHT
+from llama_ckpt.judging.limits import Limit, limit_for, within
+from llama_ckpt.judging.metrics import causal_mask, measure
+from llama_ckpt.judging.rounding import spreads_of
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.step_spreads import sum_spread
+from llama_ckpt.points import POINTS
+from llama_ckpt.precisions import DTYPES
+from tools.measured_draws import STEPS, Draw, draw_case, programs
+
+__all__ = ["METRICS", "Most", "judged", "measure_draws"]
+
+METRICS = ("err", "row_err", "element_err", "gain", "bias")
+
+OVERFLOWS = {"float32": 1e37, "float16": 2.0**12, "bfloat16": 1e37}
+"""Draws with larger numbers are left out: float16 holds nothing above 65,504, and scores are larger yet."""
+
+PROGRAMS_A_DRAW = 6
+"""So many of the right programs, others each time, compute a draw."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """One judged point: how much of each limit it used."""
+
+    step: str
+    dtype: str
+    point: str
+    program: str
+    number: int
+    used: tuple[float, ...]
+
+
+def exact_answers(draw: Draw) -> tuple[dict[str, Any], Mapping[str, Spread]]:
+    """The oracle's answers and what rounding may leave of them."""
+    case = draw.case
+    if case.function == "add":
+        a, b = case.arguments["a"], case.arguments["b"]
+        return {case.returns[0]: a + b}, {case.returns[0]: sum_spread(a, b, draw.dtype)}
+    exact = RIGHT.answers(case)
+    return exact, spreads_of(case, exact, draw.dtype)
+
+
+def judged(number: int, step: str, dtype: str) -> Iterator[Use]:
+    """A draw's points, computed by some of the right programs."""
+    draw = draw_case(number, step, dtype)
+    exact, spreads = exact_answers(draw)
+    if max(float(np.abs(o).max(initial=0.0)) for o in exact.values()) > OVERFLOWS[dtype]:
+        return
+    limits: dict[str, tuple[Limit, Any]] = {}
+    for name, o in exact.items():
+        mask = causal_mask(draw.positions) if POINTS[name].causal else None
+        limits[name] = within(limit_for(name, dtype, "own"), spreads[name], o, mask), mask
+    everyone = programs(dtype)
+    chosen = np.random.default_rng(number).permutation(list(everyone))[:PROGRAMS_A_DRAW]
+    for program in chosen:
+        for name, x in everyone[program](draw.case).items():
+            limit, mask = limits[name]
+            found = measure(np.float32(x), exact[name], mask, rows=limit.rows, elements=limit.elements)
+            used = limit.measured(found)
+            share = tuple(used[metric][0] / used[metric][1] if used[metric][1] else 0.0 for metric in METRICS)
+            yield Use(step, dtype, name, str(program), number, share)
+
+
+@dataclass
+class Most:
+    """The largest uses so far, by precision, step and point, for each metric; and where they were."""
+
+    points: int = 0
+    alarms: list[Use] = field(default_factory=list)
+    worst: dict[tuple[str, str, str], list[Use]] = field(default_factory=dict)
+
+    def see(self, use: Use) -> None:
+        """Count one point in."""
+        self.points += 1
+        if not max(use.used) <= 1:
+            self.alarms.append(use)
+        kept = self.worst.setdefault((use.dtype, use.step, use.point), [use] * len(METRICS))
+        for at, share in enumerate(use.used):
+            if not share <= kept[at].used[at]:
+                kept[at] = use
+
+
+def measure_draws(points: int, start: int = 0, steps: Any = STEPS, dtypes: Any = DTYPES) -> Most:
+    """Draw until so many points are judged."""
+    most, number = Most(), start
+    while most.points < points:
+        for step in steps:
+            for dtype in dtypes:
+                for use in judged(number, step, dtype):
+                    most.see(use)
+        number += 1
+        if number % 50 == 0:
+            print(f"{most.points} points, {len(most.alarms)} alarms", file=sys.stderr)
+    return most
+
+
+def closest(most: Most, how_many: int = 12) -> Iterator[str]:
+    """The judged points that came closest to their limits."""
+    uses = {id(use): use for kept in most.worst.values() for use in kept}
+    for use in sorted(uses.values(), key=lambda one: -max(one.used))[:how_many]:
+        shares = ", ".join(f"{metric} {share:.2f}" for metric, share in zip(METRICS, use.used, strict=True))
+        yield f"{use.dtype} {use.step} {use.point}, {use.program}, draw {use.number}: {shares}"
+        yield f"    {draw_case(use.number, use.step, use.dtype).about}"
+
+
+def lines(most: Most) -> Iterator[str]:
+    """The table for a reader."""
+    yield f"{most.points} judged points, {len(most.alarms)} false alarms"
+    yield f"{'':10s} {'step':14s} {'point':13s} " + " ".join(f"{metric:>11s}" for metric in METRICS)
+    for (dtype, step, point), kept in most.worst.items():
+        shares = " ".join(f"{use.used[at]:11.2f}" for at, use in enumerate(kept))
+        yield f"{dtype:10s} {step:14s} {point:13s} {shares}"
+
+
+def main() -> None:
+    """Measure, and write or print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("points", nargs="?", type=int, default=100_000)
+    parser.add_argument("--start", type=int, default=0)
+    parser.add_argument("--print", action="store_true", help="to the terminal only")
+    parser.add_argument("--steps", nargs="*", default=STEPS)
+    parser.add_argument("--dtypes", nargs="*", default=DTYPES)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    most = measure_draws(options.points, options.start, options.steps, options.dtypes)
+    print("\n".join(lines(most)))
+    print("\n".join(closest(most)))
+
+
+if __name__ == "__main__":
+    main()
