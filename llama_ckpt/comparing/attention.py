@@ -2,30 +2,48 @@
 
 Scores and probabilities are the largest tensors that a Llama has, `[n, heads, n]`: 1 GB in float64 at
 2,048 tokens and 32 heads. So they are computed in parts, and nobody holds a whole one that was not asked
-for. What was recorded stands in for what is computed, step by step. numpy only.
+for; nor is computed what no query sees, half of all where tokens stand in order. What was recorded stands in
+for what is computed, step by step. numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.attention_spreads import ContextSums
+from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
-from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.judging.step_spreads import scores_spread
 
-__all__ = ["PART", "Attention"]
+__all__ = ["Attention", "Part"]
 
 Array: TypeAlias = NDArray[Any]
 
-PART = 1 << 19
-"""So many scores are in memory at a time: 4 MB in float64."""
+PART = 1 << 16
+"""So many scores are in memory at a time, several times over: half a MB each in float64."""
+
+KEPT = 1 << 22
+"""Up to so many scores are kept once computed: 32 MB in float64."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some queries, and the keys that are looked at: the first ones, up to the last that one of them sees.
+
+    Attributes:
+        queries: which.
+        keys: how many.
+    """
+
+    queries: slice
+    keys: int
 
 
 @dataclass(frozen=True)
@@ -48,77 +66,134 @@ class Attention:
     scores: Array | None = None
     probs: Array | None = None
     off: dict[str, Spread] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, int], Any] = field(default_factory=dict)
 
-    def parts(self) -> Iterator[slice]:
-        """The queries in runs whose scores fit into memory."""
+    def with_off(self, off: dict[str, Spread]) -> Attention:
+        """The same on inputs that deviate already."""
+        return replace(self, off=off, _kept={})
+
+    def _once(self, what: str, part: Part, make: Callable[[], Any]) -> Any:
+        """What is asked for several times, kept where it is small."""
+        n, heads, _ = self.shape
+        if n * heads * n > KEPT:
+            return make()
+        key = what, part.queries.start, part.keys
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of scores and probabilities."""
         n, heads, _ = self.q.shape
-        step = max(1, PART // (heads * n))
-        return (slice(start, min(start + step, n)) for start in range(0, n, step))
+        return n, heads, n
 
-    def visible(self, part: slice) -> NDArray[np.bool_]:
+    def parts(self) -> Iterator[Part]:
+        """All queries in runs whose scores fit into memory."""
+        n, heads, _ = self.shape
+        step = max(1, PART // (heads * n))
+        for start in range(0, n, step):
+            queries = slice(start, min(start + step, n))
+            seen = np.flatnonzero(self.positions <= self.positions[queries].max())
+            yield Part(queries, int(seen[-1]) + 1)
+
+    def whole_parts(self) -> Iterator[Part]:
+        """The same, with all keys."""
+        return (Part(part.queries, len(self.k)) for part in self.parts())
+
+    def visible(self, part: Part) -> NDArray[np.bool_]:
         """`[queries, keys]`: True where the query may look at the key."""
-        seen: NDArray[np.bool_] = self.positions[None, :] <= self.positions[part, None]
+        seen: NDArray[np.bool_] = self.positions[None, : part.keys] <= self.positions[part.queries, None]
         return seen
 
-    def scores_of(self, part: slice) -> Array:
+    def scores_of(self, part: Part) -> Array:
         """q k^T, neither scaled nor masked, `[heads, queries, keys]`."""
-        return self._stacked(self._by_key_head(self.q[part]) @ self._keys)
 
-    def scores_deviation(self, part: slice, scores: Array) -> Array:
+        def make() -> Array:
+            return self._stacked(self._by_key_head(self.q[part.queries]) @ self._keys[..., : part.keys])
+
+        return np.asarray(self._once("scores", part, make))
+
+    def scores_deviation(self, part: Part, scores: Array) -> Array:
         """What rounding may leave in `scores_of`."""
-        s_q, s_k = self._off("q", part), self._off("k")
-        q, k = self._by_key_head(self.q[part]), self.k.transpose(1, 0, 2)[:, None]
-        grouped = scores.reshape(*q.shape[:2], *scores.shape[1:])
-        return self._stacked(score_deviation(q, k, grouped, self._p, s_q, s_k))
+        s_q, s_k = self._off("q", part.queries), self._off("k", keys=part.keys)
+        q, k = self._by_key_head(self.q[part.queries]), self.k[: part.keys].transpose(1, 0, 2)[:, None]
+        return self._stacked(score_deviation(q, k, self._grouped(scores), self._p, s_q, s_k))
 
-    def known_scores(self, part: slice) -> Array:
+    def scores_spread(self, part: Part) -> tuple[Array, Spread]:
+        """Scores as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
+        scores = self.scores_of(part)
+        off = self.scores_deviation(part, scores).transpose(1, 0, 2)
+        return scores.transpose(1, 0, 2), scores_spread(off, self._p, aligned=bool(self.off))
+
+    def known_scores(self, part: Part) -> Array:
         """Theirs, or what is computed."""
-        return self.scores_of(part) if self.scores is None else _by_head(self.scores[part])
+        return self.scores_of(part) if self.scores is None else _recorded(self.scores, part)
 
-    def probs_of(self, part: slice) -> Array:
+    def probs_of(self, part: Part) -> Array:
         """Softmax of the known scores over the visible keys, 0 elsewhere, `[heads, queries, keys]`."""
+        return np.asarray(self._once("probs", part, lambda: self._softmax(part)))
+
+    def _softmax(self, part: Part) -> Array:
         scaled = np.where(self.visible(part), self.known_scores(part) * self._scale, -np.inf)
         scaled -= scaled.max(axis=-1, keepdims=True)
         probs: Array = np.exp(scaled, out=scaled)
         probs /= probs.sum(axis=-1, keepdims=True)
         return probs
 
-    def _off(self, name: str, part: slice | None = None) -> Spread | None:
+    def probs_deviation(self, part: Part) -> tuple[Array, Array]:
+        """What rounding may leave in `probs_of`, and the relative error that all of a row share.
+
+        As wide where scores were recorded: a fused kernel has some of its own, of which a recorder sees
+        nothing; theirs are the middle of it. So are theirs of the probabilities for the context.
+        """
+
+        def make() -> tuple[Array, Array]:
+            visible = self.visible(part)
+            scores = np.where(visible, self.known_scores(part), 0.0)
+            off = self.scores_deviation(part, scores)
+            deviation, shared = probability_deviation(scores, off, visible, self._scale, self._p)
+            return np.asarray(deviation, np.float32), shared
+
+        found: tuple[Array, Array] = self._once("probs' deviation", part, make)
+        return found
+
+    def probs_spread(self, part: Part) -> tuple[Array, Spread]:
+        """Probabilities as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
+        probs, (off, shared) = self.probs_of(part), self.probs_deviation(part)
+        sums = None if self.off else RowSums(*np.sqrt(probs_sums(probs, off, shared)))
+        spread = Spread(off.transpose(1, 0, 2), aligned=bool(self.off), sums=sums)
+        return probs.transpose(1, 0, 2), spread
+
+    def _off(self, name: str, queries: slice | None = None, keys: int | None = None) -> Spread | None:
         """Of q, or of k or v, `[kv_heads, group or 1, queries or keys, head_dim]`; None where it is exact."""
         if name not in self.off:
             return None
         spread = self.off[name]
 
         def stacked(x: Array) -> Array:
-            return x.transpose(1, 0, 2)[:, None] if part is None else self._by_key_head(x[part])
+            return self._by_key_head(x[queries]) if queries else x[:keys].transpose(1, 0, 2)[:, None]
 
         return Spread(stacked(spread.whole), mode=None if spread.mode is None else stacked(spread.mode))
 
-    def probs_deviation(self, part: slice) -> tuple[Array, Array]:
-        """What rounding may leave in `probs_of`, and the relative error that all of a row share.
-
-        As wide where scores were recorded: a fused kernel has some of its own, of which a recorder sees
-        nothing; theirs are the middle of it. So are theirs of the probabilities for the context.
-        """
-        visible = self.visible(part)
-        scores = np.where(visible, self.known_scores(part), 0.0)
-        off = self.scores_deviation(part, scores)
-        return probability_deviation(scores, off, visible, self._scale, self._p)
-
-    def known_probs(self, part: slice) -> Array:
+    def known_probs(self, part: Part) -> Array:
         """Theirs, or what is computed."""
-        return self.probs_of(part) if self.probs is None else _by_head(self.probs[part])
+        return self.probs_of(part) if self.probs is None else _recorded(self.probs, part)
+
+    def _as_they_have_it(self, part: Part) -> Part:
+        """With all keys where their probabilities are not 0 for what no query sees."""
+        if self.probs is None or not self.probs[part.queries, :, part.keys :].any():
+            return part
+        return Part(part.queries, len(self.k))
 
     def context(self) -> Array:
         """The known probabilities times the values, `[n, n_heads * head_dim]`."""
         n, heads, _ = self.q.shape
         made = np.empty((n, heads, self.v.shape[-1]))
-        for part in self.parts():
-            made[part] = (
-                (self._grouped(self.known_probs(part)) @ self._values)
-                .transpose(2, 0, 1, 3)
-                .reshape(-1, heads, self.v.shape[-1])
-            )
+        for queries in self.parts():
+            part = self._as_they_have_it(queries)
+            mixed = self._grouped(self.known_probs(part)) @ self._values[..., : part.keys, :]
+            made[part.queries] = _by_head(self._stacked(mixed))
         return made.reshape(n, -1)
 
     def context_spread(self, context: Array, out: Array | None, wo: Any) -> Spread:
@@ -132,32 +207,34 @@ class Attention:
         n, heads, head_dim = self.q.shape[0], self.q.shape[1], self.v.shape[-1]
         made, modes = np.empty((n, heads, head_dim)), np.zeros((n, heads, head_dim))
         by_head, sums = context.reshape(made.shape), ContextSums(out, wo, made.shape)
-        for part in self.parts():
-            one = self._context_part(part, by_head[part])
-            made[part] = _by_head(self._stacked(one.deviation))
+        for queries in self.parts():
+            part = self._as_they_have_it(queries)
+            one = self._context_part(part, by_head[part.queries])
+            made[part.queries] = _by_head(self._stacked(one.deviation))
             if one.mode is not None:
-                modes[part] = _by_head(self._stacked(one.mode))
+                modes[part.queries] = _by_head(self._stacked(one.mode))
             towards = through = None
             if sums.towards is not None:
-                towards, through = self._by_key_head(sums.towards[part]), self._by_key_head(sums.through)
-            sums.see(one, part, towards, through)
+                towards = self._by_key_head(sums.towards[part.queries])
+                through = self._by_key_head(sums.through)
+            sums.see(one, part.queries, towards, through)
         came = self.off.get("v")
         mode = modes.reshape(n, -1) if came is not None and came.mode is not None else None
         if self.off:
             return Spread(made.reshape(n, -1), mode=mode, aligned=True)
         return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward)
 
-    def _context_part(self, part: slice, context: Array) -> ContextPart:
+    def _context_part(self, part: Part, context: Array) -> ContextPart:
         s_probs, shared = self.probs_deviation(part)
         return ContextPart(
             probs=self._grouped(self.known_probs(part)),
-            v=self._values,
+            v=self._values[..., : part.keys, :],
             s_probs=self._grouped(s_probs),
             shared=self._grouped(shared),
             context=self._by_key_head(context),
             keys=self.visible(part).sum(axis=1, keepdims=True),
             p=self._p,
-            s_v=self._off("v"),
+            s_v=self._off("v", keys=part.keys),
         )
 
     # -- how heads lie ------------------------------------------------------------------------------
@@ -193,6 +270,10 @@ class Attention:
     def _stacked(x: Array) -> Array:
         """`[kv_heads, group, queries, …]` as `[heads, queries, …]`."""
         return x.reshape(-1, *x.shape[2:])
+
+
+def _recorded(theirs: Array, part: Part) -> Array:
+    return _by_head(theirs[part.queries, :, : part.keys])
 
 
 def _by_head(x: Array) -> Array:

@@ -24,16 +24,18 @@ from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
 from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.diagnose.patched_oracle import answers
-from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
 
-__all__ = ["BlockRun", "Given"]
+__all__ = ["ATTENDED", "MATRICES", "WEIGHT_OF", "BlockRun", "Given"]
 
 Array: TypeAlias = NDArray[Any]
 
-ATTENDED = ("attn_scores", "attn_probs", "attn_context")
+MATRICES = ("attn_scores", "attn_probs")
+"""The largest tensors that there are."""
+
+ATTENDED = (*MATRICES, "attn_context")
 """What is computed from q, k and v a few queries at a time."""
 
 WEIGHT_OF = {
@@ -92,8 +94,11 @@ class BlockRun(Mapping[str, Array]):
             raise KeyError(point)
         return found
 
+    def __contains__(self, point: object) -> bool:
+        return isinstance(point, str) and self._can_be_made(point)
+
     def __iter__(self) -> Iterator[str]:
-        return (point.name for point in BLOCK_POINTS if self.compute(point.name) is not None)
+        return (point.name for point in BLOCK_POINTS if point.name in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -134,7 +139,7 @@ class BlockRun(Mapping[str, Array]):
             none = read[0][:, :0]
             return oracle.rope(read[0], none, self.flow.positions, self.frequencies)[0]
         if point == "ffn_swiglu":
-            return gated(read[0], read[1], None, None, PRECISIONS[self.flow.dtype])[0]
+            return _swiglu(*read)
         if POINTS[point].function == "add":
             return np.asarray(read[0] + read[1])
         return self._by_its_function(point)
@@ -166,8 +171,8 @@ class BlockRun(Mapping[str, Array]):
         make = self.attention.scores_of if point == "attn_scores" else self.attention.probs_of
         n, heads, _ = self.attention.q.shape
         made = np.empty((n, heads, n))
-        for part in self.attention.parts():
-            made[part] = make(part).transpose(1, 0, 2)
+        for part in self.attention.whole_parts():
+            made[part.queries] = make(part).transpose(1, 0, 2)
         return made
 
     def is_far(self, point: str) -> bool:
@@ -234,3 +239,13 @@ class BlockRun(Mapping[str, Array]):
     def _heads(self, point: str) -> int | None:
         config = self.flow.config
         return {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}.get(point)
+
+
+def _swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up."""
+    e = np.exp(-np.abs(gate))  # never above 1: exp(-gate) itself would overflow far below 0
+    product: Array = np.where(gate >= 0, 1.0, e)
+    product /= 1.0 + e
+    product *= gate
+    product *= up
+    return product

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.nearest import step_reads
-from llama_ckpt.judging.attention_spreads import probs_sums
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.rounding import case_spreads
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -25,7 +24,6 @@ from llama_ckpt.judging.step_spreads import (
     gated_spread,
     norm_spread,
     product_spread,
-    scores_spread,
     sum_spread,
     turned_spread,
 )
@@ -45,6 +43,7 @@ class BlockSpreads(Mapping[str, Spread]):
 
     run: BlockRun
     _made: dict[str, Spread | None] = field(default_factory=dict)
+    _attention: list[Attention] = field(default_factory=list)
 
     def __getitem__(self, point: str) -> Spread:
         found = None if self.run.is_far(point) else self._since_the_steps(point)
@@ -101,13 +100,16 @@ class BlockSpreads(Mapping[str, Spread]):
             return None
         return case_spreads(case.function, case.arguments, {point: y}, self.run.flow.dtype).get(point)
 
-    @cached_property
+    @property
     def attention(self) -> Attention | None:
         """The block's, with what its computed inputs are off by."""
         if self.run.attention is None:
             return None
-        off = {name: self.off(point) for name, point in (("q", "q_rope"), ("k", "k_rope"), ("v", "v"))}
-        return replace(self.run.attention, off={n: spread for n, spread in off.items() if spread is not None})
+        if not self._attention:
+            off = {name: self.off(point) for name, point in (("q", "q_rope"), ("k", "k_rope"), ("v", "v"))}
+            known = {name: spread for name, spread in off.items() if spread is not None}
+            self._attention.append(self.run.attention.with_off(known) if known else self.run.attention)
+        return self._attention[0]
 
     def _attended(self, point: str, y: Array) -> Spread:
         attention = self.attention
@@ -118,20 +120,17 @@ class BlockSpreads(Mapping[str, Spread]):
                 (self.run.compute("attn_out"), self.run.weight("attn_out")) if has_weights else (None, None)
             )
             return attention.context_spread(y, out, wo)
+        make = attention.scores_spread if point == "attn_scores" else attention.probs_spread
         made: Any = np.empty(
             y.shape, np.float32
         )  # two digits count, and these are the largest arrays there are
-        if point == "attn_scores":
-            for part in attention.parts():
-                made[part] = attention.scores_deviation(part, attention.scores_of(part)).transpose(1, 0, 2)
-            return scores_spread(made, self._p, aligned=bool(attention.off))
-        sums = np.zeros((2, len(y)))
-        for part in attention.parts():
-            off, shared = attention.probs_deviation(part)
-            made[part] = off.transpose(1, 0, 2)
-            sums[:, part] = probs_sums(y[part].transpose(1, 0, 2), off, shared)
-        aligned = bool(attention.off)
-        return Spread(made, aligned=aligned, sums=None if aligned else RowSums(*np.sqrt(sums)))
+        sums, spread = np.zeros((2, len(y))), Spread(made)
+        for part in attention.whole_parts():
+            spread = make(part)[1]
+            made[part.queries] = spread.deviation
+            if spread.sums is not None:
+                sums[:, part.queries] = spread.sums.along, spread.sums.plain
+        return replace(spread, deviation=made, sums=None if spread.sums is None else RowSums(*sums))
 
     @property
     def _p(self) -> Precision:
@@ -139,17 +138,18 @@ class BlockSpreads(Mapping[str, Spread]):
 
 
 @dataclass(frozen=True, eq=False)
-class OwnBlock(BlockRun):
+class OwnBlock(BlockRun, OwnRun):
     """A block on what was recorded of it, with what rounding may leave at its points."""
 
     _spread_of: dict[str, Spread | None] = field(default_factory=dict)
+    _attention: list[Attention] = field(default_factory=list)
 
     @property
     def spreads(self) -> BlockSpreads:
         """By neutral name."""
         # Kept here, and not the other way round too: what refers to each other stays until it is looked for,
         # and a block's tensors are large.
-        return BlockSpreads(self, self._spread_of)
+        return BlockSpreads(self, self._spread_of, self._attention)
 
     def _anew(self, **changed: Any) -> Self:
-        return replace(self, **changed, _computed={}, _floats={}, _spread_of={})
+        return replace(self, **changed, _computed={}, _floats={}, _spread_of={}, _attention=[])

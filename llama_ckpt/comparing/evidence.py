@@ -9,39 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
-from llama_ckpt.judging.spread import Spread
 from llama_ckpt.points import POINTS, Case, split_name
 
-__all__ = ["Call", "Limits", "OwnRun", "answered", "evidence"]
+__all__ = ["Call", "Limits", "answered", "evidence"]
 
 Array: TypeAlias = NDArray[Any]
 Limits: TypeAlias = Callable[[str, ErrorKind], Limit]
 """What holds at a full name."""
-
-
-class OwnRun(Protocol):
-    """Points in float64 on the nearest inputs that were recorded, by neutral name."""
-
-    def get(self, point: str, /) -> Array | None:
-        """The tensor; None where it cannot be computed."""
-
-    def is_far(self, point: str, /) -> bool:
-        """Whether whole blocks lie between it and the nearest recorded points."""
-
-    @property
-    def spreads(self) -> Mapping[str, Spread]:
-        """What rounding may leave since these points."""
-
-    def call(self, point: str, /) -> tuple[Case, Any] | None:
-        """The call of the oracle that answers for a point, and a run with its answers; None without one."""
 
 
 @dataclass(frozen=True)

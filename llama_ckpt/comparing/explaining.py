@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
-from llama_ckpt.comparing.evidence import Call, Limits, OwnRun, answered, evidence
+from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
 from llama_ckpt.diagnose.named import Evidence
@@ -212,7 +213,7 @@ class Explainer:
         if exact is None:
             return TokenChoice(row, got, wanted, None, np.nan, np.nan, "" if got == wanted else "unknown")
         o = exact[row]
-        best = int(oracle.argmax(o))
+        best = wanted if reference is None else int(oracle.argmax(o))
         noise = limit.row_err * float(np.sqrt(np.mean(o * o)))
         theirs = 0.0 if reference is None else float(np.abs(reference[row] - o).max())
         if got == wanted == best:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.block_run import Given
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import norm_spread, product_spread
@@ -24,9 +25,12 @@ __all__ = ["FixedRun", "HeadRun"]
 
 Array: TypeAlias = NDArray[Any]
 
+HEAD = ("output_norm", "logits")
+"""The points that a `HeadRun` has."""
+
 
 @dataclass(frozen=True, eq=False)
-class FixedRun(Mapping[str, Array]):
+class FixedRun(OwnRun):
     """Points whose values are known as they are, such as rows of a table.
 
     Attributes:
@@ -61,7 +65,7 @@ class FixedRun(Mapping[str, Array]):
 
 
 @dataclass(frozen=True, eq=False)
-class HeadRun(Mapping[str, Array]):
+class HeadRun(OwnRun):
     """`output_norm` and `logits` by name, on what goes in and on their own norm where they recorded it.
 
     Attributes:
@@ -79,7 +83,6 @@ class HeadRun(Mapping[str, Array]):
     theirs: Mapping[str, Array]
     last: bool = False
     _made: dict[str, Array] = field(default_factory=dict)
-    _spreads: dict[str, Spread] = field(default_factory=dict)
 
     def __getitem__(self, point: str) -> Array:
         if self.weights is None or self.given.start is None:
@@ -88,9 +91,11 @@ class HeadRun(Mapping[str, Array]):
             self._made[point] = self._make(point)
         return self._made[point]
 
+    def __contains__(self, point: object) -> bool:
+        return point in HEAD and self.weights is not None and self.given.start is not None
+
     def __iter__(self) -> Iterator[str]:
-        there = self.weights is not None and self.given.start is not None
-        return iter(("output_norm", "logits") if there else ())
+        return (point for point in HEAD if point in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -98,9 +103,22 @@ class HeadRun(Mapping[str, Array]):
     def _make(self, point: str) -> Array:
         if point == "output_norm":
             return oracle.rms_norm(self._start, self.weights.output_norm, eps=self.config.rms_norm_eps)
-        if point == "logits":
-            return np.asarray(self._normed @ self.weights.output.T)
-        raise KeyError(point)
+        return self.logits(slice(None))
+
+    def logits(self, part: slice) -> Array:
+        """Some rows of them, which are a vocabulary wide: `[rows, vocab]`."""
+        return np.asarray(self._normed[part] @ self.weights.output.T)
+
+    def logits_spread(self, part: slice) -> tuple[Array, Spread]:
+        """These rows, and what rounding may leave there."""
+        off = None
+        if not self._sees_norm:
+            off = self.spreads["output_norm"]
+            off = (off.last_row() if self.last else off).rows(part)
+        made = self.logits(part)
+        return made, product_spread(
+            self._normed[part], self.weights.output, made, PRECISIONS[self.dtype], off
+        )
 
     @property
     def _start(self) -> Array:
@@ -110,9 +128,8 @@ class HeadRun(Mapping[str, Array]):
     @property
     def _normed(self) -> Array:
         """What the head reads: their norm where they recorded it; only the row that is asked for."""
-        normed = np.asarray(
-            self.theirs["output_norm"] if self._sees_norm else self["output_norm"], np.float64
-        )
+        read = self.theirs if self._sees_norm else self
+        normed = np.asarray(read["output_norm"], np.float64)
         return normed[-1:] if self.last else normed
 
     @property
@@ -124,25 +141,9 @@ class HeadRun(Mapping[str, Array]):
         return self.given.far and not (point == "logits" and self._sees_norm)
 
     @property
-    def spreads(self) -> Mapping[str, Spread]:
+    def spreads(self) -> HeadSpreads:
         """What rounding may leave, as of a block's points."""
-        near = [point for point in self if not self.is_far(point)]
-        with np.errstate(all="ignore"):
-            return {point: self._spread(point) for point in near}
-
-    def _spread(self, point: str) -> Spread:
-        if point not in self._spreads:
-            self._spreads[point] = self._spread_of(point)
-        return self._spreads[point]
-
-    def _spread_of(self, point: str) -> Spread:
-        p = PRECISIONS[self.dtype]
-        if point == "output_norm":
-            eps, weight = self.config.rms_norm_eps, self.weights.output_norm
-            return norm_spread(self._start, weight, self[point], eps, p, self.given.off)
-        off = None if self._sees_norm else self._spread("output_norm")
-        off = off.last_row() if off is not None and self.last else off
-        return product_spread(self._normed, self.weights.output, self[point], p, off)
+        return HeadSpreads(self)
 
     def call(self, point: str) -> tuple[Case, HeadRun] | None:
         """The call of the oracle that answers for both, and its answers; None across whole blocks."""
@@ -156,4 +157,29 @@ class HeadRun(Mapping[str, Array]):
             returns = "logits of every token"
         arguments = {"x": given.start, "weights": self.weights, "config": self.config}
         case = Case("output_logits", arguments, (returns,), taps)
-        return case, replace(self, given=given, theirs={}, _made={}, _spreads={})
+        return case, replace(self, given=given, theirs={}, _made={})
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSpreads(Mapping[str, Spread]):
+    """The spreads of `output_norm` and `logits`, each computed when it is asked for."""
+
+    run: HeadRun
+
+    def __getitem__(self, point: str) -> Spread:
+        run = self.run
+        if point not in run or run.is_far(point):
+            raise KeyError(point)
+        with np.errstate(all="ignore"):  # what overflows has no spread, and is told of elsewhere
+            if point == "logits":
+                return run.logits_spread(slice(None))[1]
+            eps, weight = run.config.rms_norm_eps, run.weights.output_norm
+            p, x = PRECISIONS[run.dtype], run.given.start
+            assert x is not None
+            return norm_spread(x, weight, run[point], eps, p, run.given.off)
+
+    def __iter__(self) -> Iterator[str]:
+        return (point for point in self.run if not self.run.is_far(point))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

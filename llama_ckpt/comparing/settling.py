@@ -17,8 +17,8 @@ from llama_ckpt.comparing.block_run import BlockRun, Given
 from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.dataflow import Flow
-from llama_ckpt.comparing.evidence import OwnRun
 from llama_ckpt.comparing.lint import find_shift
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.recorded_early import without_weight
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind

@@ -5,6 +5,7 @@ The ground that `Walk` stands on: it decides where to go, this what is said ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,18 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
-from llama_ckpt.comparing.evidence import OwnRun
 from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
+from llama_ckpt.comparing.head_run import FixedRun
+from llama_ckpt.comparing.large import LARGE, rows_of
 from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.dumps.names_map import interleave_halves
+from llama_ckpt.judging.by_rows import judge_by_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
-from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, block_point, split_name
+from llama_ckpt.points import BLOCK_INPUT, POINTS, block_point, split_name
 
 __all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge"]
 
@@ -39,6 +42,11 @@ TURNED = ("q", "k", "q_rope", "k_rope")
 
 SAME = 0.01
 """Relative error below which a tensor is taken for another layer's: any precision is nearer than that."""
+
+HELD = 1 << 24
+"""A tensor of so many elements is held at once where need be: 128 MB in float64."""
+
+NOTHING = np.empty(0)
 
 WORTH_ASKING = 1000.0
 """A total error so many times too large is no rounding on any model, and is not asked about."""
@@ -55,7 +63,7 @@ class PointJudge:
     half_split: bool | None = None
     shifts: dict[str, int] = field(default_factory=dict)
     explainer: Explainer = field(default_factory=Explainer)
-    ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    ends: dict[str, tuple[Array, Mapping[str, Array]]] = field(default_factory=dict)
     recorded: dict[str, bool] = field(default_factory=dict)
     """Every point gone through that they recorded, and whether it can be relied on: whether it is finite."""
     rounded: RoundedRun | None = None  # from the tokens
@@ -101,6 +109,8 @@ class PointJudge:
         return {point: x for point, x in theirs.items() if self._is_finite(point, x)}
 
     def _is_finite(self, point: str, x: Array) -> bool:
+        if math.isfinite(float(x.sum())):
+            return True
         finite = np.isfinite(x)
         # Scores of keys that nobody sees are often minus infinity, and nothing reads them.
         return bool(finite.all() or (POINTS[point].causal and (finite | ~self.mask).all()))
@@ -164,72 +174,68 @@ class PointJudge:
         # Of blocks gone through only the numbers are kept: limits of each element are as large as tensors.
         self._limits = {key: limit.uniform for key, limit in self._limits.items()}
         judged: dict[str, ComparedPoint] = {}
-        for point in [p.name for p in BLOCK_POINTS] if number is not None else ENDS:
+        for point in self.data_flow.inside if number is not None else ENDS:
             if point not in theirs:
                 continue
             name = point if number is None else block_point(number, point)
             since = self.data_flow.nearest(name, {one for one, ok in self.recorded.items() if ok})
             self.recorded[name] = self._is_finite(point, theirs[point])
-            own, total = self._judge_both(name, theirs[point], right.get(point), run, since)
+            own, total = self._judge_both(name, theirs[point], right, run, since)
             if own is None and total is None:
                 continue  # the reference has no such tensor, and there is no model to compute it
             judged[point] = self._compared(name, own, total, since)
             self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
-                self.ends[name] = theirs[point], right[point]
+                # Of a block's run nothing but its end is to stay; logits are made once more where asked for.
+                end = right if point == "logits" else FixedRun({point: right[point]})
+                self.ends[name] = theirs[point], end
         self.result.compared += len(judged)
         self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 
     def _judge_both(
-        self, name: str, x: Array, right: Array | None, run: OwnRun, since: Nearest
+        self, name: str, x: Array, right: Mapping[str, Array], run: OwnRun, since: Nearest
     ) -> tuple[PointVerdict | None, PointVerdict | None]:
         """The verdicts on the own and on the total error of one point."""
-        point = split_name(name)[1]
-        r = self._reference(name)
-        if self.sides.weights is not None and point != "embd" and not since.recorded:
+        if self.sides.weights is not None and name != "embd" and not since.recorded:
             # Nothing was recorded before it: what is made since the tokens is all that there is.
-            total = self._total(name, x, right, r)
+            total = self._total(name, x, right)
             if total is not None:
                 self._limits[name, "own"] = replace(self._limit(name, "total"), error_kind="own")
             return None if total is None else replace(total, error_kind="own"), total
         own = self._own(name, x, run)
         may_be_rounding = own is not None and own.verdict == "pass"
-        return own, self._total(name, x, right, r, may_be_rounding)
+        return own, self._total(name, x, right, may_be_rounding)
 
     def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
         """On what was recorded before it."""
         point = split_name(name)[1]
-        o = run.get(point)
-        if o is None:
+        if point not in run:
             return None
         if not run.is_far(point):
-            return self._judge(name, x, o, self._near_limit(name, x, o, run.spreads.get(point)))
+            return self._judge(name, x, run, self._limit(name, "own"), near=True)
         # Across whole blocks rounding is what it is in a whole run.
         limit = replace(self._limit(name, "total"), error_kind="own")
-        verdict = self._judge(name, x, o, limit)
+        verdict = self._judge(name, x, run, limit)
         if verdict.verdict == "fail" and self._is_worth_asking(verdict) and self.rounded_since is not None:
-            verdict = self._judge(name, x, o, self._widened(name, limit, o, self.rounded_since))
+            verdict = self._judge(name, x, run, self._widened(name, limit, run[point], self.rounded_since))
         return verdict
 
-    def _near_limit(self, name: str, x: Array, o: Array, spread: Spread | None) -> Limit:
-        limit = self._limit(name, "own")
-        return limit if spread is None or x.shape != o.shape else within(limit, spread, o, self._mask(name))
-
     def _total(
-        self, name: str, x: Array, o: Array | None, r: Array | None, may_be_rounding: bool = True
+        self, name: str, x: Array, right: Mapping[str, Array], may_be_rounding: bool = True
     ) -> PointVerdict | None:
         """Of the whole run from the tokens."""
-        if o is None:
+        point = split_name(name)[1]
+        if point not in right:
             return None
-        if self.sides.weights is None:
-            r = None  # there o is llama.cpp's already
-        verdict = self._judge(name, x, o, self._limit(name, "total"), r)
+        # Without weights what is right is llama.cpp's already.
+        r = None if self.sides.weights is None else self._reference(name)
+        verdict = self._judge(name, x, right, self._limit(name, "total"), r)
         if verdict.verdict == "pass" or not may_be_rounding or self.rounded is None:
             return verdict
         made = any(point.made in ("here", "between") for point in self.result.points)
         if not made and self._is_worth_asking(verdict):
-            limit = self._widened(name, self._limit(name, "total"), o, self.rounded)
-            verdict = self._judge(name, x, o, limit, r)
+            limit = self._widened(name, self._limit(name, "total"), right[point], self.rounded)
+            verdict = self._judge(name, x, right, limit, r)
         return verdict
 
     @staticmethod
@@ -244,15 +250,51 @@ class PointJudge:
             draws = [{"logits": draw["logits"][-1:]} for draw in draws]
         return at_least(limit, o, draws, point, self._mask(name))
 
-    def _judge(self, name: str, x: Array, o: Array, limit: Limit, r: Array | None = None) -> PointVerdict:
-        self._limits[name, limit.error_kind] = limit
-        mask = self._mask(name)
-        if limit.exact and self.sides.dtype == "float32" and r is not None and r.shape != x.shape:
+    def _judge(
+        self,
+        name: str,
+        x: Array,
+        run: Mapping[str, Array],
+        limit: Limit,
+        r: Array | None = None,
+        *,
+        near: bool = False,
+    ) -> PointVerdict:
+        """Judge a tensor against a run of the oracle.
+
+        Args:
+            limit: the table's; r: llama.cpp's tensor.
+            near: the limit follows from what the run's spreads say of it.
+        """
+        point = split_name(name)[1]
+        if r is not None and r.shape != x.shape:
             r = None
-        self.result.tally.add(name, limit.error_kind, x, o, mask)
-        verdict = judge(name, x, o, limit=limit, r=r, mask=mask, dtype=limit.dtype)
-        self.scan.hear(name, verdict.verdict == "pass", o, limit)
+        if x.size >= LARGE and not limit.exact:
+            verdict, held = self._judge_large(name, x, run, limit, r, near)
+        else:
+            o, mask = run[point], self._mask(name)
+            spread = run.spreads.get(point) if near and isinstance(run, OwnRun) else None
+            held = limit if spread is None or x.shape != o.shape else within(limit, spread, o, mask)
+            self.result.tally.add(name, limit.error_kind, x, o, mask)
+            verdict = judge(name, x, o, limit=held, r=r, mask=mask, dtype=limit.dtype)
+        self._limits[name, limit.error_kind] = held
+        # What equal rows should be is asked for where there are such, and the tensor can be held.
+        alike = name in self.scan.rows and x.size <= HELD
+        self.scan.hear(name, verdict.verdict == "pass", run[point] if alike else NOTHING, held)
         return replace(verdict, variant="last row") if self.last_row and name == "logits" else verdict
+
+    def _judge_large(
+        self, name: str, x: Array, run: Mapping[str, Array], limit: Limit, r: Array | None, near: bool
+    ) -> tuple[PointVerdict, Limit]:
+        """The same, a few rows at a time."""
+        point, mask = split_name(name)[1], self._mask(name)
+        return judge_by_rows(
+            name,
+            x.shape,
+            lambda: rows_of(point, x, run, r, spread=near, mask=mask),
+            limit,
+            tally=self.result.tally,
+        )
 
     def _mask(self, name: str) -> NDArray[np.bool_] | None:
         return self.mask if POINTS[split_name(name)[1]].causal else None

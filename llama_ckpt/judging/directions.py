@@ -15,6 +15,7 @@ Here these are added up: the standard deviations of gain and bias as `metrics` d
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.judging.spread import Spread
 
-__all__ = ["gain_and_bias", "rows_alike"]
+__all__ = ["Directions", "column_step", "gain_and_bias", "rows_alike", "shortened"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -43,44 +44,110 @@ def gain_and_bias(o: Array, deviation: Array, spread: Spread, *, half: bool) -> 
     size = float(np.linalg.norm(o))
     if size == 0:
         return 0.0, 0.0
-    exact, off = o / size, deviation / size
-    rows = np.einsum("rc,rc->r", exact, exact)
-    if spread.aligned:
-        squares = np.einsum("rc,rc->r", off, off)
-        gains, biases = squares * rows, squares * o.shape[1]
-    elif spread.sums is not None:
-        gains, biases = (spread.sums.along / size**2) ** 2, (spread.sums.plain / size) ** 2
-    else:
-        gains = np.einsum("rc,rc,rc,rc->r", off, off, exact, exact, optimize=False)
-        biases = np.einsum("rc,rc->r", off, off)
-    if spread.shared is not None:
-        shared = np.broadcast_to(spread.shared, (len(o), 1))[:, 0] ** 2
-        gains = gains + shared * rows**2
-        biases = biases + shared * exact.sum(axis=1) ** 2
-    alike = rows_alike(o, half=half)
-    gain, bias = float(np.sum(alike * gains)), float(np.sum(alike * biases))
-    if spread.columns:
-        gain += spread.columns**2 * float(np.sum(np.einsum("rc,rc->c", exact, exact) ** 2))
-        bias += spread.columns**2 * float(np.sum(exact.sum(axis=0) ** 2))
-    gain += spread.everywhere**2
-    bias += (spread.everywhere * float(exact.sum())) ** 2
-    return gain**0.5, (bias / o.size) ** 0.5
+    seen = Directions(half)
+    seen.add(o / size, deviation / size, spread, scale=size)
+    return seen.gain_and_bias(1.0, o.size)
 
 
-def rows_alike(o: Array, *, half: bool) -> Array:
+class Directions:
+    """What gains and biases add up to while the rows of a tensor are gone through.
+
+    Args:
+        half: the program rounds to half precision.
+    """
+
+    def __init__(self, half: bool) -> None:
+        self.half = half
+        self._gains: list[Array] = []
+        self._biases: list[Array] = []
+        self._short: list[Array] = []
+        self._columns: tuple[float, float] = (0.0, 0.0)
+        self._everywhere, self._sum = 0.0, 0.0
+
+    def add(
+        self,
+        o: Array,
+        off: Array,
+        spread: Spread,
+        *,
+        scale: float = 1.0,
+        norms: Array | None = None,
+        some: Array | None = None,
+    ) -> None:
+        """Add some rows, the next ones.
+
+        Args:
+            o: the oracle's, off: the deviation of each element, spread: theirs.
+            scale: what o and off were divided by, for what the spread says of them besides.
+            norms: of the oracle's rows, where they are known.
+            some: of these rows what is compared with other rows, where they are not whole.
+        """
+        rows = np.einsum("rc,rc->r", o, o) if norms is None else norms**2
+        if spread.aligned:
+            squares = np.einsum("rc,rc->r", off, off)
+            gains, biases = squares * rows, squares * o.shape[1]
+        elif spread.sums is not None:
+            gains, biases = (spread.sums.along / scale**2) ** 2, (spread.sums.plain / scale) ** 2
+        else:
+            both = off * o
+            gains, biases = np.einsum("rc,rc->r", both, both), np.einsum("rc,rc->r", off, off)
+        sums = o.sum(axis=1) if spread.shared is not None or spread.everywhere else np.zeros(len(o))
+        if spread.shared is not None:
+            shared = np.broadcast_to(spread.shared, (len(o), 1))[:, 0] ** 2
+            gains, biases = gains + shared * rows**2, biases + shared * sums**2
+        self._gains.append(gains)
+        self._biases.append(biases)
+        self._short.append(shortened(compared(o) if some is None else some))
+        if spread.columns:  # of norms alone, whose rows are all at hand
+            gain = float(np.sum(np.einsum("rc,rc->c", o, o) ** 2))
+            self._columns = spread.columns**2 * gain, spread.columns**2 * float(np.sum(o.sum(axis=0) ** 2))
+        self._everywhere = spread.everywhere
+        self._sum += float(sums.sum())
+
+    def gain_and_bias(self, norm: float, size: int) -> tuple[float, float]:
+        """What it comes to, of a tensor whose norm is `norm` and which has `size` elements."""
+        alike = rows_alike(np.concatenate(self._short), half=self.half)
+        gain = float(np.sum(alike * np.concatenate(self._gains))) + self._columns[0]
+        bias = float(np.sum(alike * np.concatenate(self._biases))) + self._columns[1]
+        gain = gain / norm**4 + self._everywhere**2
+        bias = (bias + (self._everywhere * self._sum) ** 2) / norm**2
+        return gain**0.5, (bias / max(size, 1)) ** 0.5
+
+
+def compared(o: Array) -> Array:
+    """Of rows the columns that are compared with another row's."""
+    return o[:, :: column_step(o.shape[1])]
+
+
+def column_step(columns: int) -> int:
+    """Every so many of a row's columns is compared."""
+    return -(-columns // LOOKED_AT)
+
+
+def shortened(some: Array) -> Array:
+    """Few numbers that stand for each row."""
+    return np.asarray(some @ _signs(some.shape[1]))
+
+
+@cache
+def _signs(columns: int) -> Array:
+    return np.random.default_rng(0).choice([-1.0, 1.0], (columns, PROJECTED))
+
+
+def rows_alike(short: Array, *, half: bool) -> Array:
     """For each row how many rows are wrong as it is, itself counted, `[rows]`.
 
     Equal rows count whole; in half precision any by the square of the cosine between them.
+
+    Args:
+        short: what stands for the rows, as `shortened` has it.
     """
-    if len(o) == 1:
+    if len(short) == 1:
         return np.ones(1)
-    some = o[:, :: -(-o.shape[1] // LOOKED_AT)]
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (some.shape[1], PROJECTED))
-    short = some @ signs
     norms = np.linalg.norm(short, axis=1, keepdims=True)
     short = short / np.where(norms > 0, norms, 1.0)
     squares = (short @ short.T) ** 2
     if not half:
         return np.asarray(np.maximum((squares > 1 - 1e-9).sum(axis=1), 1.0))
-    by_chance = (len(o) - 1) / PROJECTED
+    by_chance = (len(short) - 1) / PROJECTED
     return np.asarray(np.maximum(squares.sum(axis=1) - by_chance, 1.0))

@@ -57,6 +57,8 @@ __all__ = [
     "STRUCTURE_FLOOR",
     "ErrorKind",
     "Limit",
+    "directed",
+    "follows",
     "is_measured",
     "limit_for",
     "unmeasured",
@@ -217,31 +219,45 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
     elements = (ELEMENT * deviation + most) / element_scale(exact, rows_scale, judged)
     norm = float(np.linalg.norm(exact)) or 1.0
     err = (ERR * float(np.linalg.norm(deviation)) + float(np.linalg.norm(most))) / norm
-    gain, bias = _directions(limit, spread, exact, deviation, most, err)
-    return replace(
+    half = PRECISIONS[limit.dtype].half > 0
+    gain, bias = directed(
         limit,
-        err=err,
-        row_err=float(rows.max()),
-        element_err=float(elements.max()),
+        err,
+        gain_and_bias(exact, deviation, spread, half=half),
+        floor=float(np.linalg.norm(deviation)) / norm,
+        turned=float(np.linalg.norm(most)) / norm,
+        lean=spread.lean / (norm * math.sqrt(exact.size)),
+    )
+    return replace(
+        follows(limit, err, float(rows.max()), float(elements.max())),
         gain=gain / averaging(gain_elements(exact)),
         bias=bias / averaging(float(judged.sum())),
-        reason=f"{limit.reason.partition(';')[0]}; {ERR:g} x what rounding may leave of these inputs",
         rows=rows,
         elements=elements,
     )
 
 
-def _directions(
-    limit: Limit, spread: Spread, exact: Any, deviation: Any, most: Any, err: float
+def follows(limit: Limit, err: float, row_err: float, element_err: float) -> Limit:
+    """A table's limit with what the data allow of errors; the arguments' names are those of `Limit`."""
+    reason = f"{limit.reason.partition(';')[0]}; {ERR:g} x what rounding may leave of these inputs"
+    return replace(limit, err=err, row_err=row_err, element_err=element_err, reason=reason)
+
+
+def directed(
+    limit: Limit, err: float, expected: tuple[float, float], *, floor: float, turned: float, lean: float
 ) -> tuple[float, float]:
-    """What gain and bias may be: no more than the error, and as much as errors that point one way come to."""
-    half = PRECISIONS[limit.dtype].half > 0
-    gain, bias = (STRUCTURE * one for one in gain_and_bias(exact, deviation, spread, half=half))
-    norm = float(np.linalg.norm(exact)) or 1.0
-    turned = float(np.linalg.norm(most)) / norm  # at right angles to what is turned: hardly a gain
-    gain += turned**2 / 2
-    bias += spread.lean / (norm * math.sqrt(exact.size))
-    floor = WITHIN_FLOOR * ERR * float(np.linalg.norm(deviation)) / norm
+    """What gain and bias may be: no more than the error, and as much as errors that point one way come to.
+
+    Args:
+        limit: the table's. err: what is allowed of the error.
+        expected: what `directions` expects of both.
+        floor, turned: the norms of the deviation and of what comes on top, over the tensor's.
+        lean: of the spread, as a bias.
+    """
+    gain, bias = (STRUCTURE * one for one in expected)
+    gain += turned**2 / 2  # at right angles to what is turned: hardly a gain
+    bias += lean
+    floor *= WITHIN_FLOOR * ERR
     on_cuda = MARGIN * ON_CUDA.get((limit.dtype, "own", limit.point), 0.0)
     return min(err, max(gain, floor, on_cuda)), min(err, max(bias, floor))
 

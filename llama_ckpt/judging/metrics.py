@@ -28,6 +28,7 @@ __all__ = [
     "element_errors",
     "element_scale",
     "flat_rows",
+    "floored_norms",
     "gain_elements",
     "measure",
     "relative_error",
@@ -180,7 +181,11 @@ def _rows(x: ArrayLike, o: ArrayLike, mask: Mask | None) -> tuple[Array, Array, 
 
 def row_scale(oracle: Array) -> Array:
     """What each row's error is measured against: its norm, or a tenth of the median row's."""
-    norms = _row_norms(oracle)
+    return floored_norms(_row_norms(oracle))
+
+
+def floored_norms(norms: Array) -> Array:
+    """The same, of the norms of all rows."""
     floored = np.maximum(norms, 0.1 * _median(norms))
     return np.where(floored > 0, floored, 1.0)
 

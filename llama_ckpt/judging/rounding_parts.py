@@ -94,7 +94,10 @@ class ContextPart:
     @property
     def mode(self) -> Array | None:
         """What a row is off by together, where values came with such."""
-        return None if self.s_v is None or self.s_v.mode is None else np.matmul(self.probs, self.s_v.mode)
+        if self.s_v is None or self.s_v.mode is None:
+            return None
+        mode: Array = np.matmul(self.probs, self.s_v.mode)
+        return mode
 
     @property
     def deviation(self) -> Array:
@@ -113,7 +116,8 @@ class ContextPart:
         together = (self.shared[..., 0] * np.sum(self.context * direction, axis=-1)) ** 2
         moved = np.sum((self.s_probs * (direction @ _turned(self.v))) ** 2, axis=-1)
         squares: Array = apart + together + moved
-        return squares.reshape(-1, squares.shape[-1]).sum(axis=0)
+        summed: Array = squares.reshape(-1, squares.shape[-1]).sum(axis=0)
+        return summed
 
 
 def _carried(x: Array, w: Array) -> Array:

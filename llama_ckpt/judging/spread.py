@@ -73,12 +73,16 @@ class Spread:
 
     def last_row(self) -> Spread:
         """Of the last row alone."""
+        return self.rows(slice(-1, None))
+
+    def rows(self, part: slice) -> Spread:
+        """Of some rows; what broadcasts over all of them stays."""
 
         def cut(array: Any) -> Any:
-            return array[-1:] if np.ndim(array) > 1 else array
+            return array[part] if np.ndim(array) > 1 and len(array) > 1 else array
 
         def cut_sums(sums: RowSums | None) -> RowSums | None:
-            return None if sums is None else RowSums(sums.along[-1:], sums.plain[-1:])
+            return None if sums is None else RowSums(sums.along[part], sums.plain[part])
 
         return replace(
             self,

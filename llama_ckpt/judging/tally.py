@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,12 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import split_name
 
-__all__ = ["EDGES", "Tally", "row_errors"]
+__all__ = ["EDGES", "Tally", "row_errors", "sampled"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
 EDGES = tuple(range(-11, 3))
 """Powers of ten between which the errors of elements are counted; the first bin takes all below too."""
+
+SAMPLE = 1 << 14
+"""About so many elements are counted where there are more, each for all that it stands for."""
 
 
 def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[np.float64]:
@@ -36,6 +40,33 @@ def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[
             norms > 0, norms, 1.0
         )
     return errors
+
+
+@cache
+def _bin_of() -> NDArray[np.uint8]:
+    """In which bin an error is counted, by the upper half of its float32: within 1% of a bin's edge."""
+    with np.errstate(all="ignore"):
+        errors = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
+        exponents = np.log10(errors)  # -inf where equal, NaN where not finite
+    kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
+    bins: NDArray[np.uint8] = np.minimum(np.floor(kept) - EDGES[0], len(EDGES) - 2).astype(np.uint8)
+    return bins
+
+
+def histogram(errors: NDArray[np.float64], judged: Mask | None = None) -> NDArray[np.int64]:
+    """How many errors of elements there are between each two EDGES, where they are judged."""
+    kept = errors if judged is None else errors[judged]
+    upper = kept.astype(np.float32).ravel().view(np.uint32) >> 16
+    return np.bincount(_bin_of()[upper], minlength=len(EDGES) - 1)
+
+
+def sampled(
+    residual: NDArray[np.float64], against: NDArray[np.float64], judged: Mask | None
+) -> NDArray[np.int64]:
+    """The histogram of residual / against; of many elements from every so many."""
+    step = max(1, residual.size // SAMPLE)
+    errors = residual.ravel()[::step] / against.ravel()[::step]
+    return step * histogram(errors, None if judged is None else judged.ravel()[::step])
 
 
 @dataclass
@@ -60,16 +91,15 @@ class Tally:
         point = split_name(name)[1].split(".")[0]  # "sampling.2" counts as "sampling"
         with np.errstate(all="ignore"):
             errors = element_errors(x, o, mask)
-            if mask is not None:
-                errors = errors[np.broadcast_to(mask, np.shape(o)).reshape(errors.shape)]
-            exponents = np.log10(errors.reshape(-1))  # -inf where equal, NaN where not finite
-        kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
-        bins = np.minimum(np.floor(kept).astype(np.int64) - EDGES[0], len(EDGES) - 2)
-        key = (point, kind)
-        counted = np.bincount(bins, minlength=len(EDGES) - 1)
-        self.counts[key] = self.counts.get(key, np.zeros(len(EDGES) - 1, np.int64)) + counted
+            judged = None if mask is None else np.broadcast_to(mask, np.shape(o)).reshape(errors.shape)
+            self.add_counts(name, kind, histogram(errors, judged))
         if kind == "total" and point in ("embd", "out", "output_norm", "logits"):
             self.rows[label, name] = tuple(float(error) for error in row_errors(x, o, mask))
+
+    def add_counts(self, name: str, kind: str, counts: NDArray[np.int64]) -> None:
+        """Add a `histogram` of errors."""
+        key = (split_name(name)[1].split(".")[0], kind)  # "sampling.2" counts as "sampling"
+        self.counts[key] = self.counts.get(key, 0) + counts
 
     def to_json(self) -> dict[str, Any]:
         """`edges` (exponents of ten), `histograms` and `rows`."""

@@ -19,7 +19,7 @@ from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
 from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, measure, relative_error
 
-__all__ = ["PointVerdict", "causal_mask", "judge"]
+__all__ = ["PointVerdict", "against_reference", "causal_mask", "judge", "problems"]
 
 Array: TypeAlias = NDArray[np.float64]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -117,15 +117,16 @@ def judge(
     facts = _facts(name, trial, oracle, reference, mask, limit, found)
     if limit.exact:
         return _exact(facts, trial, oracle, reference, judged, limit)
-    problems = _problems(found, limit)
-    if problems:
-        return dataclasses.replace(facts, verdict="fail", blame="yours", reason="; ".join(problems))
+    wrong = problems(found, limit)
+    if wrong:
+        return dataclasses.replace(facts, verdict="fail", blame="yours", reason="; ".join(wrong))
     if reference is None:
         reason = f"error {facts.err:.1e} within the allowed {facts.limit:.1e}; llama.cpp: not compared"
         return dataclasses.replace(facts, reason=reason)
     if max_abs is not None and limit.error_kind == "own" and limit.dtype == "float32":
         facts = dataclasses.replace(facts, max_abs_limit=max_abs * max(1.0, _largest(reference, judged)))
-    return _against_reference(facts, trial, oracle, reference, judged)
+    theirs, own = _largest(reference - oracle, judged), _largest(trial - oracle, judged)
+    return against_reference(facts, theirs, own)
 
 
 def _refusal(
@@ -233,7 +234,7 @@ def _differing(x: Array, o: Array, mask: Mask | None, limit: Limit, found: Error
     return int((element_errors(x, o, mask) > each).sum())
 
 
-def _problems(found: Errors, limit: Limit) -> list[str]:
+def problems(found: Errors, limit: Limit) -> list[str]:
     """A phrase for each limit that is broken."""
     words = {"err": "error", "gain": "gain off by"}
     return [
@@ -262,11 +263,15 @@ def _exact(
     return dataclasses.replace(facts, reason="equal" if r is not None else "equal; llama.cpp: not compared")
 
 
-def _against_reference(facts: PointVerdict, x: Array, o: Array, r: Array, judged: Mask) -> PointVerdict:
-    """The last word on an x that the oracle finds right: is it also where llama.cpp is?"""
+def against_reference(facts: PointVerdict, theirs: float, own: float) -> PointVerdict:
+    """The last word on an x that the oracle finds right: is it also where llama.cpp is?
+
+    Args:
+        facts: its figures.
+        theirs, own: the largest difference of llama.cpp's and of its own from what is exact.
+    """
     within = f"error {facts.err:.1e} within the allowed {facts.limit:.1e}"
     most = facts.max_abs_limit
-    theirs, own = _largest(r - o, judged), _largest(x - o, judged)
     if not math.isfinite(theirs):
         reason = f"{within}; llama.cpp's tensor is not finite; judged by the oracle"
         return dataclasses.replace(facts, blame="reference", reason=reason)

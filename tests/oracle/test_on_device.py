@@ -72,7 +72,9 @@ def test_only_a_products_right_side_is_taken(model: Model) -> None:
     with pytest.raises(TypeError):
         matrix.T + np.ones((8, 4))
     with pytest.raises(TypeError):
-        np.ones((2, 4)) @ matrix
+        matrix @ np.ones((8, 2))
+    np.testing.assert_array_equal(np.ones((2, 4)) @ matrix, np.full((2, 8), 4.0))
+    np.testing.assert_array_equal(matrix.column_means(), np.ones(8))
 
 
 def test_the_terms_of_rounding_are_those_of_numpy(model: Model) -> None:

@@ -1,0 +1,103 @@
+"""What rounding allows a large tensor whose rows are gone through a few at a time: `within`, row by row.
+
+numpy only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.judging.directions import Directions
+from llama_ckpt.judging.limits import ELEMENT, ERR, ROW, Limit, directed, follows
+from llama_ckpt.judging.metrics import averaging
+from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.spread import Spread
+
+__all__ = ["Allowed"]
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass
+class Allowed:
+    """What the rows so far are allowed.
+
+    Attributes:
+        table: the limit of the table.
+    """
+
+    table: Limit
+
+    def __post_init__(self) -> None:
+        self._directions = Directions(PRECISIONS[self.table.dtype].half > 0)
+        self._rows: list[Array] = []
+        self._deviation, self._most, self._lean = 0.0, 0.0, 0.0
+
+    def add(
+        self,
+        o: Array,
+        spread: Spread,
+        judged: Array | None,
+        norms: Array,
+        scale: Array,
+        some: Array | None,
+    ) -> Array:
+        """Add some rows; what each of their elements is allowed, absolute.
+
+        Args:
+            o: the oracle's, zero where not judged; spread: theirs, flat.
+            norms: of its rows; scale: what each is measured against.
+            some: as in `Rows`.
+        """
+        deviation = _wide(spread.deviation, o, judged)
+        off = np.sqrt(np.einsum("ij,ij->i", deviation, deviation))
+        self._deviation += float(off @ off)
+        self._directions.add(o, deviation, spread, norms=norms, some=some)
+        allowed, rows = ELEMENT * deviation, ROW * off
+        if spread.most is not None:
+            most = _wide(spread.most, o, judged)
+            squares = np.einsum("ij,ij->i", most, most)
+            self._most += float(squares.sum())
+            self._lean += spread.lean
+            allowed, rows = allowed + most, rows + np.sqrt(squares)
+        self._rows.append(rows / scale)
+        return allowed
+
+    @property
+    def rows(self) -> Array:
+        """What each row is allowed."""
+        return np.concatenate(self._rows)
+
+    def limit(self, norm: float, n_gain: float, n: int, size: int, element: float) -> Limit:
+        """What the tensor is held to.
+
+        Args:
+            norm: of the oracle's; n_gain: as in `Errors`.
+            n: how many elements are judged, of `size`; element: the most that one is allowed, for its size.
+        """
+        deviation, most, rows = math.sqrt(self._deviation), math.sqrt(self._most), self.rows
+        err = (ERR * deviation + most) / norm
+        gain, bias = directed(
+            self.table,
+            err,
+            self._directions.gain_and_bias(norm, size),
+            floor=deviation / norm,
+            turned=most / norm,
+            lean=self._lean / (norm * math.sqrt(max(size, 1))),
+        )
+        return replace(
+            follows(self.table, err, float(rows.max()), element),
+            gain=gain / averaging(n_gain),
+            bias=bias / averaging(n),
+            rows=rows,
+        )
+
+
+def _wide(array: Any, o: Array, judged: Array | None) -> Array:
+    wide: Array = np.broadcast_to(np.asarray(array, np.float64), o.shape)
+    return wide if judged is None else np.where(judged, wide, 0.0)
