@@ -8,8 +8,8 @@ for what is computed, step by step. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -27,7 +27,10 @@ __all__ = ["Attention", "Part"]
 Array: TypeAlias = NDArray[Any]
 
 PART = 1 << 16
-"""So many scores are in memory at a time, several times over: 2 MB each in float64."""
+"""So many scores are in memory at a time, several times over: half a MB each in float64."""
+
+KEPT = 1 << 22
+"""Up to so many scores are kept once computed: 32 MB in float64."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,21 @@ class Attention:
     scores: Array | None = None
     probs: Array | None = None
     off: dict[str, Spread] = field(default_factory=dict)
+    _kept: dict[tuple[str, int, int], Any] = field(default_factory=dict)
+
+    def with_off(self, off: dict[str, Spread]) -> Attention:
+        """The same on inputs that deviate already."""
+        return replace(self, off=off, _kept={})
+
+    def _once(self, what: str, part: Part, make: Callable[[], Any]) -> Any:
+        """What is asked for several times, kept where it is small."""
+        n, heads, _ = self.shape
+        if n * heads * n > KEPT:
+            return make()
+        key = what, part.queries.start, part.keys
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -90,7 +108,11 @@ class Attention:
 
     def scores_of(self, part: Part) -> Array:
         """q k^T, neither scaled nor masked, `[heads, queries, keys]`."""
-        return self._stacked(self._by_key_head(self.q[part.queries]) @ self._keys[..., : part.keys])
+
+        def make() -> Array:
+            return self._stacked(self._by_key_head(self.q[part.queries]) @ self._keys[..., : part.keys])
+
+        return np.asarray(self._once("scores", part, make))
 
     def scores_deviation(self, part: Part, scores: Array) -> Array:
         """What rounding may leave in `scores_of`."""
@@ -110,6 +132,9 @@ class Attention:
 
     def probs_of(self, part: Part) -> Array:
         """Softmax of the known scores over the visible keys, 0 elsewhere, `[heads, queries, keys]`."""
+        return np.asarray(self._once("probs", part, lambda: self._softmax(part)))
+
+    def _softmax(self, part: Part) -> Array:
         scaled = np.where(self.visible(part), self.known_scores(part) * self._scale, -np.inf)
         scaled -= scaled.max(axis=-1, keepdims=True)
         probs: Array = np.exp(scaled, out=scaled)
@@ -122,10 +147,16 @@ class Attention:
         As wide where scores were recorded: a fused kernel has some of its own, of which a recorder sees
         nothing; theirs are the middle of it. So are theirs of the probabilities for the context.
         """
-        visible = self.visible(part)
-        scores = np.where(visible, self.known_scores(part), 0.0)
-        off = self.scores_deviation(part, scores)
-        return probability_deviation(scores, off, visible, self._scale, self._p)
+
+        def make() -> tuple[Array, Array]:
+            visible = self.visible(part)
+            scores = np.where(visible, self.known_scores(part), 0.0)
+            off = self.scores_deviation(part, scores)
+            deviation, shared = probability_deviation(scores, off, visible, self._scale, self._p)
+            return np.asarray(deviation, np.float32), shared
+
+        found: tuple[Array, Array] = self._once("probs' deviation", part, make)
+        return found
 
     def probs_spread(self, part: Part) -> tuple[Array, Spread]:
         """Probabilities as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""

@@ -24,7 +24,6 @@ from llama_ckpt.comparing.attention import Attention
 from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
 from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.diagnose.patched_oracle import answers
-from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
@@ -140,7 +139,7 @@ class BlockRun(Mapping[str, Array]):
             none = read[0][:, :0]
             return oracle.rope(read[0], none, self.flow.positions, self.frequencies)[0]
         if point == "ffn_swiglu":
-            return gated(read[0], read[1], None, None, PRECISIONS[self.flow.dtype])[0]
+            return _swiglu(*read)
         if POINTS[point].function == "add":
             return np.asarray(read[0] + read[1])
         return self._by_its_function(point)
@@ -240,3 +239,13 @@ class BlockRun(Mapping[str, Array]):
     def _heads(self, point: str) -> int | None:
         config = self.flow.config
         return {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}.get(point)
+
+
+def _swiglu(gate: Array, up: Array) -> Array:
+    """silu(gate) * up."""
+    e = np.exp(-np.abs(gate))  # never above 1: exp(-gate) itself would overflow far below 0
+    product: Array = np.where(gate >= 0, 1.0, e)
+    product /= 1.0 + e
+    product *= gate
+    product *= up
+    return product

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, Self, TypeAlias
 
 import numpy as np
@@ -44,6 +43,7 @@ class BlockSpreads(Mapping[str, Spread]):
 
     run: BlockRun
     _made: dict[str, Spread | None] = field(default_factory=dict)
+    _attention: list[Attention] = field(default_factory=list)
 
     def __getitem__(self, point: str) -> Spread:
         found = None if self.run.is_far(point) else self._since_the_steps(point)
@@ -100,13 +100,16 @@ class BlockSpreads(Mapping[str, Spread]):
             return None
         return case_spreads(case.function, case.arguments, {point: y}, self.run.flow.dtype).get(point)
 
-    @cached_property
+    @property
     def attention(self) -> Attention | None:
         """The block's, with what its computed inputs are off by."""
         if self.run.attention is None:
             return None
-        off = {name: self.off(point) for name, point in (("q", "q_rope"), ("k", "k_rope"), ("v", "v"))}
-        return replace(self.run.attention, off={n: spread for n, spread in off.items() if spread is not None})
+        if not self._attention:
+            off = {name: self.off(point) for name, point in (("q", "q_rope"), ("k", "k_rope"), ("v", "v"))}
+            known = {name: spread for name, spread in off.items() if spread is not None}
+            self._attention.append(self.run.attention.with_off(known) if known else self.run.attention)
+        return self._attention[0]
 
     def _attended(self, point: str, y: Array) -> Spread:
         attention = self.attention
@@ -139,13 +142,14 @@ class OwnBlock(BlockRun, OwnRun):
     """A block on what was recorded of it, with what rounding may leave at its points."""
 
     _spread_of: dict[str, Spread | None] = field(default_factory=dict)
+    _attention: list[Attention] = field(default_factory=list)
 
     @property
     def spreads(self) -> BlockSpreads:
         """By neutral name."""
         # Kept here, and not the other way round too: what refers to each other stays until it is looked for,
         # and a block's tensors are large.
-        return BlockSpreads(self, self._spread_of)
+        return BlockSpreads(self, self._spread_of, self._attention)
 
     def _anew(self, **changed: Any) -> Self:
-        return replace(self, **changed, _computed={}, _floats={}, _spread_of={})
+        return replace(self, **changed, _computed={}, _floats={}, _spread_of={}, _attention=[])

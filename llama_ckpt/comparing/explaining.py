@@ -213,7 +213,7 @@ class Explainer:
         if exact is None:
             return TokenChoice(row, got, wanted, None, np.nan, np.nan, "" if got == wanted else "unknown")
         o = exact[row]
-        best = int(oracle.argmax(o))
+        best = wanted if reference is None else int(oracle.argmax(o))
         noise = limit.row_err * float(np.sqrt(np.mean(o * o)))
         theirs = 0.0 if reference is None else float(np.abs(reference[row] - o).max())
         if got == wanted == best:

@@ -27,7 +27,7 @@ __all__ = ["LARGE", "rows_of"]
 
 Array: TypeAlias = NDArray[Any]
 
-LARGE = 1 << 17
+LARGE = 1 << 13
 """From so many elements on a point is judged by rows."""
 
 

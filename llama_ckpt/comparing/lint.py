@@ -136,30 +136,42 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
         if progress:
             progress(f"looking at {name}", number, len(theirs.names))
         array = theirs.raw(name)
+        written = array.any()
         found.hashes[name] = hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
-        if not array.any():
+        if not written:
             found.zeros.append(name)
-        finite = np.isfinite(array)
+        # A sum is finite where all terms are, unless it overflows.
+        finite = np.True_ if np.isfinite(array.sum()) else np.isfinite(array)
         if not finite.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             found.bad[name] = at, float(array[at]), int((~finite).sum())
-        elif array.any() and (pairs := _equal_rows(array)):
+        elif written and (pairs := _equal_rows(array)):
             found.rows[name] = pairs
     return found
 
 
 def _equal_rows(array: NDArray[Any]) -> list[tuple[int, int]]:
-    seen: dict[bytes, int] = {}
     if array.ndim < 2 or array[0].size < 8:
         return []
+    seen: dict[int, int] = {}
     pairs = []
-    for row in range(len(array)):
-        key = hashlib.blake2b(np.ascontiguousarray(array[row]).data, digest_size=16).digest()
-        if key in seen:
+    for row, key in enumerate(_row_hashes(array)):
+        if key in seen and array[seen[key]].tobytes() == array[row].tobytes():
             pairs.append((seen[key], row))
         else:
-            seen[key] = row
+            seen.setdefault(key, row)
     return pairs
+
+
+def _row_hashes(array: NDArray[Any]) -> list[int]:
+    """A number for each row, the same for rows of the same bytes: their words times odd numbers, summed."""
+    rows = np.ascontiguousarray(array).reshape(len(array), -1)
+    words: NDArray[Any] = rows.view(np.uint32 if rows.dtype.itemsize == 4 else np.uint64)
+    odd = np.random.default_rng(0).integers(0, 1 << 31, words.shape[1], words.dtype) * words.dtype.type(2)
+    odd += words.dtype.type(1)
+    sums: Any = np.einsum("ij,j->i", words, odd)
+    hashes: list[int] = sums.tolist()
+    return hashes
 
 
 def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:

@@ -30,6 +30,7 @@ from llama_ckpt.comparing.head_run import FixedRun, HeadRun
 from llama_ckpt.comparing.settling import Settling
 from llama_ckpt.comparing.walk_points import ENDS, Array
 from llama_ckpt.diagnose.named import Evidence
+from llama_ckpt.judging.by_rows import parts
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounded_run import RoundedRun
@@ -37,7 +38,7 @@ from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.oracle.weights import KEPT_BYTES
-from llama_ckpt.points import Case, block_point
+from llama_ckpt.points import Case, block_point, split_name
 
 __all__ = ["Walk"]
 
@@ -63,7 +64,8 @@ class Walk(Settling):
                 self.progress(f"block {number}", number, sides.n_layers)
             exact, given = self._block(number, exact, given)
         self._head(exact, given)
-        self.explainer.explain_whole(self._whole_model())
+        if self.explainer.diagnoses:
+            self.explainer.explain_whole(self._whole_model())
 
     def _whole_model(self) -> list[Evidence]:
         """The ends of the blocks as answers of one call of the whole model; of a small model only."""
@@ -82,9 +84,10 @@ class Walk(Settling):
         }
         function = "last_row" if self.last_row else "logits"
         case = Case(function, arguments, ("logits",), {name: name for name in names})
+        ends = [(name, x, right[split_name(name)[1]]) for name, (x, right) in self.ends.items()]
         return [
             Evidence(name, x, o, self._limit(name, "total"), case)
-            for name, (x, o) in self.ends.items()
+            for name, x, o in ends
             if x.shape == o.shape
         ]
 
@@ -152,13 +155,17 @@ class Walk(Settling):
                 own = replace(own, theirs=self.reliable(theirs), _made={})
         self._judge_step(theirs, right, own, None)
         if "logits" in theirs:
-            self._choices(theirs["logits"], right.get("logits") if sides.weights is not None else None)
+            self._choices(theirs["logits"], right)
 
-    def _choices(self, x: Array, exact: Array | None) -> None:
-        """The likeliest next tokens, and who is right about them."""
-        found = self.explainer.choices(x, exact, self._reference("logits"), self._limit("logits", "total"))
-        first = len(self.sides.token_ids) - 1 if self.last_row else 0
-        self.result.tokens += [replace(choice, row=choice.row + first) for choice in found]
+    def _choices(self, x: Array, right: Mapping[str, Array]) -> None:
+        """The likeliest next tokens, and who is right about them; some rows of the logits at a time."""
+        reference, limit = self._reference("logits"), self._limit("logits", "total")
+        first = len(self.sides.token_ids) - len(x)
+        for part in parts(x.shape):
+            exact = right.logits(part) if isinstance(right, HeadRun) else None
+            theirs = None if reference is None else reference[part]
+            for choice in self.explainer.choices(x[part], exact, theirs, limit):
+                self.result.tokens.append(replace(choice, row=choice.row + part.start + first))
 
     # -- one block ----------------------------------------------------------------------------------
 

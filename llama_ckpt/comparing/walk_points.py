@@ -5,6 +5,7 @@ The ground that `Walk` stands on: it decides where to go, this what is said ther
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
 from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
+from llama_ckpt.comparing.head_run import FixedRun
 from llama_ckpt.comparing.large import LARGE, rows_of
 from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
@@ -61,7 +63,7 @@ class PointJudge:
     half_split: bool | None = None
     shifts: dict[str, int] = field(default_factory=dict)
     explainer: Explainer = field(default_factory=Explainer)
-    ends: dict[str, tuple[Array, Array]] = field(default_factory=dict)
+    ends: dict[str, tuple[Array, Mapping[str, Array]]] = field(default_factory=dict)
     recorded: dict[str, bool] = field(default_factory=dict)
     """Every point gone through that they recorded, and whether it can be relied on: whether it is finite."""
     rounded: RoundedRun | None = None  # from the tokens
@@ -107,6 +109,8 @@ class PointJudge:
         return {point: x for point, x in theirs.items() if self._is_finite(point, x)}
 
     def _is_finite(self, point: str, x: Array) -> bool:
+        if math.isfinite(float(x.sum())):
+            return True
         finite = np.isfinite(x)
         # Scores of keys that nobody sees are often minus infinity, and nothing reads them.
         return bool(finite.all() or (POINTS[point].causal and (finite | ~self.mask).all()))
@@ -182,7 +186,9 @@ class PointJudge:
             judged[point] = self._compared(name, own, total, since)
             self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
-                self.ends[name] = theirs[point], right[point]
+                # Of a block's run nothing but its end is to stay; logits are made once more where asked for.
+                end = right if point == "logits" else FixedRun({point: right[point]})
+                self.ends[name] = theirs[point], end
         self.result.compared += len(judged)
         self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -103,11 +102,19 @@ class TheirDump:
 
     def raw(self, point: str) -> NDArray[Any]:
         """A point as it lies in the file: its own shape, float64 or float32 (which holds half precision)."""
-        name = self.stored[point][0]
-        if self.dtype(point) == "bfloat16":
-            return self._bfloat16(name)
-        array: NDArray[Any] = self.file.get_tensor(name)
-        return array if array.dtype == np.float64 else array.astype(np.float32)
+        name, kind = self.stored[point][0], self.dtype(point)
+        array = self._from_file(name, np.dtype("<u2" if kind == "bfloat16" else kind).newbyteorder("<"))
+        if kind == "bfloat16":  # numpy has none: its bits are the upper half of a float32's
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float64 if kind == "float64" else np.float32, copy=False)
+
+    def _from_file(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
+        """A tensor's numbers; read, not mapped: what was looked at of a mapped file counts as memory."""
+        start, (first, last) = self._offsets[0], self._offsets[1][name]
+        array: NDArray[Any] = np.fromfile(
+            self.path, dtype, (last - first) // dtype.itemsize, offset=start + first
+        )
+        return array.reshape(self.file.get_slice(name).get_shape())
 
     def read(self, point: str, sizes: Mapping[str, int]) -> NDArray[Any]:
         """A point with the axes that `points.py` gives it, as far as the map says how.
@@ -117,13 +124,6 @@ class TheirDump:
             sizes: how long each axis is, by its name.
         """
         return self.stored[point][1].apply(self.raw(point), sizes)
-
-    def _bfloat16(self, name: str) -> NDArray[np.float32]:
-        """numpy has no bfloat16: its bits are the upper half of a float32's."""
-        start, (first, last) = self._offsets[0], self._offsets[1][name]
-        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
-            upper = np.frombuffer(view[start + first : start + last], "<u2").astype(np.uint32)
-        return (upper << 16).view(np.float32).reshape(self.file.get_slice(name).get_shape())
 
     @cached_property
     def _offsets(self) -> tuple[int, dict[str, tuple[int, int]]]:

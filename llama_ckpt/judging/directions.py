@@ -15,7 +15,8 @@ Here these are added up: the standard deviations of gain and bias as `metrics` d
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from functools import cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,24 +64,34 @@ class Directions:
         self._columns: tuple[float, float] = (0.0, 0.0)
         self._everywhere, self._sum = 0.0, 0.0
 
-    def add(self, o: Array, off: Array, spread: Spread, *, scale: float = 1.0, some: Any = None) -> None:
+    def add(
+        self,
+        o: Array,
+        off: Array,
+        spread: Spread,
+        *,
+        scale: float = 1.0,
+        norms: Array | None = None,
+        some: Array | None = None,
+    ) -> None:
         """Add some rows, the next ones.
 
         Args:
             o: the oracle's, off: the deviation of each element, spread: theirs.
             scale: what o and off were divided by, for what the spread says of them besides.
+            norms: of the oracle's rows, where they are known.
             some: of these rows what is compared with other rows, where they are not whole.
         """
-        rows = np.einsum("rc,rc->r", o, o)
+        rows = np.einsum("rc,rc->r", o, o) if norms is None else norms**2
         if spread.aligned:
             squares = np.einsum("rc,rc->r", off, off)
             gains, biases = squares * rows, squares * o.shape[1]
         elif spread.sums is not None:
             gains, biases = (spread.sums.along / scale**2) ** 2, (spread.sums.plain / scale) ** 2
         else:
-            gains = np.einsum("rc,rc,rc,rc->r", off, off, o, o, optimize=False)
-            biases = np.einsum("rc,rc->r", off, off)
-        sums = o.sum(axis=1)
+            both = off * o
+            gains, biases = np.einsum("rc,rc->r", both, both), np.einsum("rc,rc->r", off, off)
+        sums = o.sum(axis=1) if spread.shared is not None or spread.everywhere else np.zeros(len(o))
         if spread.shared is not None:
             shared = np.broadcast_to(spread.shared, (len(o), 1))[:, 0] ** 2
             gains, biases = gains + shared * rows**2, biases + shared * sums**2
@@ -115,8 +126,12 @@ def column_step(columns: int) -> int:
 
 def shortened(some: Array) -> Array:
     """Few numbers that stand for each row."""
-    signs = np.random.default_rng(0).choice([-1.0, 1.0], (some.shape[1], PROJECTED))
-    return np.asarray(some @ signs)
+    return np.asarray(some @ _signs(some.shape[1]))
+
+
+@cache
+def _signs(columns: int) -> Array:
+    return np.random.default_rng(0).choice([-1.0, 1.0], (columns, PROJECTED))
 
 
 def rows_alike(short: Array, *, half: bool) -> Array:

@@ -116,8 +116,8 @@ class ContextPart:
         together = (self.shared[..., 0] * np.sum(self.context * direction, axis=-1)) ** 2
         moved = np.sum((self.s_probs * (direction @ _turned(self.v))) ** 2, axis=-1)
         squares: Array = apart + together + moved
-        found: Array = squares.reshape(-1, squares.shape[-1]).sum(axis=0)
-        return found
+        summed: Array = squares.reshape(-1, squares.shape[-1]).sum(axis=0)
+        return summed
 
 
 def _carried(x: Array, w: Array) -> Array:

@@ -29,30 +29,36 @@ class Allowed:
 
     Attributes:
         table: the limit of the table.
-        element: the largest that an element is allowed, for its size.
     """
 
     table: Limit
-    element: float = 0.0
 
     def __post_init__(self) -> None:
         self._directions = Directions(PRECISIONS[self.table.dtype].half > 0)
         self._rows: list[Array] = []
         self._deviation, self._most, self._lean = 0.0, 0.0, 0.0
 
-    def add(self, o: Array, spread: Spread, judged: Array | None, scale: Array, some: Array | None) -> Array:
+    def add(
+        self,
+        o: Array,
+        spread: Spread,
+        judged: Array | None,
+        norms: Array,
+        scale: Array,
+        some: Array | None,
+    ) -> Array:
         """Add some rows; what each of their elements is allowed, absolute.
 
         Args:
             o: the oracle's, zero where not judged; spread: theirs, flat.
-            scale: what each row is measured against.
+            norms: of its rows; scale: what each is measured against.
             some: as in `Rows`.
         """
         deviation = _wide(spread.deviation, o, judged)
-        norms = np.sqrt(np.einsum("ij,ij->i", deviation, deviation))
-        self._deviation += float(norms @ norms)
-        self._directions.add(o, deviation, spread, some=some)
-        allowed, rows = ELEMENT * deviation, ROW * norms
+        off = np.sqrt(np.einsum("ij,ij->i", deviation, deviation))
+        self._deviation += float(off @ off)
+        self._directions.add(o, deviation, spread, norms=norms, some=some)
+        allowed, rows = ELEMENT * deviation, ROW * off
         if spread.most is not None:
             most = _wide(spread.most, o, judged)
             squares = np.einsum("ij,ij->i", most, most)
@@ -67,12 +73,12 @@ class Allowed:
         """What each row is allowed."""
         return np.concatenate(self._rows)
 
-    def limit(self, norm: float, n_gain: float, n: int, size: int) -> Limit:
+    def limit(self, norm: float, n_gain: float, n: int, size: int, element: float) -> Limit:
         """What the tensor is held to.
 
         Args:
             norm: of the oracle's; n_gain: as in `Errors`.
-            n: how many elements are judged, of `size`.
+            n: how many elements are judged, of `size`; element: the most that one is allowed, for its size.
         """
         deviation, most, rows = math.sqrt(self._deviation), math.sqrt(self._most), self.rows
         err = (ERR * deviation + most) / norm
@@ -85,7 +91,7 @@ class Allowed:
             lean=self._lean / (norm * math.sqrt(max(size, 1))),
         )
         return replace(
-            follows(self.table, err, float(rows.max()), self.element),
+            follows(self.table, err, float(rows.max()), element),
             gain=gain / averaging(n_gain),
             bias=bias / averaging(n),
             rows=rows,

@@ -17,7 +17,7 @@ from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import Errors
 from llama_ckpt.judging.rows_allowed import Allowed
 from llama_ckpt.judging.spread import Spread
-from llama_ckpt.judging.tally import histogram
+from llama_ckpt.judging.tally import sampled
 
 __all__ = ["Rows", "Seen"]
 
@@ -70,8 +70,9 @@ class Seen:
     bad: dict[str, tuple[tuple[int, int], float, float, int]] = field(default_factory=dict)
     # The largest difference: how large, where, what x holds there and what it is held against.
     largest: tuple[float, tuple[int, int], float, float] = (-1.0, (0, 0), math.nan, math.nan)
-    # The worst element: its error for what it is allowed, its error, what it is allowed.
-    worst: tuple[float, float, float] = (-1.0, math.nan, math.nan)
+    # The worst element of those that are too far off: by what factor, its error, what it is allowed.
+    worst: tuple[float, float, float] = (-1.0, 0.0, 1.0)
+    element_allowed: float = math.nan
     n: int = 0
     size: int = 0
     n_rows: int = 0
@@ -79,17 +80,17 @@ class Seen:
 
     def add(self, rows: Rows) -> None:
         """Measure some rows, the next ones."""
-        x, o = np.asarray(rows.x, np.float64), np.asarray(rows.o, np.float64)
-        width = rows.width or o.shape[1]
+        o, width = np.asarray(rows.o, np.float64), rows.width or rows.o.shape[1]
+        residual = rows.x - o
+        counts = np.full(len(o), width)
         if rows.judged is not None:
-            x, o = np.where(rows.judged, x, 0.0), np.where(rows.judged, o, 0.0)
-        residual = x - o
+            np.copyto(residual, 0.0, where=~rows.judged)
+            o, counts = np.where(rows.judged, o, 0.0), rows.judged.sum(axis=1)
         off = residual.sum()
-        counts = np.full(len(o), width) if rows.judged is None else rows.judged.sum(axis=1)
         self.n += int(counts.sum())
         self.size += width * len(o)
         # A sum is not finite where a term is not, and is made in any case.
-        if math.isfinite(off) or not self._is_broken(rows.judged, x, o):
+        if math.isfinite(off) or not self._is_broken(rows):
             square = np.square(o)
             norms = np.sqrt(np.add.reduce(square, axis=1))
             scale = np.where(norms > 0, norms, 1.0)
@@ -98,11 +99,11 @@ class Seen:
             self._more(residual=off, o2=norms @ norms, o4=np.vdot(square, square), cross=np.vdot(residual, o))
             errors = np.sqrt(np.einsum("ij,ij->i", residual, residual))
             self._more(residual2=errors @ errors)
-            self._compare(rows, x, o, residual)
             np.abs(residual, out=residual)
+            self._compare(rows, o, residual)
             against = np.abs(o, out=square)
             against += (scale / np.sqrt(np.maximum(counts, 1)))[:, None]
-            self._elements(rows, o, residual, against, scale)
+            self._elements(rows, o, residual, against, norms, scale)
             self._keep(norms, scale, errors / scale)
         else:
             self._keep(*np.ones((3, len(o))))
@@ -117,52 +118,55 @@ class Seen:
         self.scales.append(scale)
         self.row_errs.append(errors)
 
-    def _is_broken(self, judged: Mask | None, x: Array, o: Array) -> bool:
+    def _is_broken(self, rows: Rows) -> bool:
         """Whether some of what is judged is not finite; it is counted."""
-        for whose, array in (("o", o), ("x", x)):
+        for whose, array in (("o", rows.o), ("x", rows.x)):
             wrong = ~np.isfinite(array)
-            if judged is not None:
-                wrong &= judged
+            if rows.judged is not None:
+                wrong &= rows.judged
             if wrong.any():
                 at = divmod(int(np.argmax(wrong)), array.shape[1])
-                first = (self.n_rows + at[0], at[1]), float(x[at]), float(o[at]), 0
+                first = (self.n_rows + at[0], at[1]), float(rows.x[at]), float(rows.o[at]), 0
                 where, got, wanted, count = self.bad.get(whose, first)
                 self.bad[whose] = where, got, wanted, count + int(wrong.sum())
         return bool(self.bad)
 
-    def _compare(self, rows: Rows, x: Array, o: Array, residual: Array) -> None:
+    def _compare(self, rows: Rows, o: Array, residual: Array) -> None:
         """The largest difference from llama.cpp's, or from the oracle's where there is none."""
         against, apart = o, residual
         if rows.r is not None:
             against = np.asarray(rows.r, np.float64)
-            against = against if rows.judged is None else np.where(rows.judged, against, 0.0)
-            apart, theirs = x - against, against - o
+            apart, theirs = rows.x - against, against - o
+            if rows.judged is not None:
+                for array in (apart, theirs):
+                    np.copyto(array, 0.0, where=~rows.judged)
             self._more(apart2=np.vdot(apart, apart), theirs2=np.vdot(theirs, theirs))
-        high, low = int(np.argmax(apart)), int(np.argmin(apart))
-        at = divmod(high if apart.flat[high] >= -apart.flat[low] else low, o.shape[1])
-        if abs(apart[at]) > self.largest[0]:
+            np.abs(apart, out=apart)
+        at = divmod(int(np.argmax(apart)), o.shape[1])
+        if apart[at] > self.largest[0]:
             place = self.n_rows + at[0], at[1]
-            self.largest = float(abs(apart[at])), place, float(x[at]), float(against[at])
+            self.largest = float(apart[at]), place, float(rows.x[at]), float(against[at])
 
-    def _elements(self, rows: Rows, o: Array, residual: Array, against: Array, scale: Array) -> None:
+    def _elements(
+        self, rows: Rows, o: Array, residual: Array, against: Array, norms: Array, scale: Array
+    ) -> None:
         """The element that is furthest off for what it is allowed, how many are too far, and the tally."""
         with np.errstate(all="ignore"):
-            errors = residual / against
-            self.counts = self.counts + histogram(errors, rows.judged)
+            self.counts = self.counts + sampled(residual, against, rows.judged)
             if rows.spread is None:
-                ratio, most = errors, self.table.element_err
+                allowed = np.multiply(against, self.table.element_err)
             else:
                 self.allowed = self.allowed or Allowed(self.table)
-                allowed = self.allowed.add(o, rows.spread, rows.judged, scale, rows.some)
-                ratio, most = np.where(residual > 0, residual / allowed, 0.0), 1.0
-                allowed /= against
-                self.allowed.element = max(self.allowed.element, float(allowed.max()))
+                allowed = self.allowed.add(o, rows.spread, rows.judged, norms, scale, rows.some)
+            if (residual <= allowed).all():
+                return  # by how much is of no interest
+            ratio, share = residual / allowed, allowed / against
+        ratio[residual == 0] = 0.0
         at = divmod(int(np.argmax(ratio)), ratio.shape[1])
-        if not ratio[at] <= most:
-            self.n_differ += int((ratio > most).sum())
+        self.n_differ += int((ratio > 1).sum())
+        self.element_allowed = max(float(share[residual > 0].max()), self.element_allowed)
         if ratio[at] > self.worst[0]:
-            held = self.table.element_err if rows.spread is None else float(allowed[at])
-            self.worst = float(ratio[at]), float(errors[at]), held
+            self.worst = float(ratio[at]), float(residual[at] / against[at]), float(share[at])
 
     # -- what it comes to ----------------------------------------------------------------------------
 
@@ -180,7 +184,8 @@ class Seen:
         """What the tensor is held to."""
         if self.allowed is None:
             return self.table
-        return self.allowed.limit(self.norm, self.n_gain, self.n, self.size)
+        element = self.table.element_err if math.isnan(self.element_allowed) else self.element_allowed
+        return self.allowed.limit(self.norm, self.n_gain, self.n, self.size, element)
 
     def errors(self) -> Errors:
         """As `measure` gives them."""

@@ -16,12 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import split_name
 
-__all__ = ["EDGES", "Tally", "histogram", "row_errors"]
+__all__ = ["EDGES", "Tally", "row_errors", "sampled"]
 
 Mask: TypeAlias = NDArray[np.bool_]
 
 EDGES = tuple(range(-11, 3))
 """Powers of ten between which the errors of elements are counted; the first bin takes all below too."""
+
+SAMPLE = 1 << 14
+"""About so many elements are counted where there are more, each for all that it stands for."""
 
 
 def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[np.float64]:
@@ -42,8 +45,8 @@ def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[
 @cache
 def _bin_of() -> NDArray[np.uint8]:
     """In which bin an error is counted, by the upper half of its float32: within 1% of a bin's edge."""
-    errors = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
     with np.errstate(all="ignore"):
+        errors = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
         exponents = np.log10(errors)  # -inf where equal, NaN where not finite
     kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
     bins: NDArray[np.uint8] = np.minimum(np.floor(kept) - EDGES[0], len(EDGES) - 2).astype(np.uint8)
@@ -55,6 +58,15 @@ def histogram(errors: NDArray[np.float64], judged: Mask | None = None) -> NDArra
     kept = errors if judged is None else errors[judged]
     upper = kept.astype(np.float32).ravel().view(np.uint32) >> 16
     return np.bincount(_bin_of()[upper], minlength=len(EDGES) - 1)
+
+
+def sampled(
+    residual: NDArray[np.float64], against: NDArray[np.float64], judged: Mask | None
+) -> NDArray[np.int64]:
+    """The histogram of residual / against; of many elements from every so many."""
+    step = max(1, residual.size // SAMPLE)
+    errors = residual.ravel()[::step] / against.ravel()[::step]
+    return step * histogram(errors, None if judged is None else judged.ravel()[::step])
 
 
 @dataclass
