@@ -19,6 +19,8 @@ HALF_FIELDS: dict[T, tuple[int, ...]] = {
     **dict.fromkeys((T.Q4_0, T.Q5_0, T.Q8_0, T.IQ4_NL, T.IQ4_XS), (0,)),
     **dict.fromkeys((T.Q4_1, T.Q5_1, T.Q4_K, T.Q5_K), (0, 2)),
     **{T.Q2_K: (80, 82), T.Q3_K: (108,), T.Q6_K: (208,)},
+    **dict.fromkeys((T.IQ1_S, T.IQ2_XXS, T.IQ2_XS, T.IQ2_S, T.IQ3_XXS, T.IQ3_S), (0,)),
+    **{T.TQ1_0: (52,), T.TQ2_0: (64,)},
 }
 """Where in a block the float16 scales stand."""
 
@@ -34,10 +36,25 @@ def random_rows(
     rows = rng.integers(0, 256, (shape[0], shape[1] // block * block_bytes), dtype=np.uint8)
     if scale is not None:
         blocks = rows.reshape(-1, block_bytes)
-        for at in HALF_FIELDS[type]:
+        _other_scales(blocks, type, rng, scale)
+        for at in HALF_FIELDS.get(type, ()):
             halves = (rng.random(len(blocks)) * scale).astype("<f2")
             blocks[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
     return rows
+
+
+def _other_scales(blocks: NDArray[np.uint8], type: T, rng: np.random.Generator, scale: float) -> None:
+    """Scales that are no float16 in one place: finite, and of the size of `scale`."""
+    if type == T.IQ1_M:  # a float16 in the top nibbles of four words
+        bits = (rng.random(len(blocks)) * scale).astype("<f2").view("<u2")
+        words = blocks[:, 48:56].copy().view("<u2") & 0x0FFF
+        for place in range(4):
+            words[:, place] |= ((bits >> (4 * place)) & 15) << 12
+        blocks[:, 48:56] = words.view(np.uint8)
+    if type == T.MXFP4:  # an exponent
+        blocks[:, 0] = 127 + int(np.log2(scale)) - rng.integers(0, 4, len(blocks))
+    if type == T.NVFP4:  # E4M3
+        blocks[:, :4] = rng.integers(0, 16, (len(blocks), 4)) + 8 * max(0, 7 + int(np.log2(scale)))
 
 
 def packed(values: NDArray[np.float32], type: T, rng: np.random.Generator) -> NDArray[np.uint8]:

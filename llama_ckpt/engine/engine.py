@@ -26,7 +26,9 @@ from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
 from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED, MISSING
 from llama_ckpt.kernels.launching import HOPPER
+from llama_ckpt.kernels.planes import packable
 from llama_ckpt.model import Model
+from llama_ckpt.weights.quants import PackedWeight, Weight
 
 __all__ = ["OBSERVABLE", "Engine", "Precision", "engine_points", "unsupported"]
 
@@ -60,6 +62,9 @@ def unsupported(model: Model, precision: Precision = "fast") -> str | None:
             return f"{name} is {getattr(config, name)}, not a multiple of 32"
     if config.head_dim % 8:
         return f"head_dim is {config.head_dim}, not a multiple of 8"
+    unpacked = next((w for w in _matrices(model) if not packable(w)), None)
+    if isinstance(unpacked, PackedWeight):
+        return f"it has no packed kernels for {unpacked.type.name}"
     if precision == "high" and not _exact_in_half(model) and _capability(model) < EIGHT_BITS:
         return "precision high needs 8-bit products for these weights, and the GPU has none"
     return None
@@ -76,9 +81,13 @@ def _capability(model: Model) -> tuple[int, int]:
 
 def _exact_in_half(model: Model) -> bool:
     """Whether every matrix is float16 in the file, so that nothing is lost in the tensor cores."""
+    return all(isinstance(w, Tensor) and w.dtype == torch.float16 for w in _matrices(model))
+
+
+def _matrices(model: Model) -> list[Weight]:
+    """Every matrix that is multiplied with."""
     weights = [model.weights.output, *(w for block in model.weights.blocks for w in vars(block).values())]
-    matrices = [w for w in weights if len(w.shape) == 2]
-    return all(isinstance(w, Tensor) and w.dtype == torch.float16 for w in matrices)
+    return [w for w in weights if len(w.shape) == 2]
 
 
 class Engine:

@@ -53,9 +53,11 @@ from llama_ckpt.kernels.fields import (
     nibbles_of_q4_k,
     q3_k_scales,
 )
+from llama_ckpt.weights.codebook_formats import iq3_s_integers
 from llama_ckpt.weights.quants import PackedWeight, Weight
+from llama_ckpt.weights.small_formats import tq1_0_integers, tq2_0_integers
 
-__all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "repack", "stacked"]
+__all__ = ["ROW_PADDING", "Layout", "Mode", "Pack", "Planes", "interleaved", "packable", "repack", "stacked"]
 
 # No program takes more rows (`launching.Tile`): whatever the tile, the last program reads rows that are
 # there.
@@ -142,6 +144,11 @@ class Planes:
     def nbytes(self) -> int:
         """Bytes on the device: what a product reads."""
         return sum(plane.numel() * plane.element_size() for plane in (self.q, self.scale, self.super))
+
+
+def packable(weight: Weight) -> bool:
+    """Whether the weight's type has planes: not those whose scales no mode holds exactly."""
+    return isinstance(weight, Tensor) or weight.type in _PACKED
 
 
 def repack(weight: Weight) -> Planes:
@@ -261,6 +268,16 @@ def _none(b: Tensor) -> Tensor:
     return b.new_empty(b.shape[0], 0)
 
 
+def _each(factor: Tensor) -> Tensor:
+    """Bytes [n, b] of blocks of 256 weights, for each of their groups: [n, 8, b]."""
+    return factor.unsqueeze(1).expand(-1, 8, -1)
+
+
+def _iq3_s(b: Tensor) -> Fields:
+    scales, values = iq3_s_integers(b)
+    return (values + 16).to(torch.uint8), scales.unsqueeze(-1).expand(-1, 8, 2), b[:, :2]
+
+
 _PLAIN: Final[Mapping[torch.dtype, Layout]] = MappingProxyType(
     {
         torch.float32: Layout(Pack.FLOAT32),
@@ -304,5 +321,15 @@ _PACKED: Final[Mapping[T, tuple[Layout, Callable[[Tensor], Fields]]]] = MappingP
                 b[:, :2],
             ),
         ),
+        # One factor for all 256 weights, written down for each 32.
+        T.TQ1_0: (
+            Layout(Pack.NIBBLE, Mode.HALF, 1),
+            lambda b: (tq1_0_integers(b), _each(b[:, 52:54]), _none(b)),
+        ),
+        T.TQ2_0: (
+            Layout(Pack.NIBBLE, Mode.HALF, 1),
+            lambda b: (tq2_0_integers(b), _each(b[:, 64:66]), _none(b)),
+        ),
+        T.IQ3_S: (Layout(Pack.BYTE, Mode.K_TWO, 16), _iq3_s),
     }
 )

@@ -1,4 +1,4 @@
-"""ggml's block formats in torch: what the bytes of a block mean, one function a format.
+"""ggml's formats of scaled integers in torch: what the bytes of a block mean, one function a format.
 
 A row of a quantized weight is a sequence of blocks; a block holds 32 or 256 elements as small
 integers `q` that share float16 scales. Each function takes blocks uint8 [n, block_bytes] and gives
@@ -22,7 +22,16 @@ import torch
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
-__all__ = ["BLOCK_DECODERS", "PLAIN_DTYPES", "bits_in_order", "iq4_integers", "planes", "scales_and_mins"]
+__all__ = [
+    "INTEGER_DECODERS",
+    "PLAIN_DTYPES",
+    "bits_in_order",
+    "half",
+    "integers_of_nibbles",
+    "iq4_integers",
+    "planes",
+    "scales_and_mins",
+]
 
 PLAIN_DTYPES: Final[Mapping[T, torch.dtype]] = MappingProxyType(
     {T.F32: torch.float32, T.F16: torch.float16, T.BF16: torch.bfloat16}
@@ -30,7 +39,7 @@ PLAIN_DTYPES: Final[Mapping[T, torch.dtype]] = MappingProxyType(
 """File types that are torch's own dtypes."""
 
 
-def _half(block_bytes: Tensor) -> Tensor:
+def half(block_bytes: Tensor) -> Tensor:
     """Two bytes of each block, [n, 2], as float16 → float32 [n, 1]."""
     aligned = block_bytes.clone(memory_format=torch.contiguous_format)
     return aligned.view(torch.float16).float()
@@ -50,35 +59,35 @@ def bits_in_order(packed: Tensor) -> Tensor:
 def _q4_0(b: Tensor) -> Tensor:
     """d · (q - 8); d in bytes 0-1, then 16 bytes: low nibbles are elements 0-15, high ones 16-31."""
     q = planes(b[:, 2:], 4).flatten(1)
-    return _half(b[:, :2]) * (q.float() - 8)
+    return half(b[:, :2]) * (q.float() - 8)
 
 
 def _q4_1(b: Tensor) -> Tensor:
     """d · q + m."""
     q = planes(b[:, 4:], 4).flatten(1)
-    return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
+    return half(b[:, :2]) * q.float() + half(b[:, 2:4])
 
 
 def _q5_0(b: Tensor) -> Tensor:
     """d · (q - 16); the fifth bits of the 32 elements in bytes 2-5, in order."""
     q = planes(b[:, 6:], 4).flatten(1) | (bits_in_order(b[:, 2:6]) << 4)
-    return _half(b[:, :2]) * (q.float() - 16)
+    return half(b[:, :2]) * (q.float() - 16)
 
 
 def _q5_1(b: Tensor) -> Tensor:
     """d · q + m; the fifth bits in bytes 4-7."""
     q = planes(b[:, 8:], 4).flatten(1) | (bits_in_order(b[:, 4:8]) << 4)
-    return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
+    return half(b[:, :2]) * q.float() + half(b[:, 2:4])
 
 
 def _q8_0(b: Tensor) -> Tensor:
     """d · q, q signed."""
-    return _half(b[:, :2]) * b[:, 2:].view(torch.int8).float()
+    return half(b[:, :2]) * b[:, 2:].view(torch.int8).float()
 
 
 def _q2_k(b: Tensor) -> Tensor:
     """(d · scale) · q - (dmin · min): 16 groups of 16 elements, scale and min a nibble each."""
-    scale, minimum = _half(b[:, 80:82]) * (b[:, :16] & 15), _half(b[:, 82:84]) * (b[:, :16] >> 4)
+    scale, minimum = half(b[:, 80:82]) * (b[:, :16] & 15), half(b[:, 82:84]) * (b[:, :16] >> 4)
     q = planes(b[:, 16:80].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)).flatten(1)
 
@@ -90,7 +99,7 @@ def _q3_k(b: Tensor) -> Tensor:
     the high two in byte 8 + c, at bit 2 r.
     """
     low, high = planes(b[:, 96:104], 4).flatten(1), planes(b[:, 104:108], 2).flatten(1)
-    scale = _half(b[:, 108:110]) * ((low | (high << 4)).float() - 32)
+    scale = half(b[:, 108:110]) * ((low | (high << 4)).float() - 32)
     q = planes(b[:, 32:96].reshape(-1, 2, 32), 2).reshape(-1, 16, 16)
     mask = planes(b[:, :32], 1).reshape(-1, 16, 16)
     return (scale.unsqueeze(-1) * (q.float() - ((mask ^ 1) << 2).float())).flatten(1)
@@ -111,7 +120,7 @@ def scales_and_mins(packed: Tensor) -> tuple[Tensor, Tensor]:
 def _scaled_groups_of_32(b: Tensor, q: Tensor) -> Tensor:
     """(d · scale) · q - (dmin · min), q [n, 8, 32]; header of Q4_K and Q5_K in bytes 0-15."""
     scales, mins = scales_and_mins(b[:, 4:16])
-    scale, minimum = _half(b[:, :2]) * scales, _half(b[:, 2:4]) * mins
+    scale, minimum = half(b[:, :2]) * scales, half(b[:, 2:4]) * mins
     return (scale.unsqueeze(-1) * q - minimum.unsqueeze(-1)).flatten(1)
 
 
@@ -130,22 +139,28 @@ def _q6_k(b: Tensor) -> Tensor:
     """(d · scale) · (q - 32): 16 groups of 16, scales signed bytes; halves of 128 elements."""
     low = planes(b[:, :128].reshape(-1, 2, 64), 4).reshape(-1, 8, 32)
     high = planes(b[:, 128:192].reshape(-1, 2, 32), 2).reshape(-1, 8, 32)
-    scale = _half(b[:, 208:210]) * b[:, 192:208].view(torch.int8)
+    scale = half(b[:, 208:210]) * b[:, 192:208].view(torch.int8)
     q = (low | (high << 4)).float() - 32
     return (scale.unsqueeze(-1) * q.reshape(-1, 16, 16)).flatten(1)
 
 
-# The 16 values of the IQ4 formats, -127 -104 -83 -65 -49 -35 -22 -10 1 13 25 38 53 69 89 113, as bytes
-# of two integers: a table in a tensor would have to be copied to the device, an integer is passed along.
 _IQ4_VALUES: Final = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-_IQ4_LOW: Final = int.from_bytes(bytes(v & 255 for v in _IQ4_VALUES[:8]), "little", signed=True)
-_IQ4_HIGH: Final = int.from_bytes(bytes(v & 255 for v in _IQ4_VALUES[8:]), "little", signed=True)
+
+
+def integers_of_nibbles(nibbles: Tensor, values: tuple[int, ...]) -> Tensor:
+    """Nibbles to those of 16 values, from -128 to 127, that they stand for: int8."""
+    # As bytes of two integers: a table in a tensor would have to be copied to the device first.
+    low, high = (
+        int.from_bytes(bytes(value & 255 for value in eight), "little", signed=True)
+        for eight in (values[:8], values[8:])
+    )
+    eight = torch.where(nibbles < 8, low, high)
+    return (eight >> ((nibbles & 7) << 3)).to(torch.int8)
 
 
 def iq4_integers(nibbles: Tensor) -> Tensor:
     """Nibbles of the IQ4 formats to the values they stand for, int8."""
-    eight = torch.where(nibbles < 8, _IQ4_LOW, _IQ4_HIGH)
-    return (eight >> ((nibbles & 7) << 3)).to(torch.int8)
+    return integers_of_nibbles(nibbles, _IQ4_VALUES)
 
 
 def _iq4(nibbles: Tensor) -> Tensor:
@@ -155,7 +170,7 @@ def _iq4(nibbles: Tensor) -> Tensor:
 
 def _iq4_nl(b: Tensor) -> Tensor:
     """d · value of q; layout of Q4_0."""
-    return _half(b[:, :2]) * _iq4(planes(b[:, 2:], 4).flatten(1))
+    return half(b[:, :2]) * _iq4(planes(b[:, 2:], 4).flatten(1))
 
 
 def _iq4_xs(b: Tensor) -> Tensor:
@@ -166,12 +181,12 @@ def _iq4_xs(b: Tensor) -> Tensor:
     """
     high = torch.stack([(b[:, 2:4] >> shift) & 3 for shift in (0, 2, 4, 6)], dim=-1).flatten(1)
     low = torch.stack((b[:, 4:8] & 15, b[:, 4:8] >> 4), dim=-1).flatten(1)
-    scale = _half(b[:, :2]) * ((low | (high << 4)).float() - 32)
+    scale = half(b[:, :2]) * ((low | (high << 4)).float() - 32)
     q = _iq4(planes(b[:, 8:].reshape(-1, 8, 16), 4).reshape(-1, 8, 32))
     return (scale.unsqueeze(-1) * q).flatten(1)
 
 
-BLOCK_DECODERS: Final[Mapping[T, Callable[[Tensor], Tensor]]] = MappingProxyType(
+INTEGER_DECODERS: Final[Mapping[T, Callable[[Tensor], Tensor]]] = MappingProxyType(
     {
         T.Q4_0: _q4_0,
         T.Q4_1: _q4_1,
@@ -187,4 +202,4 @@ BLOCK_DECODERS: Final[Mapping[T, Callable[[Tensor], Tensor]]] = MappingProxyType
         T.IQ4_XS: _iq4_xs,
     }
 )
-"""Quantized type → function from blocks uint8 [n, block_bytes] to float32 [n, elements]."""
+"""Type of scaled integers → function from blocks uint8 [n, block_bytes] to float32 [n, elements]."""

@@ -18,6 +18,8 @@ _T = GGMLQuantizationType
 SUPPORTED_TYPES: Final = frozenset(
     {_T.F32, _T.F16, _T.BF16, _T.Q4_0, _T.Q4_1, _T.Q5_0, _T.Q5_1, _T.Q8_0}
     | {_T.Q2_K, _T.Q3_K, _T.Q4_K, _T.Q5_K, _T.Q6_K, _T.IQ4_NL, _T.IQ4_XS}
+    | {_T.IQ1_S, _T.IQ1_M, _T.IQ2_XXS, _T.IQ2_XS, _T.IQ2_S, _T.IQ3_XXS, _T.IQ3_S}
+    | {_T.TQ1_0, _T.TQ2_0, _T.MXFP4, _T.NVFP4}
 )
 """The tensor types that a Llama's weights may have here."""
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from llama_ckpt.errors import ShapeError, UnsupportedModelError
-from llama_ckpt.weights.block_formats import BLOCK_DECODERS, PLAIN_DTYPES
+from llama_ckpt.weights.block_formats import PLAIN_DTYPES
+from llama_ckpt.weights.codebook_formats import codebook
+from llama_ckpt.weights.decoders import BLOCK_DECODERS
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding_rows", "exact_matmul", "linear"]
 
@@ -85,6 +87,7 @@ class PackedWeight:
                 got=f"{self.raw.dtype} {list(self.raw.shape)}",
                 wanted=f"torch.uint8 {list(wanted)}",
             )
+        codebook(self.type, self.raw.device)  # on the device before a CUDA graph is captured there
 
     @property
     def device(self) -> torch.device:

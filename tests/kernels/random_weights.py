@@ -21,6 +21,9 @@ FACTORS = {  # where the float16 factors of a block stand
     T.Q6_K: (208,),
     T.IQ4_NL: (0,),
     T.IQ4_XS: (0,),
+    T.TQ1_0: (52,),
+    T.TQ2_0: (64,),
+    T.IQ3_S: (0,),
 }
 
 

@@ -14,6 +14,7 @@ import pytest
 from llama_ckpt.ladder.climb import validate
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.making.seeded_model import make_seeded
+from tests.gguf_files import T, write_llama
 
 pytestmark = pytest.mark.llama_cpp
 
@@ -53,3 +54,11 @@ def test_the_ladder_passes(name: str, tmp_path: Path) -> None:
     # Nothing was judged by the oracle alone: every recording is llama.cpp's, the upcast's included.
     dumps = {point.dump.split("/")[0] for checkpoint in report.checkpoints for point in checkpoint.points}
     assert dumps == {"as-is", "f32"}
+
+
+@pytest.mark.parametrize("type", [T.IQ1_M, T.IQ3_S, T.TQ1_0, T.NVFP4], ids=lambda type: type.name)
+def test_the_ladder_passes_on_types_that_no_quantizer_here_writes(type: T, tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"width": 256, "ffn": 512, "n_layers": 2, "vocab": 320}
+    report = validate(model=write_llama(tmp_path / "model.gguf", type=type, **shape), device="cpu")
+    assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
+    assert report.exit_code == 0 and report.compared

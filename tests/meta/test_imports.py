@@ -82,7 +82,16 @@ ARROWS: dict[str, str] = {
 """A room of the house, package or module, to the rooms that it may import; any deeper arrow is a mistake."""
 
 LOADS_TORCH = (
-    *("weights.block_formats", "weights.quants", "weights.records", "weights.loading", "weights.kv_cache"),
+    *(
+        "weights.block_formats",
+        "weights.codebook_formats",
+        "weights.small_formats",
+        "weights.decoders",
+        "weights.quants",
+        "weights.records",
+        "weights.loading",
+        "weights.kv_cache",
+    ),
     *(
         "tokens.sampling",
         "kernels",

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import ShapeError, UnsupportedModelError
-from llama_ckpt.weights.block_formats import BLOCK_DECODERS, PLAIN_DTYPES
+from llama_ckpt.weights.block_formats import PLAIN_DTYPES
+from llama_ckpt.weights.decoders import BLOCK_DECODERS
 from llama_ckpt.weights.llama_tensors import SUPPORTED_TYPES
 from llama_ckpt.weights.quants import PackedWeight, dequantize, embedding_rows, linear
 from tests.gguf_files import HALF_FIELDS, random_rows
@@ -91,7 +92,7 @@ def test_every_scale(type: T) -> None:
     n_blocks = (1 << 16) // (block // 32)
     rng = np.random.default_rng(1)
     raw = rng.integers(0, 256, (n_blocks, block_bytes), dtype=np.uint8)
-    for at in HALF_FIELDS[type]:
+    for at in HALF_FIELDS.get(type, ()):
         halves = rng.permutation(1 << 16)[:n_blocks].astype("<u2")
         raw[:, at : at + 2] = halves.view(np.uint8).reshape(-1, 2)
     assert_same_bits(dequantize(torch.from_numpy(raw), type, (n_blocks, block)), wanted(raw, type))
@@ -196,10 +197,10 @@ def test_bytes_that_do_not_fit(raw: torch.Tensor, shape: tuple[int, ...]) -> Non
 
 
 def test_a_type_that_is_not_supported() -> None:
-    with pytest.raises(UnsupportedModelError, match="got TQ1_0, wanted one of BF16, F16, F32, IQ4_NL"):
-        dequantize(torch.zeros(54, dtype=torch.uint8), T.TQ1_0, (256,))
+    with pytest.raises(UnsupportedModelError, match="got Q8_1, wanted one of BF16, F16, F32, IQ1_M"):
+        dequantize(torch.zeros(36, dtype=torch.uint8), T.Q8_1, (32,))
     with pytest.raises(UnsupportedModelError):
-        PackedWeight(torch.zeros(1, 54, dtype=torch.uint8), T.TQ1_0, (1, 256))
+        PackedWeight(torch.zeros(1, 36, dtype=torch.uint8), T.Q8_1, (1, 32))
 
 
 # --- packed weights

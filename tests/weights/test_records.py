@@ -15,8 +15,9 @@ from gguf import GGMLQuantizationType as T
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
-from llama_ckpt.weights.block_formats import BLOCK_DECODERS, PLAIN_DTYPES
+from llama_ckpt.weights.block_formats import PLAIN_DTYPES
 from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.decoders import BLOCK_DECODERS
 from llama_ckpt.weights.quants import PackedWeight, Weight, linear
 from llama_ckpt.weights.records import BlockWeights, ModelWeights, load_weights, unpacked
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor, expected_shapes
