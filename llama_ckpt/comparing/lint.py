@@ -24,7 +24,7 @@ from llama_ckpt.dumps.theirs import Declared, TheirDump
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import relative_error, row_scale
 from llama_ckpt.listing import some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
+from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
 
 __all__ = ["Scan", "find_shift", "lint_missing", "lint_run", "lint_scan", "scan", "wanted_points"]
 
@@ -141,13 +141,20 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
         if not written:
             found.zeros.append(name)
         # A sum is finite where all terms are, unless it overflows.
-        finite = np.True_ if np.isfinite(array.sum()) else np.isfinite(array)
+        finite = np.True_ if np.isfinite(array.sum()) else np.isfinite(array) | _unseen(name, array)
         if not finite.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             found.bad[name] = at, float(array[at]), int((~finite).sum())
         elif written and (pairs := _equal_rows(array)):
             found.rows[name] = pairs
     return found
+
+
+def _unseen(name: str, array: NDArray[Any]) -> Any:
+    """Where scores are those of later keys, which are often minus infinity, and which nobody judges."""
+    if not POINTS[split_name(name)[1]].causal or array.ndim != 3 or array.shape[0] != array.shape[2]:
+        return False
+    return np.triu(np.ones((len(array), len(array)), bool), 1)[:, None]
 
 
 def _equal_rows(array: NDArray[Any]) -> list[tuple[int, int]]:
@@ -176,9 +183,10 @@ def _row_hashes(array: NDArray[Any]) -> list[int]:
 
 def lint_scan(found: Scan, token_ids: Sequence[int], positions: Sequence[int]) -> Iterator[LintFinding]:
     """What the scan says, in the order of the data's flow within each kind."""
-    if found.bad:
-        name, (at, value, count) = next(iter(found.bad.items()))
-        more = f", and {len(found.bad) - 1} more tensors" if len(found.bad) > 1 else ""
+    bad = {name: what for name, what in found.bad.items() if not found.are_right([name])}
+    if bad:
+        name, (at, value, count) = next(iter(bad.items()))
+        more = f", and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         message = (
             f"{name}{list(at)} is {value}, the first value that is not finite; {count} in that tensor{more}"
         )

@@ -106,6 +106,17 @@ def test_what_is_not_finite(value: float, tmp_path: Path) -> None:
     assert made == {"blk.9.ffn_up": "here", "blk.9.ffn_swiglu": "inherited"}
 
 
+def test_scores_of_keys_that_nobody_sees_may_be_infinite(tmp_path: Path) -> None:
+    later = np.triu(np.ones((8, 8), bool), 1)[:, None]
+    tensors = changed(lambda name, x: np.where(later, -np.inf, x) if name.endswith("attn_scores") else x)
+    report = compare_dump(write(tmp_path, tensors, **FACTS))
+    assert report.verdict == "pass" and not report.findings, report.findings
+
+    tensors["blk.2.attn_scores"][5, 0, 5] = -np.inf
+    finding = only(judged(tmp_path, tensors), "not_finite")
+    assert "blk.2.attn_scores[5, 0, 5] is -inf" in finding.message
+
+
 def test_what_was_never_written(tmp_path: Path) -> None:
     tensors = changed(lambda name, x: np.zeros_like(x) if name == "blk.4.v" else x)
     assert "blk.4.v is all zeros" in only(judged(tmp_path, tensors), "unwritten").message
