@@ -29,6 +29,9 @@ Array: TypeAlias = NDArray[Any]
 PART = 1 << 16
 """So many scores are in memory at a time, several times over: half a MB each in float64."""
 
+LEAST = 32
+"""So many queries at least are looked at together, since the keys are prepared for each such part."""
+
 KEPT = 1 << 22
 """Up to so many scores are kept once computed: 32 MB in float64."""
 
@@ -91,7 +94,7 @@ class Attention:
     def parts(self) -> Iterator[Part]:
         """All queries in runs whose scores fit into memory."""
         n, heads, _ = self.shape
-        step = max(1, PART // (heads * n))
+        step = max(LEAST, PART // (heads * n))
         for start in range(0, n, step):
             queries = slice(start, min(start + step, n))
             seen = np.flatnonzero(self.positions <= self.positions[queries].max())

@@ -52,6 +52,10 @@ WEIGHT_OF = {
 """The weight that a point is made with."""
 
 
+KEPT = 1 << 20
+"""Their tensors of up to so many elements are kept in float64, since several steps read them."""
+
+
 @dataclass(frozen=True)
 class Given:
     """What goes into a block.
@@ -109,9 +113,12 @@ class BlockRun(Mapping[str, Array]):
             return self.given.start
         if point not in self.theirs:
             return self.compute(point)
-        if point not in self._floats:
-            self._floats[point] = np.asarray(self.theirs[point], np.float64)
-        return self._floats[point]
+        if point in self._floats:
+            return self._floats[point]
+        floats = np.asarray(self.theirs[point], np.float64)
+        if floats.size <= KEPT:
+            self._floats[point] = floats
+        return floats
 
     def compute(self, point: str) -> Array | None:
         """A point from what its step reads; None where that, or a weight, is not known."""
@@ -212,6 +219,13 @@ class BlockRun(Mapping[str, Array]):
     def on(self, theirs: Mapping[str, Array]) -> Self:
         """The same block on others of their tensors."""
         return self._anew(theirs=theirs)
+
+    def forget(self) -> None:
+        """Let go of all that was computed but the block's end; what is asked for again is computed again."""
+        for point in [point for point in self._computed if point != "out"]:
+            del self._computed[point]
+        self._floats.clear()
+        self.__dict__.pop("attention", None)
 
     def given_another(self, given: Given) -> Self:
         """The same block on something else that goes in."""

@@ -53,11 +53,14 @@ class BlockSpreads(Mapping[str, Spread]):
 
     def _since_the_steps(self, point: str) -> Spread | None:
         """What the block's own steps leave, wherever its input comes from."""
-        if point not in self._made:
-            there = self.run.compute(point) is not None
-            with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
-                self._made[point] = self._spread(point) if there else None
-        return self._made[point]
+        if point in self._made:
+            return self._made[point]
+        there = self.run.compute(point) is not None
+        with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
+            found = self._spread(point) if there else None
+        if point not in self.run.theirs or POINTS[point].inner:  # else no step asks for it again
+            self._made[point] = found
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return (point.name for point in BLOCK_POINTS if self.get(point.name) is not None)
@@ -150,6 +153,12 @@ class OwnBlock(BlockRun, OwnRun):
         # Kept here, and not the other way round too: what refers to each other stays until it is looked for,
         # and a block's tensors are large.
         return BlockSpreads(self, self._spread_of, self._attention)
+
+    def forget(self) -> None:
+        """The same, and of what rounding may leave."""
+        super().forget()
+        self._spread_of.clear()
+        self._attention.clear()
 
     def _anew(self, **changed: Any) -> Self:
         return replace(self, **changed, _computed={}, _floats={}, _spread_of={}, _attention=[])

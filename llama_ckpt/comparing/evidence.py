@@ -20,11 +20,15 @@ from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
 from llama_ckpt.points import POINTS, Case, split_name
 
-__all__ = ["Call", "Limits", "answered", "evidence"]
+__all__ = ["Call", "Limits", "answered", "evidence", "is_vast"]
 
 Array: TypeAlias = NDArray[Any]
 Limits: TypeAlias = Callable[[str, ErrorKind], Limit]
 """What holds at a full name."""
+
+
+VAST = 1 << 20
+"""Elements of a tensor that is too large to be looked at without need."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ def answered(case: Case, points: Iterable[str]) -> list[str]:
     """Those among these neutral points that a call answers for."""
     inside = {split_name(name)[1] for name in (*case.taps.values(), *case.returns)}
     return [point for point in points if point in inside]
+
+
+def is_vast(judged: ComparedPoint) -> bool:
+    """Whether a right tensor is so large that others are to tell what a bug cannot be."""
+    return not judged.made and judged.leading.n_judged > VAST
 
 
 def evidence(

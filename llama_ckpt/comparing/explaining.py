@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
-from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence
+from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence, is_vast
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
@@ -120,10 +120,9 @@ class Explainer:
         called = whole.call("out")
         if called is not None and call.case.function != "block":
             among = [b for b in candidates("block") if b not in candidates(call.case.function)]
-            points = answered(called[0], judged)
-            wider = diagnose_points(
-                shown(Call(*called), [point, *(p for p in points if p != point)]), among=among
-            )
+            # Right scores and probabilities of a long prompt cost more than they tell of a whole block.
+            points = [p for p in answered(called[0], judged) if p != point and not is_vast(judged[p])]
+            wider = diagnose_points(shown(Call(*called), [point, *points]), among=among)
             if is_explained(wider):
                 return replace(found, named=wider.named, indistinguishable=wider.indistinguishable)
         return found

@@ -192,8 +192,14 @@ class Walk(Settling):
             self._judge_step(theirs, right, own, number, whole)
         else:  # computed through, and nothing is said of it
             own = OwnBlock(self.flow, number, given, weights, {}) if whole is None else whole
-        self._draw(number, exact_in, given, right, whole, theirs.get("out"))
-        return right.get("out"), self._onwards(number, theirs, own)
+        end, onwards = theirs.get("out"), self._onwards(number, theirs, own)
+        # What is left to do needs the ends alone, and a block of a long prompt is large.
+        theirs.clear()
+        for run in (own, right):
+            if isinstance(run, OwnBlock):
+                run.forget()
+        self._draw(number, exact_in, given, right, whole, end)
+        return right.get("out"), onwards
 
     def _whole(self, number: int, right: Mapping[str, Array], given: Given) -> OwnBlock | None:
         """The block on what went into theirs; None without a model, or where nobody knows what did."""
