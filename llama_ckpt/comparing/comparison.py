@@ -309,4 +309,10 @@ class Comparison:
         """From which recorded points to which; no points stand for the tokens."""
         if first is None or first.made != "between":
             return None
-        return {"from": list(first.since.recorded), "to": first.name, "unseen": list(first.since.unseen[:-1])}
+        since = first.since
+        return {
+            "from": list(since.recorded),
+            "from_tokens": since.from_tokens,
+            "to": first.name,
+            "unseen": list(since.unseen[:-1]),
+        }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from llama_ckpt.listing import some
+from llama_ckpt.listing import listed, some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
 from llama_ckpt.report.words import WHO
 
@@ -152,7 +152,7 @@ def _comparison(report: Record) -> View:
         ("tokens", str(len(report["token_ids"]))),
     ]
     if report["first_wrong"]:
-        made.facts += [("first wrong", report["first_wrong"]), ("made", report["made"])]
+        made.facts += [("first wrong", report["first_wrong"]), ("made", _made(report))]
         made.facts.append(("off", WHO[report["blame"]]))
     made.steps = [(step["why"], step["command"]) for step in report["next"]]
     made.findings = [(one["kind"], one["message"], one["hint"]) for one in report["findings"]]
@@ -187,6 +187,15 @@ def _comparison(report: Record) -> View:
     made.provenance += [("token ids", _text(report["token_ids"])), ("positions", _text(report["positions"]))]
     made.notes = [f"cannot tell: {line}" for line in report["cannot_tell"]] + list(report["notes"])
     return made
+
+
+def _made(report: Record) -> str:
+    """Where the first error is made."""
+    between = report["between"]
+    if between is None:
+        return str(report["made"])
+    tokens = ["the tokens"] if between["from_tokens"] else []
+    return f"between {listed([*tokens, *between['from'], between['to']])}"
 
 
 def _text(value: Any) -> str:

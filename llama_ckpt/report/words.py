@@ -44,7 +44,7 @@ LADDER = (
 COMPARISON = (
     _ERROR[0].format(yours="your dump's tensor"),
     _ERROR[1],
-    "own: made in this step, on your recorded inputs. inherited: came with them.",
+    "own: made since your nearest recorded inputs. inherited: came with them.",
     f"total: of your whole run. {_ALLOWED}",
     _REMAINING,
 )

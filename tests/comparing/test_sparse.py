@@ -13,6 +13,7 @@ from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.comparing.nearest import DataFlow
 from llama_ckpt.diagnose.bugs import catalogue
 from llama_ckpt.report.comparison import comparison_lines
+from llama_ckpt.report.html import page
 from llama_ckpt.report.junit import junit
 from tests.comparing.their_programs import EIGHT, HELLO, N_LAYERS, Tensors, bug, model, right_run, run, write
 
@@ -53,6 +54,7 @@ def test_two_ends_of_blocks(wrong: Tensors, tmp_path: Path) -> None:
     record = report.to_json()
     assert record["made"] == "between" and record["record_next"] == "blk.12.out"
     assert record["between"]["from"] == ["blk.5.out"] and record["between"]["to"] == "blk.20.out"
+    assert not record["between"]["from_tokens"] and "between blk.5.out and blk.20.out" in page(record)
     assert record["between"]["unseen"][0] == "blk.6.attn_norm"
     assert len(record["between"]["unseen"]) == 15 * 17 - 1
     assert record["points"][1]["computed_from"] == ["blk.5.out"] and len(record["skipped"]) == 545
