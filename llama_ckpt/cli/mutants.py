@@ -62,7 +62,7 @@ def command(
     console = Console(stderr=to_stdout, highlight=False, soft_wrap=True)
     for line, style in rows.lines(report):
         console.print(Text(line, style))
-    text = json.dumps(report.to_json(), ensure_ascii=False) + "\n"
+    text = json.dumps(report.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n"
     if to_stdout:
         sys.stdout.write(text)
     elif json_file is not None:
