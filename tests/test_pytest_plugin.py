@@ -13,8 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from reference_dumps import dump_folder
+
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "examples" / "pytest_project"
+F32 = str(dump_folder("f32"))
+"""Enough of the recordings where it is not the ladder that is tried; the project's own tests take all."""
 NAMED = "looks like  RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1): remaining error"
 
 
@@ -46,7 +50,14 @@ def test_the_example_projects_own_tests(project: Path) -> None:
 
 
 def test_layers_given_as_options(project: Path) -> None:
-    options = ["--llama-ckpt-impl", "layers:rms_norm", "--llama-ckpt-impl", "1B=layers:rope"]
+    options = [
+        "--llama-ckpt-impl",
+        "layers:rms_norm",
+        "--llama-ckpt-impl",
+        "1B=layers:rope",
+        "--llama-ckpt-dumps",
+        F32,
+    ]
     code, shown = pytest_says(project, "-k", "llama_ckpt", *options)
     assert code == 1 and "1 failed, 1 passed, 2 deselected" in shown, shown
     assert "llama_ckpt[1B=layers:rope]" in shown and NAMED in shown
@@ -61,7 +72,7 @@ def test_layers_of_the_ini_file_without_a_line_of_test(project: Path) -> None:
     (project / "test_layers.py").unlink()
     with (project / "pytest.ini").open("a") as ini:
         ini.write("llama_ckpt_impl =\n    layers:rms_norm\n")
-    code, shown = pytest_says(project)
+    code, shown = pytest_says(project, f"--llama-ckpt-dumps={F32}")
     assert code == 0 and "1 passed" in shown, shown
     code, shown = pytest_says(project, "--llama-ckpt-dtype", "float64")
     assert code == 1 and "dtype: got float64, wanted one of float32, float16, bfloat16" in shown

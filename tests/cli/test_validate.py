@@ -129,6 +129,7 @@ def test_a_model_without_dumps_is_recorded_first_and_can_be_recorded_by_hand(tmp
 def test_the_repeat_of_the_example_fails_again() -> None:
     """What the example prints as a repeat is run as it stands, in the folder that it was printed in."""
     words = [sys.executable, "examples/wrong_epsilon.py", "1", "--device", "cpu"]
+    words += ["--dumps", str(dump_folder("f32"))]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     (repeat,) = (line[16:] for line in done.stdout.splitlines() if line.startswith("    repeat"))

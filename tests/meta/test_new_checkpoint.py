@@ -121,6 +121,7 @@ from llama_ckpt.report.junit import junit
 from llama_ckpt.report.pages import ladder_table
 from llama_ckpt.report.terminal import checkpoint_row
 from llama_ckpt.report.topics import explanation
+from reference_dumps import dump_folder
 from tools.measure_limits import Maxima, data, measure_shape
 from tools.measured_models import SHAPES
 
@@ -151,7 +152,8 @@ def wrong(k, *, eps):
     return k / (k.square().sum((-2, -1), keepdim=True) + eps).sqrt()
 
 
-found["unmeasured"] = told(lc.validate("5", device="cpu", maps=True))
+dumps = dump_folder("f32")
+found["unmeasured"] = told(lc.validate("5", device="cpu", dumps=dumps, maps=True))
 
 maxima = Maxima()  # what the tool does, on one shape with one seed
 measure_shape(maxima, SHAPES[0], 0, ["float32", "float16"])
@@ -161,9 +163,9 @@ for dtype, kinds in read_measured(path).errors.items():
     for point in ("k_length", "k_unit"):
         LAYERS.errors[dtype]["own"][point] = kinds["own"][point]
 
-found["measured"] = told(lc.validate("5", device="cpu", maps=True))
-found["float16"] = told(lc.validate("5", device="cpu", dtype="float16"))
-found["wrong"] = told(lc.validate(device="cpu", implementation=wrong, ids="5"))
+found["measured"] = told(lc.validate("5", device="cpu", dumps=dumps, maps=True))
+found["float16"] = told(lc.validate("5", device="cpu", dumps=dumps, dtype="float16"))
+found["wrong"] = told(lc.validate(device="cpu", dumps=dumps, implementation=wrong, ids="5"))
 found["measured page"] = explanation("k_unit")
 found["hidden"] = EngineTrial.hidden_points(next(one for one in discover() if one.id == "5"))
 bench = Bench(seeded_given("grouped", 0), discover())
