@@ -31,11 +31,18 @@ VOCAB = 20
 CAPACITY = 100
 
 
-def tiny(type: T) -> Model:
+def tiny(type: T, n_layers: int = 2) -> Model:
     """Grouped heads, and as few programs a kernel as there can be."""
     with tempfile.TemporaryDirectory() as folder:
         path = write_llama(
-            Path(folder) / "model.gguf", type=type, width=32, ffn=64, n_heads=2, n_kv_heads=1, vocab=VOCAB
+            Path(folder) / "model.gguf",
+            type=type,
+            width=32,
+            ffn=64,
+            n_heads=2,
+            n_kv_heads=1,
+            n_layers=n_layers,
+            vocab=VOCAB,
         )
         return load(path, device="cpu")
 
@@ -100,7 +107,7 @@ def sequence(type: str, precision: str) -> None:
 
 def text() -> None:
     """`generate` chooses the same tokens with the engine as with the layers, greedy, drawn and penalized."""
-    model = tiny(T.F16)
+    model = tiny(T.F16, n_layers=1)
     session = Session(model, Engine(model, "high", capacity=CAPACITY))
     drawn = SamplingOptions(temperature=0.8, top_k=5, repetition_penalty=1.3, seed=7)
     for sampling in (SamplingOptions(), drawn):
@@ -149,7 +156,7 @@ def two_texts() -> None:
 
 def two_caches() -> None:
     """Below `generate`, too: a cache that a newer sequence has replaced takes no more tokens."""
-    model = tiny(T.F16)
+    model = tiny(T.F16, n_layers=1)
     session = Session(model, Engine(model, "high", capacity=CAPACITY))
 
     def continued() -> Iterator[int]:
@@ -170,7 +177,7 @@ def two_caches() -> None:
 
 def one_session_for_two_threads() -> None:
     """Threads that ask at the same time get one session, so that each keeps the other out."""
-    model, made = tiny(T.F16), []
+    model, made = tiny(T.F16, n_layers=1), []
     together = threading.Barrier(4)
 
     def ask() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from types import FunctionType
 from typing import Any
@@ -55,6 +56,7 @@ def quicken() -> Quick:
     """Make the interpreter of this process faster; asked again, what was done."""
     quick = Quick()
     leave_out_what_has_no_effect(quick)
+    call_at_once(quick)
     keep_types(quick)
     keep_constants(quick)
     return quick
@@ -88,10 +90,33 @@ def leave_out_what_has_no_effect(quick: Quick) -> None:
     replace = quick.put(interpreter, "_patch_lang", replace_once)
 
 
+def call_at_once(quick: Quick) -> None:
+    """Functions of the language are called without their wrappers, which hand on what they were given."""
+
+    def patch(module: Any, name: str, member: Any, builder: Any, scope: Any) -> None:
+        function, semantic = inspect.unwrap(member), interpreter.interpreter_semantic
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            named["_semantic"] = semantic
+            return function(*arguments, **named)
+
+        scope.set_attr(module, name, call)
+
+    def unwrapped(value: Any) -> Any:
+        kind = type(value)
+        if kind is core.constexpr:
+            return value.value
+        return unwrap(value) if kind in (list, tuple, core.tuple) else value
+
+    quick.put(interpreter, "_patch_attr", patch)
+    unwrap = quick.put(core, "_unwrap_if_constexpr", unwrapped)
+
+
 def keep_types(quick: Quick) -> None:
     """Types of blocks, their shapes and numpy's types for them are made once each: nobody changes them."""
     numpy_types: dict[str, Any] = {}
     blocks: dict[tuple[str, tuple[int, ...]], Any] = {}
+    shapes: dict[str, Any] = {}
 
     def numpy_type(type: Any) -> Any:
         if type.name not in numpy_types:
@@ -112,7 +137,9 @@ def keep_types(quick: Quick) -> None:
 
     def init(self: Any, handle: Any, type: Any) -> None:
         self.handle, self.type, self.dtype = handle, type, type.scalar
-        self.numel, self.shape = shape_of(sizes_of(type))
+        if type.name not in shapes:  # a block's name says its shape
+            shapes[type.name] = shape_of(sizes_of(type))
+        self.numel, self.shape = shapes[type.name]
 
     make_numpy_type = quick.put(interpreter, "_get_np_dtype", numpy_type)
     quick.put(core.block_type, "with_element_ty", lambda self, element: block(element, self.shape))
@@ -132,7 +159,7 @@ def keep_constants(quick: Quick) -> None:
     constants: dict[tuple[int, str], Any] = {}
 
     def broadcast(self: Any, left: Any, right: Any) -> Any:
-        if sizes_of(left.type) == sizes_of(right.type):
+        if left.shape is right.shape:  # `keep_types` makes one of each
             return left, right
         return slow_broadcast(self, left, right)
 
