@@ -160,7 +160,7 @@ def capture_takes(
 def _request(file: GGUFFile, take: Take, n_threads: int, n_gpu_layers: int) -> Request:
     """What one take asks of the recorder's process, checked."""
     request = Request(
-        model=str(Path(file.path).resolve()),
+        model=str(Path(file.paths[0]).absolute()),  # resolved, a link would lose a part's name
         prompt=take.prompt,
         token_ids=tuple(int(token) for token in take.tokens or ()),
         positions_from=take.positions_from,

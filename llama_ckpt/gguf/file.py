@@ -11,11 +11,10 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
-import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -27,7 +26,9 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.cursor import shown
-from llama_ckpt.gguf.header import MetadataValue, TensorInfo, read_header
+from llama_ckpt.gguf.header import MetadataValue, TensorInfo
+from llama_ckpt.gguf.mapped import MappedFile
+from llama_ckpt.gguf.splits import SPLIT_KEYS, all_parts, joined_tensors
 
 __all__ = [
     "GGUFFile",
@@ -41,14 +42,14 @@ _PIECE: Final = 1 << 22  # bytes dequantized at a time for a checksum
 _THREADS: Final = 16  # that dequantize for a checksum, at most
 
 _DIGESTS: Final[dict[tuple[str, tuple[object, ...]], str]] = {}
-"""Checksums by kind and file: path, device, inode, size and time of the last change."""
+"""Checksums by kind and, of each file, path, device, inode, size and time of the last change."""
 
 
 class GGUFFile:
     """An open GGUF file.
 
     Args:
-        path: a regular file.
+        path: a regular file; of a model that is split over several, any of them.
 
     Attributes:
         path: where it was opened.
@@ -59,22 +60,24 @@ class GGUFFile:
 
     Raises:
         ModelFileError: the file is missing, damaged, truncated, or no GGUF file.
-        UnsupportedModelError: big-endian, a version other than 2 and 3, or split over several files.
+        UnsupportedModelError: big-endian, or a version other than 2 and 3.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path: Final = Path(path)
-        self._map, self._identity = _map(self.path)
-        try:
-            header = read_header(self._map)
-            _refuse_split(header.metadata)
-        except (ModelFileError, UnsupportedModelError) as error:
-            raise type(error)(
-                f"{self.path}: {error.what}", got=error.got, wanted=error.wanted, hint=error.hint
-            ) from None
+        self._parts: Final = all_parts(MappedFile(self.path))
+        header = self._parts[0].header
+        metadata = dict(header.metadata)
+        if len(self._parts) > 1:
+            metadata = {key: value for key, value in metadata.items() if key not in SPLIT_KEYS}
         self.version: Final = header.version
-        self.metadata: Final[Mapping[str, MetadataValue]] = MappingProxyType(dict(header.metadata))
-        self.tensors: Final[Mapping[str, TensorInfo]] = MappingProxyType(dict(header.tensors))
+        self.metadata: Final[Mapping[str, MetadataValue]] = MappingProxyType(metadata)
+        self.tensors: Final[Mapping[str, TensorInfo]] = MappingProxyType(joined_tensors(self._parts))
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files that hold it, in order: one, or the parts of a split model."""
+        return tuple(part.path for part in self._parts)
 
     def info(self, name: str) -> TensorInfo:
         """The tensor of that name.
@@ -89,32 +92,23 @@ class GGUFFile:
     def raw(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes as in the file: uint8 [rows, row_bytes], a read-only view, not a copy."""
         info = self.info(name)
-        view = np.frombuffer(self._map, np.uint8, info.nbytes, info.offset)
+        view = np.frombuffer(self.buffer(info.part), np.uint8, info.nbytes, info.offset)
         view.flags.writeable = False
         return view.reshape(info.n_rows, info.row_bytes)
 
-    @property
-    def buffer(self) -> mmap.mmap:
-        """The whole file, mapped copy-on-write: writing to it never reaches the file."""
-        return self._map
+    def buffer(self, part: int = 0) -> mmap.mmap:
+        """A whole file, mapped copy-on-write: writing to it never reaches the file."""
+        return self._parts[part].map
 
     @contextmanager
-    def reading(self) -> Iterator[int]:
-        """A descriptor of the very file that is mapped, for reads that leave no page of it in memory.
+    def reading(self) -> Iterator[tuple[int, ...]]:
+        """A descriptor of each file that is mapped, for reads that leave no page of it in memory.
 
         Raises:
             ModelFileError: another file stands at the path by now, or this one was written to.
         """
-        try:
-            descriptor = os.open(self.path, os.O_RDONLY)
-        except OSError as error:
-            raise ModelFileError(f"{self.path} cannot be opened again", got=error.strerror) from None
-        try:
-            if _identity(os.fstat(descriptor)) != self._identity[1:]:
-                raise ModelFileError(f"{self.path} has changed since it was opened", hint="load it anew")
-            yield descriptor
-        finally:
-            os.close(descriptor)
+        with ExitStack() as stack:
+            yield tuple(stack.enter_context(part.reading()) for part in self._parts)
 
     def float32(self, name: str, rows: slice = slice(None)) -> NDArray[np.float32]:
         """A tensor's values, dequantized by `gguf`: float32 in its shape, or some rows of a matrix.
@@ -131,12 +125,21 @@ class GGUFFile:
         return self.float32(name).astype(np.float64)
 
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes, in hex; computed once for a file that stays as it is."""
-        return self._remembered("file", lambda: hashlib.sha256(self._map).hexdigest())
+        """SHA-256 of the file's bytes, of all parts' one after the other, in hex.
+
+        Computed once for a file that stays as it is.
+        """
+        return self._remembered("file", self._hash_bytes)
+
+    def _hash_bytes(self) -> str:
+        digest = hashlib.sha256()
+        for part in self._parts:
+            digest.update(part.map)
+        return digest.hexdigest()
 
     def _remembered(self, what: str, compute: Callable[[], str]) -> str:
         """A checksum of this file, kept for the process: of 13 GB each takes many seconds."""
-        key = (what, self._identity)
+        key = (what, tuple(part.identity for part in self._parts))
         if key not in _DIGESTS:
             _DIGESTS[key] = compute()
         return _DIGESTS[key]
@@ -184,37 +187,6 @@ def _pieces(file: GGUFFile) -> Iterator[Callable[[], bytes | memoryview]]:
 
 def _little_endian(raw: NDArray[np.uint8], info: TensorInfo) -> memoryview:
     return np.ascontiguousarray(_dequantize(raw, info), "<f4").data
-
-
-def _map(path: Path) -> tuple[mmap.mmap, tuple[object, ...]]:
-    """The file's bytes, and what tells it from any other or changed file."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise ModelFileError(f"{path} is not a regular file", wanted="a GGUF file")
-        if status.st_size == 0:
-            raise ModelFileError(f"{path} is empty", wanted="a GGUF file")
-        with path.open("rb") as opened:
-            identity = (path.resolve(), *_identity(os.fstat(opened.fileno())))
-            return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY), identity
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelFileError(f"{path} cannot be opened", got=reason, wanted="a GGUF file") from None
-
-
-def _identity(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _refuse_split(metadata: Mapping[str, MetadataValue]) -> None:
-    parts = metadata.get("split.count", 0)
-    if isinstance(parts, (int, float)) and parts > 1:
-        raise UnsupportedModelError(
-            "split.count",
-            got=parts,
-            wanted="a model in one file",
-            hint="join the parts with llama-gguf-split --merge",
-        )
 
 
 def _dequantize(raw: NDArray[np.uint8], info: TensorInfo) -> NDArray[np.float32]:

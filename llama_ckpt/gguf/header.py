@@ -26,6 +26,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.cursor import AGAIN, Cursor, shown
+from llama_ckpt.gguf.foreign import REMOVED_TYPES, foreign_kind
 
 __all__ = ["GGUFHeader", "MetadataValue", "TensorInfo", "read_header"]
 
@@ -70,6 +71,7 @@ class TensorInfo:
         type: the block format of its rows.
         nbytes: its size in the file.
         offset: its first byte, counted from the start of the file.
+        part: which of a model's files that is, counted from 0.
     """
 
     name: str
@@ -77,6 +79,7 @@ class TensorInfo:
     type: GGMLQuantizationType
     nbytes: int
     offset: int
+    part: int = 0
 
     @property
     def n_rows(self) -> int:
@@ -122,9 +125,9 @@ def _read_version(cursor: Cursor) -> int:
     start = cursor.advance(4, "the magic")
     magic = cursor.data[start : start + 4]
     if magic != b"GGUF":
-        raise ModelFileError(
-            "the first four bytes", got=shown(magic), wanted="'GGUF'", hint="this is no GGUF file"
-        )
+        what, hint = foreign_kind(cursor.data[start : start + 64]) or (None, "this is no GGUF file")
+        got = shown(magic) if what is None else f"{shown(magic)}: {what}"
+        raise ModelFileError("the first four bytes", got=got, wanted="'GGUF'", hint=hint)
     version = cursor.u32("the version")
     if version and version & 0xFFFF == 0:
         raise UnsupportedModelError("the file's byte order", got="big-endian", wanted="little-endian")
@@ -213,7 +216,7 @@ def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
         )
     type_number = cursor.u32(f"the type of {what}")
     if type_number not in _TENSOR_TYPES:
-        raise ModelFileError(f"the type of {what}", got=type_number, wanted="the number of a ggml type")
+        raise _unknown_type(what, type_number)
     kind = _TENSOR_TYPES[type_number]
     block, block_bytes = GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
@@ -227,6 +230,24 @@ def _read_tensor(cursor: Cursor, index: int, alignment: int) -> TensorInfo:
         raise ModelFileError(f"the offset of {what}", got=offset, wanted=f"a multiple of {alignment}")
     name = raw_name.decode("utf-8", "surrogateescape")
     return TensorInfo(name, shape, kind, math.prod(shape) // block * block_bytes, offset)
+
+
+def _unknown_type(what: str, number: int) -> ModelFileError | UnsupportedModelError:
+    if number in REMOVED_TYPES:
+        return UnsupportedModelError(
+            f"the type of {what}",
+            got=f"{number}, {REMOVED_TYPES[number]}, which ggml reads no more",
+            hint="quantize the original model again with a current llama.cpp",
+        )
+    newest = max(_TENSOR_TYPES)
+    if newest < number < newest + 32:
+        return UnsupportedModelError(
+            f"the type of {what}",
+            got=f"{number}, newer than the package gguf here",
+            wanted=f"at most {newest}, {_TENSOR_TYPES[newest].name}",
+            hint="pip install --upgrade gguf, and quantize to another type if that does not help",
+        )
+    return ModelFileError(f"the type of {what}", got=number, wanted="the number of a ggml type")
 
 
 def _check_places(tensors: Mapping[str, TensorInfo], size: int) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from llama_ckpt.errors import LlamaCkptError, ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.cursor import shown
+from llama_ckpt.gguf.foreign import OTHER_FILES
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -94,8 +95,8 @@ class LlamaConfig:
         keys.refuse_other_architectures()
         keys.refuse_variants()
         width = keys.integer("llama.embedding_length", _SIZE)
-        n_heads = keys.integer("llama.attention.head_count", _HEADS)
-        n_kv_heads = keys.integer("llama.attention.head_count_kv", _HEADS, default=n_heads)
+        n_heads = keys.integer("llama.attention.head_count", _HEADS, per_block=True)
+        n_kv_heads = keys.integer("llama.attention.head_count_kv", _HEADS, default=n_heads, per_block=True)
         if n_heads % n_kv_heads:
             raise keys.wrong("llama.attention.head_count_kv", n_kv_heads, f"a divisor of {n_heads} heads")
         return cls(
@@ -104,7 +105,7 @@ class LlamaConfig:
             n_kv_heads=n_kv_heads,
             head_dim=keys.head_dim(width, n_heads),
             width=width,
-            ffn=keys.integer("llama.feed_forward_length", _SIZE),
+            ffn=keys.integer("llama.feed_forward_length", _SIZE, per_block=True),
             vocab_size=keys.vocab_size(),
             context_length=keys.integer("llama.context_length", _POSITIONS),
             rms_norm_eps=keys.positive("llama.attention.layer_norm_rms_epsilon"),
@@ -139,13 +140,14 @@ class _Keys:
         self._defaulted.append(key)
         return default
 
-    def integer(self, key: str, high: int, *, default: int | None = None) -> int:
-        """An integer from 1 to `high`; an array, one value a block, when all its values are one."""
+    def integer(self, key: str, high: int, *, default: int | None = None, per_block: bool = False) -> int:
+        """An integer from 1 to `high`; where `per_block`, also an array with that value for every block."""
         wanted = f"an integer from 1 to {high}"
         if key not in self._metadata:
             return int(self._absent(key, default, wanted))
         value = self._metadata[key]
-        if isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
+        if per_block and isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
+            self._check_length(key, value)
             if (value != value[0]).any():
                 raise self.wrong(
                     key, "different values for different blocks", "one value", UnsupportedModelError
@@ -154,6 +156,12 @@ class _Keys:
         if type(value) is not int or not 1 <= value <= high:
             raise self.wrong(key, shown(value), wanted)
         return value
+
+    def _check_length(self, key: str, values: np.ndarray) -> None:
+        """An array has one value a block, no fewer and no more: llama.cpp refuses any other."""
+        blocks = self._metadata.get("llama.block_count")
+        if len(values) != blocks:
+            raise self.wrong(key, f"an array of {len(values)}", f"one value, or {blocks}, one for each block")
 
     def positive(self, key: str, *, default: float | None = None) -> float:
         """A positive, finite number: the float32 nearest to it."""
@@ -176,6 +184,12 @@ class _Keys:
         return value
 
     def refuse_other_architectures(self) -> None:
+        for key in ("general.type", "general.architecture"):
+            kind = self._metadata.get(key)
+            kind = {"clip": "mmproj"}.get(kind, kind) if isinstance(kind, str) else None
+            if kind is not None and kind in OTHER_FILES:
+                what, hint = OTHER_FILES[kind]
+                raise self.wrong(key, what, "a model's own file", UnsupportedModelError, hint)
         got = self._metadata.get("general.architecture", "no such key")
         if not isinstance(got, str) or got != "llama":
             raise self.wrong(
@@ -198,8 +212,9 @@ class _Keys:
         head_dim = self.integer(key, _HEADS, default=width // n_heads)
         if head_dim % 2:
             raise self.wrong(key, head_dim, "an even head size, since RoPE turns pairs")
-        for other in ("llama.attention.value_length", "llama.rope.dimension_count"):
-            value = self.integer(other, _HEADS, default=head_dim)
+        defaults = {"llama.attention.value_length": width // n_heads, "llama.rope.dimension_count": head_dim}
+        for other, default in defaults.items():
+            value = self.integer(other, _HEADS, default=default)
             if value != head_dim:
                 raise self.wrong(other, value, f"{head_dim}, the size of a head", UnsupportedModelError)
         return head_dim

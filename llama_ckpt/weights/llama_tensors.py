@@ -36,7 +36,7 @@ def check_llama(file: GGUFFile, config: LlamaConfig) -> None:
         if name not in wanted:
             raise UnsupportedModelError(
                 f"{file.path}: tensor {shown(name)} is not used by a Llama here",
-                hint=unsupported_reason(name),
+                hint=unsupported_reason(name, config.n_layers),
             )
     for name, shape in wanted.items():
         info = file.info(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Final
@@ -34,8 +34,9 @@ _TOLD: Final = 0.1  # seconds between two calls of a progress
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Whole rows of a tensor: their first byte in the file, and where they go, uint8 [rows, row_bytes]."""
+    """Whole rows of a tensor: their file, their first byte in it, where they go, uint8 [rows, row_bytes]."""
 
+    part: int
     offset: int
     target: Tensor
 
@@ -54,8 +55,8 @@ def fill(file: GGUFFile, places: Mapping[str, Tensor], progress: Progress | None
     pieces = deque(_pieces(file, places))
     total = sum(piece.target.numel() for piece in pieces)
     readers = [_Reader(pieces) for _ in range(min(_READERS, len(pieces)))]
-    with file.reading() as descriptor, ThreadPoolExecutor(max(1, len(readers))) as pool:
-        running = {pool.submit(reader.run, descriptor) for reader in readers}
+    with file.reading() as descriptors, ThreadPoolExecutor(max(1, len(readers))) as pool:
+        running = {pool.submit(reader.run, descriptors) for reader in readers}
         try:
             while running:
                 done, running = wait(running, timeout=_TOLD, return_when=FIRST_EXCEPTION)
@@ -72,7 +73,7 @@ def _pieces(file: GGUFFile, places: Mapping[str, Tensor]) -> Iterator[_Piece]:
         info = file.info(name)
         step = max(1, _PIECE // info.row_bytes)
         for first in range(0, info.n_rows, step):
-            yield _Piece(info.offset + first * info.row_bytes, place[first : first + step])
+            yield _Piece(info.part, info.offset + first * info.row_bytes, place[first : first + step])
 
 
 class _Reader:
@@ -81,12 +82,12 @@ class _Reader:
     def __init__(self, pieces: deque[_Piece]) -> None:
         self._pieces, self.read = pieces, 0
 
-    def run(self, descriptor: int) -> None:
+    def run(self, descriptors: Sequence[int]) -> None:
         """Read and copy; at the end all of this reader's copies are done."""
         ring: deque[_Slot] = deque()
         for piece in self._taken():
             slot = ring.popleft() if len(ring) == _RING else _Slot(piece.target.device)
-            slot.carry(descriptor, piece)
+            slot.carry(descriptors[piece.part], piece)
             ring.append(slot)
             self.read += piece.target.numel()
         for slot in ring:

@@ -194,5 +194,5 @@ def _vector(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Tensor:
 def _mapped(file: GGUFFile, name: str) -> Tensor:
     """A tensor's bytes on the mapped file, without a copy."""
     info = file.info(name)
-    flat = torch.frombuffer(file.buffer, dtype=torch.uint8, count=info.nbytes, offset=info.offset)
+    flat = torch.frombuffer(file.buffer(info.part), dtype=torch.uint8, count=info.nbytes, offset=info.offset)
     return flat.view(info.n_rows, info.row_bytes)

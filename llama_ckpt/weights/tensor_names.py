@@ -6,6 +6,7 @@ name on the right. Shapes are row-major, [out, in].
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -42,7 +43,10 @@ _REASONS: Final = {
     "ffn_gate_inp": "mixtures of experts are not supported",
     "attn_qkv": "one tensor for Q, K and V is not supported",
     ".bias": "biases are not supported",
-    "_norm.weight": "norms of queries and keys are not supported",
+    "attn_q_norm": "norms of queries and keys are not supported",
+    "attn_k_norm": "norms of queries and keys are not supported",
+    "sub_norm": "norms within attention and the feed-forward network, as BitNet has, are not supported",
+    ".scale": "scales beside a matrix, as NVFP4 may have, are not supported",
 }
 
 
@@ -78,6 +82,9 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def unsupported_reason(name: str) -> str | None:
-    """Why a tensor of this name is not in `expected_shapes`, where its name tells."""
+def unsupported_reason(name: str, n_layers: int) -> str | None:
+    """Why a tensor of this name is not in `expected_shapes` of so many blocks, where its name tells."""
+    block = re.match(r"blk\.(\d+)\.", name)
+    if block and int(block[1]) >= n_layers:
+        return f"llama.block_count is {n_layers}: blocks beyond it are no part of the model"
     return next((reason for part, reason in _REASONS.items() if part in name), None)

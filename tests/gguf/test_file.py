@@ -167,7 +167,7 @@ def test_paths_without_a_gguf_file(tmp_path: Path) -> None:
 U4 = 4
 FLOATS = bytes(64)
 DAMAGED: dict[str, tuple[bytes, type[LlamaCkptError], str]] = {
-    "zip": (b"PK\3\4" + bytes(60), ModelFileError, "the first four bytes: got 'PK\\x03\\x04', wanted 'GGUF'"),
+    "zip": (b"PK\3\4" + bytes(60), ModelFileError, "the first four bytes: got 'PK\\x03\\x04': a zip archive"),
     "three bytes": (b"GGU", ModelFileError, "in the magic at byte 0: got 3 bytes, wanted 4"),
     "version 1": (gguf_bytes(version=1), UnsupportedModelError, "GGUF version: got 1, wanted 2 or 3"),
     "version 4": (gguf_bytes(version=4), UnsupportedModelError, "GGUF version: got 4"),
@@ -254,9 +254,9 @@ DAMAGED: dict[str, tuple[bytes, type[LlamaCkptError], str]] = {
         "the shape of tensor 't'",
     ),
     "tensor type": (
-        gguf_bytes(tensors=[tensor(b"t", [4], 4, 0)], data=FLOATS),
+        gguf_bytes(tensors=[tensor(b"t", [4], 1 << 20, 0)], data=FLOATS),
         ModelFileError,
-        "the type of tensor 't': got 4, wanted the number of a ggml type",
+        "the type of tensor 't': got 1048576, wanted the number of a ggml type",
     ),
     "half a block": (
         gguf_bytes(tensors=[tensor(b"t", [48], int(T.Q8_0), 0)], data=FLOATS),
@@ -283,11 +283,32 @@ DAMAGED: dict[str, tuple[bytes, type[LlamaCkptError], str]] = {
         ModelFileError,
         "tensor 'u' overlaps tensor 't'",
     ),
-    "split": (
-        gguf_bytes([key(b"split.count", 2, struct.pack("<H", 3))]),
+    "a removed type": (
+        gguf_bytes(tensors=[tensor(b"t", [32], 31, 0)], data=FLOATS),
         UnsupportedModelError,
-        "split.count: got 3, wanted a model in one file; join the parts",
+        "the type of tensor 't': got 31, Q4_0_4_4, which ggml reads no more; quantize",
     ),
+    "a newer type": (
+        gguf_bytes(tensors=[tensor(b"t", [32], max(map(int, T)) + 1, 0)], data=FLOATS),
+        UnsupportedModelError,
+        "newer than the package gguf here",
+    ),
+    "a type that never was": (
+        gguf_bytes(tensors=[tensor(b"t", [32], 9999, 0)], data=FLOATS),
+        ModelFileError,
+        "the type of tensor 't': got 9999, wanted the number of a ggml type",
+    ),
+    "LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n",
+        ModelFileError,
+        "a Git LFS pointer, not the file itself, wanted 'GGUF'; fetch the file: git lfs pull",
+    ),
+    "web page": (b"\n<!DOCTYPE html>\n<html>", ModelFileError, "a web page, wanted 'GGUF'; download"),
+    "GGJT": (b"tjgg" + bytes(60), ModelFileError, "the format GGJT of 2023, wanted 'GGUF'; convert"),
+    "GGML": (b"lmgg" + bytes(60), ModelFileError, "unversioned format of 2023 (magic ggml)"),
+    "old LoRA": (b"algg" + bytes(60), ModelFileError, "a LoRA in GGML's format of 2023"),
+    "JSON": (b'{"a": 1}', ModelFileError, "JSON, wanted 'GGUF'; convert the model"),
+    "safetensors": (struct.pack("<Q", 40) + b'{"a":{}}' + bytes(40), ModelFileError, "a safetensors file"),
 }
 
 

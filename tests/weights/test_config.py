@@ -107,7 +107,7 @@ def test_linear_rope_scaling(tmp_path: Path, keys: dict[str, Any], scale: float)
 
 
 def test_arrays_of_one_value_a_block(tmp_path: Path) -> None:
-    keys = {"llama.attention.head_count": ([4, 4, 4], *ARRAY_OF_INTS)}
+    keys = {"llama.attention.head_count": ([4], *ARRAY_OF_INTS)}
     assert config_of(tmp_path, keys=keys).n_heads == 4
 
 
@@ -119,7 +119,20 @@ BAD: list[tuple[str, tuple[Any, ...], type[LlamaCkptError], str]] = [
     ("llama.attention.head_count", (0, V.UINT32), ModelFileError, "got 0"),
     ("llama.attention.head_count", (-4, V.INT32), ModelFileError, "got -4"),
     ("llama.attention.head_count", ("4", V.STRING), ModelFileError, "got '4'"),
-    ("llama.attention.head_count", ([4, 2], *ARRAY_OF_INTS), UnsupportedModelError, "for different blocks"),
+    (
+        "llama.attention.head_count",
+        ([4, 4], *ARRAY_OF_INTS),
+        ModelFileError,
+        "array of 2, wanted one value",
+    ),
+    (
+        "llama.feed_forward_length",
+        ([96, 96, 96], *ARRAY_OF_INTS),
+        ModelFileError,
+        "got an array of 3",
+    ),
+    ("llama.embedding_length", ([64], *ARRAY_OF_INTS), ModelFileError, "got an array of 1"),
+    ("llama.attention.key_length", (32, V.UINT32), UnsupportedModelError, "value_length: got 16, wanted 32"),
     ("llama.attention.head_count", ([4.0], V.ARRAY, V.FLOAT32), ModelFileError, "got an array of 1"),
     ("llama.attention.head_count_kv", (3, V.UINT32), ModelFileError, "got 3, wanted a divisor of 4 heads"),
     ("llama.embedding_length", (0, V.UINT32), ModelFileError, "got 0"),
@@ -217,3 +230,28 @@ def test_llama_cpp_refuses_the_same(tmp_path: Path, key: str) -> None:
     Llama(str(sound), n_ctx=8, verbose=False).close()
     with pytest.raises(ValueError, match="Failed to load"):
         Llama(str(write_llama(tmp_path / "m.gguf", n_layers=1, omit_keys=[key])), n_ctx=8, verbose=False)
+
+
+def test_blocks_of_several_shapes(tmp_path: Path) -> None:
+    keys = {"llama.attention.head_count": ([4, 2], *ARRAY_OF_INTS)}
+    file = GGUFFile(write_llama(tmp_path / "m.gguf", n_layers=2, keys=keys))
+    with pytest.raises(UnsupportedModelError, match="different values for different blocks"):
+        LlamaConfig.from_gguf(file)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"general.type": "adapter", "adapter.type": "lora"}, "a LoRA adapter, .* merge it"),
+        ({"general.type": "mmproj"}, "a projector"),
+        ({"general.type": "imatrix"}, "an importance matrix"),
+        ({"general.architecture": "clip"}, "a projector"),
+        ({"general.architecture": "controlvector"}, "a control vector"),
+    ],
+)
+def test_a_sound_file_that_is_no_model_is_named(tmp_path: Path, keys: dict[str, str], words: str) -> None:
+    architecture = keys.pop("general.architecture", "llama")
+    texts = {key: (value, V.STRING) for key, value in keys.items()}
+    path = write_llama(tmp_path / "m.gguf", keys=texts, architecture=architecture)
+    with pytest.raises(UnsupportedModelError, match=words):
+        LlamaConfig.from_gguf(GGUFFile(path))
