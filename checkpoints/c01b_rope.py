@@ -1,6 +1,6 @@
 """Checkpoint 1B, RoPE: each pair of a head's features turned by an angle that grows with the position.
 
-    angle[t, i] = positions[t] * theta^(-2i / head_dim) / scale
+    angle[t, i] = positions[t] * theta^(-2i / head_dim) / scale / factors[i]
     (q[2i], q[2i+1]) -> (q[2i] cos - q[2i+1] sin,  q[2i] sin + q[2i+1] cos)
     q [n, n_heads, head_dim], k [n, n_kv_heads, head_dim], frequencies [head_dim / 2]
 
@@ -30,7 +30,10 @@ __all__ = ["CHECKPOINT", "rope", "rope_frequencies"]
 def rope_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
     """Radians a position for each pair of features: `[head_dim / 2]` float64."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
-    return config.rope_theta**-exponents / config.rope_scale
+    frequencies = config.rope_theta**-exponents / config.rope_scale
+    if config.rope_factors:  # Llama 3: each frequency has a divisor of its own
+        frequencies = frequencies / torch.tensor(config.rope_factors, dtype=torch.float64, device=device)
+    return frequencies
 
 
 def rope(
@@ -91,6 +94,7 @@ CHECKPOINT = Checkpoint(
         "The position is off by one, or restarts at 0 in every call with a cache.",
         "The angle has the wrong sign, or sin and cos are swapped.",
         "V is rotated too, or Q only.",
+        "Llama 3's divisors of the frequencies are left out, or applied twice: right at first, wrong far on.",
         "Angles are computed in float16 or float32: right at the start, wrong at position 4,000.",
     ),
 )

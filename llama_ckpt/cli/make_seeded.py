@@ -33,6 +33,9 @@ def command(
     epsilon: Annotated[float | None, typer.Option(help="Of the RMS norms.")] = None,
     theta: Annotated[float | None, typer.Option(help="Base of RoPE's frequencies.")] = None,
     rope_scale: Annotated[float | None, typer.Option(help="Factor of linear RoPE scaling.")] = None,
+    llama3_factor: Annotated[
+        float | None, typer.Option(help="Factor of Llama 3's RoPE scaling: 8 in 3.1, 32 in 3.2.")
+    ] = None,
     tied: Annotated[
         bool | None, typer.Option("--tied/--separate", help="Whether the output is the token embedding.")
     ] = None,
@@ -42,7 +45,8 @@ def command(
     seed: Annotated[int, typer.Option(help="Another seed, other weights.")] = 1,
     kind: Annotated[str, typer.Option("--type", help="Of the weights: F32, F16, Q8_0, Q4_K_M, …")] = "F16",
     vocabulary: Annotated[
-        Path | None, typer.Option(metavar="M.gguf", help="Take the vocabulary of another model.")
+        Path | None,
+        typer.Option(metavar="M.gguf", help="Take the vocabulary of another model; none: token ids."),
     ] = None,
 ) -> None:
     """Make a model of any shape from a seed.
@@ -64,6 +68,7 @@ def command(
             rms_norm_eps=epsilon,
             rope_theta=theta,
             rope_scale=rope_scale,
+            llama3_factor=llama3_factor,
             tied_output=tied,
             omit_keys=omit or None,
             seed=seed,

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.weights.config import LlamaConfig
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, expected_shapes
+from llama_ckpt.weights.rope_factors import llama3_scaling_of
+from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, ROPE_FACTORS, expected_shapes
 
 __all__ = ["LAYOUTS", "configuration", "exported_tensors", "halves_from_pairs", "ordered"]
 
@@ -57,6 +59,8 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[tuple[str, st
     """The tensors to write: the name in the file, the GGUF file's own, the shape."""
     shapes = expected_shapes(config)
     for name, shape in shapes.items():
+        if name == ROPE_FACTORS and layout != "gguf":
+            continue  # the others say them in their configuration
         yield _exported_name(name, layout), name, shape
     if layout == "meta" and config.tied_output:  # Meta's program has no tie: the matrix is there twice
         embedding = MODEL_TENSORS["token_embd"]
@@ -101,8 +105,7 @@ def configuration(
 
 def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any]:
     """What `transformers` needs to build the same model."""
-    scaled = {"rope_type": "linear", "factor": config.rope_scale}
-    plain = {"rope_type": "default"}
+    scaling = _hf_scaling(config)
     ids = dict(_special_ids(file))
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -117,11 +120,8 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {
-            **(scaled if config.rope_scale != 1.0 else plain),
-            "rope_theta": config.rope_theta,
-        },
-        "rope_scaling": scaled if config.rope_scale != 1.0 else None,
+        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta},
+        "rope_scaling": scaling,
         "tie_word_embeddings": config.tied_output,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -129,6 +129,32 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
         "torch_dtype": dtype,
         "dtype": dtype,
         **ids,
+    }
+
+
+def _hf_scaling(config: LlamaConfig) -> dict[str, Any] | None:
+    """How `transformers` scales RoPE in the same way; None for not at all."""
+    if not config.rope_factors:
+        plain = config.rope_scale == 1.0
+        return None if plain else {"rope_type": "linear", "factor": config.rope_scale}
+    known = llama3_scaling_of(config.rope_factors, config.head_dim, config.rope_theta)
+    if known is not None and config.rope_scale == 1.0:
+        return {
+            "rope_type": "llama3",
+            "factor": known.factor,
+            "low_freq_factor": known.low,
+            "high_freq_factor": known.high,
+            "original_max_position_embeddings": known.original_context,
+        }
+    divisors = [factor * config.rope_scale for factor in config.rope_factors]
+    # LongRoPE with one list for every length, and nothing done to the attention: divisors and no more.
+    return {
+        "rope_type": "longrope",
+        "factor": 1.0,
+        "short_factor": divisors,
+        "long_factor": divisors,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": config.context_length,
     }
 
 
@@ -158,4 +184,18 @@ def _meta_params(config: LlamaConfig) -> dict[str, Any]:
         **(narrow if config.ffn < plain else wide),
         "norm_eps": config.rms_norm_eps,
         **({"rope_theta": config.rope_theta} if config.rope_theta != 10000.0 else {}),
+        **_meta_scaling(config),
     }
+
+
+def _meta_scaling(config: LlamaConfig) -> dict[str, Any]:
+    if not config.rope_factors:
+        return {}
+    known = llama3_scaling_of(config.rope_factors, config.head_dim, config.rope_theta)
+    if known is None:
+        raise OptionError(
+            "the layout of a model with divisors of RoPE's frequencies",
+            got="meta, whose program knows Llama 3's own alone",
+            wanted="hf or gguf",
+        )
+    return {"use_scaled_rope": True, "rope_scale_factor": int(known.factor)}

@@ -3,9 +3,9 @@
     make_seeded("f16.gguf", shape="llama-2-7b", seed=1, type="F16")
     make_seeded("small.gguf", width=256, n_heads=8, n_kv_heads=2, ffn=512, n_layers=4, seed=3)
 
-The vocabulary is the embedded model's, or its first entries. F32 files hold weights to their last
-bit, F16 and BF16 files hold them rounded, and every type in blocks is quantized from the F16 values,
-as people do it; so a Q8_0 file has the weights that `derive` makes of the F16 file. Where the SHA-256
+The vocabulary is the embedded model's or another file's, its first entries, or none. F32 files hold weights
+to their last bit, F16 and BF16 files hold them rounded, and every type in blocks is quantized from the F16
+values, as people do it; so a Q8_0 file has the weights that `derive` makes of the F16 file. Where the SHA-256
 of a file is known, it is checked before the file appears.
 """
 
@@ -24,13 +24,14 @@ from gguf.gguf_writer import GGUFValue
 from numpy.typing import NDArray
 
 from llama_ckpt.capture.launch import require_reference
-from llama_ckpt.errors import ModelFileError, OptionError
-from llama_ckpt.gguf.file import MetadataValue, open_gguf
+from llama_ckpt.errors import OptionError
+from llama_ckpt.gguf.file import MetadataValue
 from llama_ckpt.gguf.whole_files import WrittenFile, folder_beside
 from llama_ckpt.gguf.writing import Progress, TensorPlan, encode_rows, field, write_gguf
 from llama_ckpt.making.derive import TYPES, direct_type, file_type_fields
 from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
 from llama_ckpt.making.seeded_shapes import SHAPES, SeededShape, Sizes, resolve_shape
+from llama_ckpt.making.seeded_vocabulary import vocabulary_keys
 from llama_ckpt.making.seeded_weights import SeededWeights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.tensor_names import expected_shapes
@@ -54,18 +55,14 @@ KNOWN_SHA256: Final[Mapping[tuple[str, int, str], str]] = MappingProxyType(
         ("gqa-256", 1, "Q4_0"): "743f180fca6a8bceb5dd0896382d2a1d1277783b6db6527676d93451a8eb2d04",
         ("head-128", 1, "F16"): "1b92872e90c8e27dd705e7b62b292b4a35a8775e4d5356f68955f41952122767",
         ("tied-256", 1, "F16"): "63eff6c0fc056040df64423067403419cda3cf2b2255381483eb958e8dc11c96",
+        ("llama3-256", 1, "F16"): "b6ee8f55591dd30ecfc659b12539233e0cb0d04d512908f7b18674c7bf1ea039",
         ("bare-256", 1, "F16"): "375bc0fa32073075ee0d432c60e8b8d23af9d74658e7dfe833250b1185d2108b",
     }
 )
 """SHA-256 of whole files by (shape, seed, type), with the embedded model's vocabulary. None of them
 depends on the machine: a file that comes out with another one is refused."""
 
-_SMALLEST_VOCAB: Final = 259  # three special tokens and all bytes
 _FLOATS: Final = (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16)
-_VOCABULARY_KEYS: Final = (
-    *("tokenizer.ggml.model", "tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type"),
-    *("tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.unknown_token_id"),
-)
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,8 @@ def make_seeded(
         seed: from 0; another seed, other weights.
         type: one of `TYPES`, in any case; those that `gguf` can't write go through llama.cpp's
             quantizer, by way of an F16 file beside `out`.
-        vocabulary: a GGUF file with another vocabulary; None takes the embedded model's.
+        vocabulary: a GGUF file with another vocabulary; None takes the embedded model's, and "none" makes a
+            model of token ids alone.
         threads: None takes the machine's cores.
         progress: called as `progress(bytes written, bytes in all)`; not by llama.cpp's quantizer.
         sizes: fields of `SeededShape`, instead of the shape's own.
@@ -175,17 +173,9 @@ class _ModelPlan:
         return write_gguf(out, metadata, plans, rows, threads=threads, progress=progress, sha256=sha256)
 
     def _metadata(self, config: LlamaConfig, kind: GGMLQuantizationType) -> dict[str, GGUFValue]:
-        vocabulary = _vocabulary(self.vocabulary)
-        n_tokens = len(vocabulary["tokenizer.ggml.tokens"])  # type: ignore[arg-type]
-        if not _SMALLEST_VOCAB <= config.vocab_size <= n_tokens:
-            wanted = f"{_SMALLEST_VOCAB} to {n_tokens}, the entries of {self.vocabulary.name}"
-            raise OptionError("vocab", got=config.vocab_size, wanted=wanted)
         defaults, values = _model_keys(config)
-        for key, value in vocabulary.items():
-            is_list = isinstance(value, (list, np.ndarray))
-            values[key] = value[: config.vocab_size] if is_list else value  # type: ignore[index]
-        for key in ("tokenizer.ggml.add_bos_token", "tokenizer.ggml.add_space_prefix"):
-            values[key] = defaults[key] = True
+        vocabulary, vocabulary_defaults = vocabulary_keys(self.vocabulary, config.vocab_size)
+        values, defaults = values | vocabulary, defaults | vocabulary_defaults
         metadata = {key: field(value) for key, value in values.items()}
         metadata |= file_type_fields(kind)
         for key in self.shape.omit_keys:
@@ -235,15 +225,6 @@ def _check_omitted(
         raise OptionError(
             f"leaving out {key}", got=f"a model with {values[key]}", wanted=f"the default, {defaults[key]}"
         )
-
-
-def _vocabulary(path: Path) -> Mapping[str, MetadataValue]:
-    """The keys of a vocabulary that every Llama file has, in one order."""
-    metadata = open_gguf(path).metadata
-    for key in _VOCABULARY_KEYS:
-        if key not in metadata:
-            raise ModelFileError(f"{path}: {key}", got="no such key", wanted="a Llama vocabulary")
-    return MappingProxyType({key: metadata[key] for key in _VOCABULARY_KEYS})
 
 
 def _through_llama_cpp(

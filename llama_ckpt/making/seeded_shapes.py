@@ -12,6 +12,7 @@ import numpy as np
 from llama_ckpt.errors import OptionError
 from llama_ckpt.making.seeded_numbers import MAX_ROW_WIDTH
 from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.rope_factors import Llama3Scaling, llama3_factors
 
 __all__ = ["SHAPES", "SeededShape", "Sizes", "resolve_shape"]
 
@@ -35,6 +36,7 @@ class Sizes(TypedDict, total=False):
     rms_norm_eps: float | None
     rope_theta: float | None
     rope_scale: float | None
+    llama3_factor: float | None
     tied_output: bool | None
     omit_keys: Sequence[str] | None
 
@@ -55,6 +57,8 @@ class SeededShape:
         rms_norm_eps: as in `LlamaConfig`, and so are the following three.
         rope_theta: base of RoPE's frequencies.
         rope_scale: linear scaling; 1 is none.
+        llama3_factor: Llama 3's scaling, which divides slow frequencies by so much (8 in Llama 3.1, 32 in
+            Llama 3.2), from 8,192 positions on; 1 is none.
         tied_output: no output matrix; the token embedding serves.
         omit_keys: metadata keys to leave out, where llama.cpp's default is what the model has.
 
@@ -73,6 +77,7 @@ class SeededShape:
     rms_norm_eps: float = 1e-5
     rope_theta: float = 10000.0
     rope_scale: float = 1.0
+    llama3_factor: float = 1.0
     tied_output: bool = False
     omit_keys: tuple[str, ...] = ()
 
@@ -93,6 +98,7 @@ class SeededShape:
             ("rms_norm_eps", self.rms_norm_eps),
             ("rope_theta", self.rope_theta),
             ("rope_scale", self.rope_scale),
+            ("llama3_factor", self.llama3_factor),
         ):
             if not _SMALLEST <= number <= _LARGEST:
                 raise OptionError(name, got=number, wanted="a positive number that float32 holds")
@@ -117,18 +123,21 @@ class SeededShape:
 
     def config(self, name: str = "") -> LlamaConfig:
         """The configuration that a file of this shape has; the epsilon and the like as float32 has them."""
+        head_dim, theta = self.head_dim or self.width // self.n_heads, float(np.float32(self.rope_theta))
+        scaling = Llama3Scaling(self.llama3_factor)
         return LlamaConfig(
             n_layers=self.n_layers,
             n_heads=self.n_heads,
             n_kv_heads=self.n_kv_heads or self.n_heads,
-            head_dim=self.head_dim or self.width // self.n_heads,
+            head_dim=head_dim,
             width=self.width,
             ffn=self.ffn,
             vocab_size=self.vocab,
             context_length=self.context_length,
             rms_norm_eps=float(np.float32(self.rms_norm_eps)),
-            rope_theta=float(np.float32(self.rope_theta)),
+            rope_theta=theta,
             rope_scale=float(np.float32(self.rope_scale)),
+            rope_factors=() if self.llama3_factor == 1.0 else llama3_factors(scaling, head_dim, theta),
             tied_output=self.tied_output,
             name=name,
         )
@@ -146,10 +155,49 @@ _BARE_KEYS: Final = (
     "tokenizer.ggml.add_space_prefix",
 )
 
+_LLAMA_3: Final[Any] = {"n_kv_heads": 8, "vocab": 128256, "context_length": 131072, "rope_theta": 5e5}
+
 SHAPES: Final[Mapping[str, SeededShape]] = MappingProxyType(
     {
         "llama-2-7b": SeededShape(width=4096, n_heads=32, ffn=11008, n_layers=32),
         "llama-2-13b": SeededShape(width=5120, n_heads=40, ffn=13824, n_layers=40),
+        "llama-3.1-8b": SeededShape(
+            n_layers=32, width=4096, n_heads=32, ffn=14336, **_LLAMA_3, llama3_factor=8.0
+        ),
+        "llama-3.1-70b": SeededShape(
+            n_layers=80, width=8192, n_heads=64, ffn=28672, **_LLAMA_3, llama3_factor=8.0
+        ),
+        "llama-3.2-1b": SeededShape(
+            n_layers=16, width=2048, n_heads=32, ffn=8192, **_LLAMA_3, llama3_factor=32.0, tied_output=True
+        ),
+        "mistral-7b": SeededShape(
+            n_layers=32, width=4096, n_heads=32, n_kv_heads=8, ffn=14336, context_length=32768
+        ),
+        "mistral-nemo": SeededShape(
+            n_layers=40,
+            width=5120,
+            n_heads=32,
+            n_kv_heads=8,
+            head_dim=128,
+            ffn=14336,
+            vocab=131072,
+            context_length=131072,
+            rope_theta=1e6,
+        ),
+        "tinyllama-1.1b": SeededShape(
+            n_layers=22, width=2048, n_heads=32, n_kv_heads=4, ffn=5632, context_length=2048
+        ),
+        "smollm2-135m": SeededShape(
+            n_layers=30,
+            width=576,
+            n_heads=9,
+            n_kv_heads=3,
+            ffn=1536,
+            vocab=49152,
+            context_length=8192,
+            rope_theta=1e5,
+            tied_output=True,
+        ),
         "tiny-32l": SeededShape(width=64, n_heads=4, ffn=192, n_layers=32),
         "gqa-256": SeededShape(width=256, n_heads=8, n_kv_heads=2, ffn=512, n_layers=4, vocab=512),
         "head-128": SeededShape(
@@ -166,12 +214,23 @@ SHAPES: Final[Mapping[str, SeededShape]] = MappingProxyType(
             rope_scale=4.0,
             tied_output=True,
         ),
+        "llama3-256": SeededShape(
+            width=256,
+            n_heads=4,
+            n_kv_heads=2,
+            ffn=512,
+            n_layers=2,
+            vocab=512,
+            context_length=131072,
+            rope_theta=5e5,
+            llama3_factor=8.0,
+        ),
         "bare-256": SeededShape(width=256, n_heads=4, ffn=512, n_layers=2, vocab=512, omit_keys=_BARE_KEYS),
     }
 )
-"""Named shapes: two of Llama 2, the embedded model's, and small ones for what that one lacks: grouped
-heads; an explicit head size; tied output, another epsilon and theta, and linear scaling; keys left
-out. All small ones have rows of 256, as K-quants need, but for `tiny-32l`."""
+"""Named shapes: those of models that people have, the embedded model's, and small ones for what that one
+lacks: grouped heads; an explicit head size; tied output, another epsilon and theta, and linear scaling;
+Llama 3's scaling; keys left out. All small ones have rows of 256, as K-quants need, but for `tiny-32l`."""
 
 
 def resolve_shape(shape: str | SeededShape | None, sizes: Sizes) -> SeededShape:

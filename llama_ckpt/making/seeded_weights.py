@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.making.seeded_numbers import seeded_rows
 from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.tensor_names import ROPE_FACTORS
 
 __all__ = ["EMBEDDING_SHARE", "NORM_SD", "SUCCESSOR_LEAD", "SeededWeights"]
 
@@ -100,6 +101,8 @@ class SeededWeights:
             first: number of the first row.
             n: how many.
         """
+        if name == ROPE_FACTORS:
+            return np.array([self.config.rope_factors], np.float32)
         numbers = np.arange(first, first + n, dtype=np.int64)
         role = name.removesuffix(".weight").rpartition(".")[2]
         if role.endswith("_norm"):

@@ -81,10 +81,13 @@ def rms_norm(x: ArrayLike, weight: ArrayLike, *, eps: float, tap: Tap | None = N
 def rope_frequencies(config: Any) -> Array:
     """Radians by which each pair of a head turns per position, `[head_dim / 2]`.
 
-    theta^(-2i/d) for pair i of d / 2; linear scaling by a factor s stretches positions, so / s.
+    theta^(-2i/d) for pair i of d / 2; linear scaling by a factor s stretches positions, so / s; and each
+    pair may have a divisor of its own.
     """
     pair = np.arange(config.head_dim // 2, dtype=np.float64)
-    return _float64(config.rope_theta ** (-2.0 * pair / config.head_dim) / config.rope_scale)
+    turned = _float64(config.rope_theta ** (-2.0 * pair / config.head_dim) / config.rope_scale)
+    factors = getattr(config, "rope_factors", ())  # a Llama-2's record of sizes has none
+    return turned / _float64(factors) if len(factors) else turned
 
 
 def rope(

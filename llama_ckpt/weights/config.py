@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from gguf import GGMLQuantizationType
 
 from llama_ckpt.errors import LlamaCkptError, ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.foreign import OTHER_FILES
+from llama_ckpt.weights.tensor_names import ROPE_FACTORS
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -46,6 +48,8 @@ class LlamaConfig:
         rms_norm_eps: added to the mean square inside the root; the file's float32 value.
         rope_theta: base of RoPE's frequencies; the file's float32 value.
         rope_scale: linear RoPE scaling: angle = position * frequency / rope_scale.
+        rope_factors: a divisor of each of the `head_dim / 2` frequencies, as Llama 3.1 has them (the file's
+            `rope_freqs.weight`); empty where there are none.
         tied_output: the output matrix is the token embedding.
         name: `general.name`, or nothing.
         defaulted: GGUF keys that the file left out and that took llama.cpp's default.
@@ -62,6 +66,7 @@ class LlamaConfig:
     rms_norm_eps: float
     rope_theta: float = _ROPE_THETA
     rope_scale: float = 1.0
+    rope_factors: tuple[float, ...] = ()
     tied_output: bool = False
     name: str = ""
     defaulted: tuple[str, ...] = ()
@@ -99,11 +104,12 @@ class LlamaConfig:
         n_kv_heads = keys.integer("llama.attention.head_count_kv", _HEADS, default=n_heads, per_block=True)
         if n_heads % n_kv_heads:
             raise keys.wrong("llama.attention.head_count_kv", n_kv_heads, f"a divisor of {n_heads} heads")
+        head_dim = keys.head_dim(width, n_heads)
         return cls(
             n_layers=keys.integer("llama.block_count", _LAYERS),
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
-            head_dim=keys.head_dim(width, n_heads),
+            head_dim=head_dim,
             width=width,
             ffn=keys.integer("llama.feed_forward_length", _SIZE, per_block=True),
             vocab_size=keys.vocab_size(),
@@ -111,6 +117,7 @@ class LlamaConfig:
             rms_norm_eps=keys.positive("llama.attention.layer_norm_rms_epsilon"),
             rope_theta=keys.positive("llama.rope.freq_base", default=_ROPE_THETA),
             rope_scale=keys.rope_scale(),
+            rope_factors=keys.rope_factors(head_dim),
             tied_output=bool(file.tensors) and "output.weight" not in file.tensors,
             name=keys.text("general.name", default=""),
             defaulted=keys.all_defaulted(),
@@ -241,6 +248,20 @@ class _Keys:
             return 1.0
         scale = self.positive(used, default=1.0)
         return scale if kind == "linear" else 1.0
+
+    def rope_factors(self, head_dim: int) -> tuple[float, ...]:
+        info = self._file.tensors.get(ROPE_FACTORS)
+        if info is None:
+            return ()
+        what = f"the tensor {ROPE_FACTORS}"
+        if info.shape != (head_dim // 2,) or info.type != GGMLQuantizationType.F32:
+            got = f"{info.type.name} {list(info.shape)}"
+            raise self.wrong(what, got, f"F32 {[head_dim // 2]}, a divisor for each pair of a head")
+        factors = self._file.float32(ROPE_FACTORS)
+        bad = ~(np.isfinite(factors) & (factors > 0))
+        if bad.any():
+            raise self.wrong(what, factors[bad][0], "positive, finite numbers")
+        return tuple(map(float, factors))
 
     def all_defaulted(self) -> tuple[str, ...]:
         absent = [key for key in _TOKENIZER_KEYS if key not in self._metadata]

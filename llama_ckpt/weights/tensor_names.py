@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from llama_ckpt.weights.config import LlamaConfig
 
-__all__ = ["BLOCK_TENSORS", "MODEL_TENSORS", "block_tensor", "expected_shapes", "unsupported_reason"]
+__all__ = [
+    "BLOCK_TENSORS",
+    "MODEL_TENSORS",
+    "ROPE_FACTORS",
+    "block_tensor",
+    "expected_shapes",
+    "unsupported_reason",
+]
 
 MODEL_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {"token_embd": "token_embd.weight", "output_norm": "output_norm.weight", "output": "output.weight"}
 )
 """Field of the model's weights to the tensor's name."""
+
+ROPE_FACTORS: Final = "rope_freqs.weight"
+"""A divisor of each of RoPE's frequencies, where a file has them; part of the configuration."""
 
 BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -37,7 +47,6 @@ BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
 """Field of a block's weights to the tensor's name without `blk.N.`."""
 
 _REASONS: Final = {
-    "rope_freqs": "frequency factors of RoPE, as Llama 3.1 has them, are not supported",
     "rope_factors": "LongRoPE is not supported",
     "_exps": "mixtures of experts are not supported",
     "ffn_gate_inp": "mixtures of experts are not supported",
@@ -58,8 +67,8 @@ def block_tensor(block: int, field: str) -> str:
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     """Every tensor of a Llama of this configuration, by its name in the file, with its shape.
 
-    Token embedding first, then the blocks, then the final norm and, unless it is tied to the
-    embedding, the output matrix.
+    Token embedding first, then the blocks, then the final norm, RoPE's divisors where there are any and,
+    unless it is tied to the embedding, the output matrix.
     """
     width, ffn = config.width, config.ffn
     block: dict[str, tuple[int, ...]] = {
@@ -77,6 +86,8 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     for number in range(config.n_layers):
         shapes |= {block_tensor(number, field): shape for field, shape in block.items()}
     shapes[MODEL_TENSORS["output_norm"]] = (width,)
+    if config.rope_factors:
+        shapes[ROPE_FACTORS] = (len(config.rope_factors),)
     if not config.tied_output:
         shapes[MODEL_TENSORS["output"]] = (config.vocab_size, width)
     return shapes

@@ -356,11 +356,16 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("rope_freqs.weight", "Llama 3.1"),
+        ("blk.0.attn_q_norm.weight", "norms of queries and keys"),
+        ("blk.0.attn_sub_norm.weight", "as BitNet has"),
+        ("blk.0.attn_q.scale", "scales beside a matrix"),
         ("blk.0.attn_q.bias", "biases"),
         ("blk.0.ffn_gate_inp.weight", "mixtures of experts"),
         ("blk.0.attn_qkv.weight", "Q, K and V"),
-        ("blk.2.attn_norm.weight", "'blk.2.attn_norm.weight' is not used"),
+        (
+            "blk.2.attn_norm.weight",
+            "'blk.2.attn_norm.weight' is not used by a Llama here; llama.block_count is 2",
+        ),
         ("whatever", "'whatever' is not used"),
     ],
 )

@@ -26,6 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "head size of its own": {**SMALL, "head_dim": 64},
     "head size 128": {"shape": "head-128"},
     "linear RoPE scaling": {**SMALL, "rope_scale": 4.0},
+    "Llama 3's scaling": {"shape": "llama3-256"},
     "tied output": {**SMALL, "tied_output": True},
     "epsilon 1e-6": {**SMALL, "rms_norm_eps": 1e-6},
     "theta 1e6": {**SMALL, "rope_theta": 1e6},
