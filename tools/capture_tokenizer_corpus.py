@@ -5,12 +5,12 @@
 writes three files to tests/data/tokenizer. Bytes stand in them as strings of code points 0 to 255, tokens
 are lists of ids, "parsed" means with `parse_special`, and is null where it changes nothing:
 
-    corpus.json.gz         2,000 random strings with the model's vocabulary: `strings` [[bytes, tokens,
+    corpus.json.bz2         2,000 random strings with the model's vocabulary: `strings` [[bytes, tokens,
                            parsed], …] without BOS; `pieces` [bytes, …] of all its tokens; `hidden`, the
                            ids whose piece is empty unless special tokens are asked for
-    vocabularies.json.gz   80 small random vocabularies: `metadata`, `strings` as above but with what the
+    vocabularies.json.bz2   80 small random vocabularies: `metadata`, `strings` as above but with what the
                            file adds (BOS, EOS), `pieces`, `hidden`, `ends` (ids that end generation)
-    bpe.json.gz            as that, a small random byte-level BPE vocabulary for each kind of
+    bpe.json.bz2            as that, a small random byte-level BPE vocabulary for each kind of
                            pre-tokenizer, and one that names none
 
 The strings come from a fixed seed and the files have no time stamp: the same llama.cpp gives the same bytes.
@@ -20,8 +20,8 @@ Needs the extra `reference`.
 from __future__ import annotations
 
 import argparse
+import bz2
 import ctypes
-import gzip
 import json
 import random
 import re
@@ -147,7 +147,7 @@ def _random_character(rng: random.Random) -> str:
 
 
 def capture(path: Path) -> dict[str, Any]:
-    """The content of corpus.json.gz."""
+    """The content of corpus.json.bz2."""
     vocabulary = LlamaCppVocabulary(path)
     pieces, hidden = _pieces(vocabulary)
     texts = random_strings(random.Random(SEED), STRINGS, pieces)
@@ -156,14 +156,14 @@ def capture(path: Path) -> dict[str, Any]:
 
 
 def capture_vocabularies() -> dict[str, Any]:
-    """The content of vocabularies.json.gz."""
+    """The content of vocabularies.json.bz2."""
     rng = random.Random(SEED)
     with TemporaryDirectory() as folder:
         return {**_header(), "vocabularies": [_random_case(rng, Path(folder)) for _ in range(VOCABULARIES)]}
 
 
 def capture_bpe() -> dict[str, Any]:
-    """The content of bpe.json.gz."""
+    """The content of bpe.json.bz2."""
     rng = random.Random(SEED)
     with TemporaryDirectory() as folder:
         kinds = {one: name for name, one in reversed(PRE_TOKENIZERS.items())}  # of each kind its first name
@@ -232,8 +232,8 @@ def _text(data: bytes) -> str:
 
 def _write(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, separators=(",", ":"), ensure_ascii=False)
-    # mtime 0 and no name: gzip would otherwise write down when it was made.
-    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    # bz2: a quarter smaller here than gzip, and it does not write down when it was made.
+    path.write_bytes(bz2.compress(text.encode(), 9))
     print(f"{path}: {path.stat().st_size:,} bytes")
 
 
@@ -243,9 +243,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="a GGUF file with the vocabulary")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write to")
     arguments = parser.parse_args()
-    _write(arguments.out / "corpus.json.gz", capture(arguments.model))
-    _write(arguments.out / "vocabularies.json.gz", capture_vocabularies())
-    _write(arguments.out / "bpe.json.gz", capture_bpe())
+    _write(arguments.out / "corpus.json.bz2", capture(arguments.model))
+    _write(arguments.out / "vocabularies.json.bz2", capture_vocabularies())
+    _write(arguments.out / "bpe.json.bz2", capture_bpe())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+import bz2
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,21 +76,21 @@ def vectors_of(vocabulary: Path) -> list[tuple[bytes, list[int]]]:
 
 def corpus() -> Recorded:
     """2,000 random strings, with the embedded model's vocabulary; tokens without BOS."""
-    return recorded_case(_load("corpus.json.gz"))
+    return recorded_case(_load("corpus.json.bz2"))
 
 
 def vocabularies() -> list[Recorded]:
     """80 random vocabularies; tokens with the BOS and EOS that their metadata ask for."""
-    return [recorded_case(case) for case in _load("vocabularies.json.gz")["vocabularies"]]
+    return [recorded_case(case) for case in _load("vocabularies.json.bz2")["vocabularies"]]
 
 
 def bpe_vocabularies() -> list[Recorded]:
     """A random byte-level BPE vocabulary for each pre-tokenizer; tokens as in `vocabularies`."""
-    return [recorded_case(case) for case in _load("bpe.json.gz")["vocabularies"]]
+    return [recorded_case(case) for case in _load("bpe.json.bz2")["vocabularies"]]
 
 
 def _load(name: str) -> Any:
-    return json.loads(gzip.decompress((FOLDER / name).read_bytes()))
+    return json.loads(bz2.decompress((FOLDER / name).read_bytes()))
 
 
 def recorded_case(case: dict[str, Any]) -> Recorded:
