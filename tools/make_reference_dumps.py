@@ -30,7 +30,7 @@ FEW = (0, 1, 15, 31)
 
 EIGHT = (0, 1, 2, 3, 8, 15, 24, 31)
 
-ENDS = (0, 15, 31)
+ENDS = (0, 31)
 
 GENESIS = (
     "In the beginning God created the heaven and the earth. And the earth was without form, and void; and "
