@@ -11,7 +11,8 @@
 #   make other-llamas     programs that nobody here wrote, recorded and judged (OTHERS_ARGS=--cheapest: two of
 #                         them); writes docs/other_llamas.md, an hour or two on two cores
 #   make vocabularies     fetch real vocabularies (90 MB) for the tests of the tokenizer, which skip them else
-#   make docs             write docs/ again from the checkpoints and the command line's help
+#   make docs             write docs/ again from the checkpoints and the command line's help, and what README.md
+#                         and docs/diagnosis.md show of a terminal
 #   make clean            remove .venv and everything that was built
 #
 #   PYTHON=python3.12     the Python that makes .venv (3.11 or newer)

@@ -3,54 +3,42 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.comparing.their_programs import bug, run, write
-
-ROOT = Path(__file__).parents[2]
-
-
-def transcript(page: str, command: str) -> list[str]:
-    """What stands below a command in a page, without what another machine computes otherwise."""
-    text = (ROOT / page).read_text("utf-8")
-    return settled(text.partition(f"$ {command}\n")[2].partition("```")[0])
+from tools import transcripts
+from tools.transcripts import ROOT, TRANSCRIPTS, Transcript
 
 
-def settled(text: str) -> list[str]:
-    """Lines without seconds, and without the digits of an error that only rounding makes.
-
-    Rounding depends on the machine's products. A letter of the strip is a power of ten, and stays.
-    """
-    text = re.sub(r"\d+\.\d s$", "N s", text, flags=re.M)
-    text = re.sub(r"\d\.\d+e-0[6-9]", "N", text)
-    return [line.rstrip() for line in text.strip().splitlines()]
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda one: f"{one.page}: {one.command}")
+def test_a_page_shows_what_the_command_prints(transcript: Transcript) -> None:
+    printed = transcript.printed()
+    assert transcripts.settled(transcript.on_the_page()) == transcripts.settled(printed), "run `make docs`"
 
 
-@pytest.mark.parametrize(("page", "option"), [("README.md", []), ("docs/diagnosis.md", ["-v"])])
-def test_a_wrong_dump_is_told_of_as_the_page_says(page: str, option: list[str], tmp_path: Path) -> None:
-    made = write(tmp_path, run(wrong=bug("rope-half-split"), blocks=[7]))
-    words = [sys.executable, "-m", "llama_ckpt", "compare", str(made), *option]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    wanted = transcript(page, " ".join(["llama-ckpt compare mine.safetensors", *option]))
-    assert settled(done.stdout.replace(str(made), "mine.safetensors")) == wanted
+@pytest.mark.parametrize("page", sorted({one.page for one in TRANSCRIPTS}))
+def test_no_command_of_a_page_is_forgotten(page: str) -> None:
+    shown = re.findall(r"^\$ (.+)$", (ROOT / page).read_text("utf-8"), re.M)
+    assert shown == [one.command for one in TRANSCRIPTS if one.page == page]
 
 
-def test_the_readme_shows_what_the_example_prints() -> None:
-    command = "python examples/wrong_epsilon.py 0 1 2 --stop-on-failure"
-    words = [sys.executable, *command.split()[1:], "--device", "cpu"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1, done.stderr
-    shown = done.stdout.replace(sys.executable, "python")
-    assert settled(shown) == transcript("README.md", command)
+def test_a_transcript_is_written_into_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(transcripts, "ROOT", tmp_path)
+    one, before = TRANSCRIPTS[0], (tmp_path / "README.md").read_text("utf-8")
+    shown = one.on_the_page()
+    assert not one.is_out_of_date(re.sub(r"\d+\.\d s\n", "99.9 s\n", shown))
+    changed = shown.replace("FAIL  blk.7", "FAIL  blk.8")
+    assert one.is_out_of_date(changed)
+    one.put(changed)
+    assert (tmp_path / "README.md").read_text("utf-8") == before.replace("FAIL  blk.7", "FAIL  blk.8", 1)
+    one.put(shown)
+    assert (tmp_path / "README.md").read_text("utf-8") == before
 
 
 def test_a_table_in_the_readme_fits_a_terminal() -> None:
-    for command in ("llama-ckpt compare mine.safetensors", "python examples/wrong_epsilon.py 0 1 2"):
-        lines = (ROOT / "README.md").read_text("utf-8").partition(f"$ {command}")[2].partition("```")[0]
-        for line in lines.splitlines():
+    for one in TRANSCRIPTS:
+        for line in one.on_the_page().splitlines() if one.page == "README.md" else ():
             assert len(line) <= 80 or line.lstrip().startswith(("reference ", "looks like ")), line
