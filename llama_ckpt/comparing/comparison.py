@@ -295,6 +295,7 @@ class Comparison:
             "layers": [asdict(one) for one in self.layers],
             "tokens": [asdict(one) for one in self.tokens],
             "points": [one.to_json() for one in self.points],
+            "nearest": self._nearest(),
             "cannot_tell": self.cannot_tell,
             "notes": self.notes,
             "next": [asdict(one) for one in self.next],
@@ -303,6 +304,15 @@ class Comparison:
         }
         plain: dict[str, Any] = finite(record)
         return plain
+
+    def _nearest(self) -> dict[str, Any] | None:
+        """Which right point's own error uses most of what it is allowed, in which metric, and how much."""
+        own = [point.own for point in self.points if point.own is not None and not point.made]
+        shares = [one for one in own if one.nearest]
+        if not shares:
+            return None
+        most = max(shares, key=lambda one: one.share)
+        return {"point": most.name, "metric": most.nearest, "share": most.share}
 
     @staticmethod
     def _between(first: ComparedPoint | None) -> dict[str, Any] | None:

@@ -85,6 +85,9 @@ def _verdict(name: str, shape: tuple[int, ...], seen: Seen, limit: Limit) -> Poi
             facts = replace(facts, index=place(at), got=got, wanted=wanted, n_differ=count)
             return replace(facts, verdict="fail", blame="yours", reason=reason)
     found, (most, at, got, wanted) = seen.errors(), seen.largest
+    # The worst row and element and what they are allowed were found together: that they are is all asked.
+    each = replace(limit, elements=limit.rows)
+    nearest, share = each.nearest(found)
     facts = replace(
         facts,
         err=found.err,
@@ -97,6 +100,8 @@ def _verdict(name: str, shape: tuple[int, ...], seen: Seen, limit: Limit) -> Poi
         worst_row=found.row,
         gain=1.0 + found.gain,
         bias=found.bias,
+        nearest=nearest,
+        share=share,
     )
     norm = seen.norm
     if "theirs2" in seen.sums:
@@ -104,8 +109,7 @@ def _verdict(name: str, shape: tuple[int, ...], seen: Seen, limit: Limit) -> Poi
         closer: Any = "equal" if found.err == theirs else "yours" if found.err < theirs else "reference"
         apart = math.sqrt(seen.sums["apart2"]) / norm
         facts = replace(facts, err_reference=theirs, distance=apart, closer=closer)
-    # The worst element and what it is allowed were found together: that there are such is all that is asked.
-    wrong = problems(found, replace(limit, elements=limit.rows))
+    wrong = problems(found, each)
     if wrong:
         return replace(facts, verdict="fail", blame="yours", reason="; ".join(wrong))
     if "theirs2" not in seen.sums:

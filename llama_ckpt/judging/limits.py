@@ -156,6 +156,11 @@ class Limit:
             "bias": (abs(found.bias), self.bias * averaging(found.n)),
         }
 
+    def nearest(self, found: Errors) -> tuple[str, float]:
+        """The metric that uses most of what it is allowed, and its share; "" and NaN where all are 0."""
+        shares = {metric: got / most for metric, (got, most) in self.measured(found).items() if most > 0}
+        return max(shares.items(), key=lambda one: one[1], default=("", math.nan))
+
 
 def limit_for(
     name: str, dtype: str, error_kind: ErrorKind, *, n_layers: int = MEASURED_LAYERS, error_from: str = ""

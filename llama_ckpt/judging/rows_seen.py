@@ -70,7 +70,7 @@ class Seen:
     bad: dict[str, tuple[tuple[int, int], float, float, int]] = field(default_factory=dict)
     # The largest difference: how large, where, what x holds there and what it is held against.
     largest: tuple[float, tuple[int, int], float, float] = (-1.0, (0, 0), math.nan, math.nan)
-    # The worst element of those that are too far off: by what factor, its error, what it is allowed.
+    # The worst element for what it is allowed: what share of that, its error, what it is allowed.
     worst: tuple[float, float, float] = (-1.0, 0.0, 1.0)
     element_allowed: float = math.nan
     n: int = 0
@@ -158,15 +158,16 @@ class Seen:
             else:
                 self.allowed = self.allowed or Allowed(self.table)
                 allowed = self.allowed.add(o, rows.spread, rows.judged, norms, scale, rows.some)
-            if (residual <= allowed).all():
-                return  # by how much is of no interest
-            ratio, share = residual / allowed, allowed / against
-        ratio[residual == 0] = 0.0
-        at = divmod(int(np.argmax(ratio)), ratio.shape[1])
+            ratio = residual / allowed
+            most = float(np.fmax.reduce(ratio, axis=None))  # nothing of what is allowed nothing is NaN
+            if most > self.worst[0]:
+                at = divmod(int(np.nanargmax(ratio)), ratio.shape[1])
+                self.worst = most, float(residual[at] / against[at]), float(allowed[at] / against[at])
+            if most <= 1:
+                return
+            share = allowed / against
         self.n_differ += int((ratio > 1).sum())
         self.element_allowed = max(float(share[residual > 0].max()), self.element_allowed)
-        if ratio[at] > self.worst[0]:
-            self.worst = float(ratio[at]), float(residual[at] / against[at]), float(share[at])
 
     # -- what it comes to ----------------------------------------------------------------------------
 

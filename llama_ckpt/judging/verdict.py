@@ -43,6 +43,8 @@ class PointVerdict:
         n_differ: how many elements are beyond their limit, of `n_judged`.
         worst_row_err, worst_row: the largest error of a token's row, and which token.
         gain: the slope of x fitted to o; `bias`: mean(x - o) / rms(o).
+        nearest: the metric that uses most of its limit ("err", "row_err", "element_err", "gain", "bias"),
+            and `share`, how much of it; "" and NaN where equality is asked or nothing was measured.
         closer: who is closer to exact, "yours", "reference", "equal", or "" without r.
         inherited: a total error beyond its limit came with the inputs; it passes, none is made here.
         variant: "untapped" where the function was not asked to show its steps and so took its fused path,
@@ -69,6 +71,8 @@ class PointVerdict:
     worst_row: int | None = None
     gain: float = math.nan
     bias: float = math.nan
+    nearest: str = ""
+    share: float = math.nan
     closer: Literal["", "yours", "reference", "equal"] = ""
     inherited: bool = False
     variant: Literal["", "untapped", "last row"] = ""
@@ -191,6 +195,7 @@ def _facts(
     if mask is not None:
         difference = np.where(mask, difference, -1.0)
     index = tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), x.shape))
+    nearest, share = limit.nearest(found)
     facts = PointVerdict(
         name,
         limit.error_kind,
@@ -209,6 +214,8 @@ def _facts(
         worst_row=found.row,
         gain=1.0 + found.gain,
         bias=found.bias,
+        nearest=nearest,
+        share=share,
     )
     if r is None:
         return facts

@@ -272,6 +272,15 @@ def test_json_holds_everything_and_no_nan(tmp_path: Path) -> None:
     assert record["diagnoses"][0]["named"][0]["name"] == "rope-half-split"
 
 
+def test_what_is_nearest_to_its_limit_is_told_of_right_points(tmp_path: Path) -> None:
+    report = compare_dump(write(tmp_path, run(wrong=bug("rope-half-split"))))
+    nearest, first = report.to_json()["nearest"], report.first_wrong
+    assert first is not None and nearest["point"] != first.name and 0 < nearest["share"] < 1
+    own = {point.name: point.own for point in report.points if not point.made and point.own is not None}
+    assert nearest["share"] == max(one.share for one in own.values() if one.nearest)
+    assert nearest["metric"] == own[nearest["point"]].nearest
+
+
 def test_without_torch() -> None:
     """The whole way, in a process that has no torch, no transformers and no checkpoints."""
     code = (

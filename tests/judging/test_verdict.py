@@ -66,6 +66,27 @@ def test_a_correct_tensor_passes(dtype: str, seed: int) -> None:
     assert verdict.n_judged == o.size
 
 
+def test_a_verdict_says_what_is_nearest_to_its_limit() -> None:
+    o = projected(1)
+    fine = judged(rounded(o, "float32"), o)
+    assert 0 < fine.share < 1 and fine.nearest
+    x = np.array(o)
+    x[3, 0, 5] += 0.9 * limit_for("q", "float32", "own").element_err * (abs(o[3, 0, 5]) + row_rms(o, 3))
+    one_off = judged(x, o)
+    assert one_off.verdict == "pass" and one_off.nearest == "element_err"
+    assert one_off.share == pytest.approx(0.9, rel=1e-3)
+    longer = judged(o * 1.001, o)
+    assert longer.verdict == "fail" and longer.share > 1
+    same = judge(
+        "blk.0.token_ids", np.arange(4), np.arange(4), limit=limit_for("token_ids", "float32", "own")
+    )
+    assert same.nearest == "" and math.isnan(same.share)
+
+
+def row_rms(o: Any, row: int) -> float:
+    return float(np.sqrt(np.mean(np.square(o[row]))))
+
+
 def half_split(q: Any) -> Any:
     """The rotation undone, and done again on pairs (i, i + d/2)."""
     q = oracle.rope(q, q, -POSITIONS, FREQUENCIES)[0]

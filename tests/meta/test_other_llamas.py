@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from tools.other_llamas.catalogue import CHEAPEST, keys, program
 from tools.other_llamas.environments import REQUIREMENTS
 from tools.other_llamas.judge import Errors, Judged
 from tools.other_llamas.page import page
+from tools.other_llamas.results import Kept, everything
 
 SHARED = ("torch", "numpy", "llama_ckpt")
 """What no environment may bring along: torch because of its size, the others because they are on trial."""
@@ -43,18 +45,41 @@ def test_continuous_integration_runs_two_that_must_pass() -> None:
 
 def found(key: str, passed: bool, first: str = "blk.3.q_rope") -> Judged:
     """One run of a program, judged."""
-    points = {"q_rope": Errors(own=1e-7, share=0.25, total=2e-7), "logits": Errors(total=1.5e-7)}
+    points = {
+        "q_rope": Errors(own=1e-7, share=0.25, metric="err", total=2e-7),
+        "logits": Errors(total=1.5e-7),
+    }
     said = "every point is right" if passed else f"{first}: theta is 10,000"
     where = "" if passed else first
     return Judged(key, "embedded", "float32", 20, passed, said, where, 547, 1.5e-7, points)
 
 
 def test_the_page_counts_a_condemned_program_and_says_why() -> None:
-    text = page([found("transformers_eager", True), found("transformers_sdpa", False)])
+    text = page([found("transformers_eager", True), found("transformers_sdpa", False)], everything(), "abc")
     assert "**1 of 2 runs of right programs are condemned**, 1,094 points judged" in text
     assert "| 20 | blk.3.q_rope: theta is 10,000 |" in text
-    assert "0.25 at q_rope" in text and "1.5e-07" in text
+    assert "| 0.25 of err at q_rope | 1.5e-07 |" in text and "1.5e-07" in text
     assert "| q_rope | 1.0e-07 | 1.0e-07 |" in text
+
+
+def test_what_a_condemned_run_needs_is_not_what_right_ones_need() -> None:
+    text = page([found("transformers_eager", False)], [], "abc")
+    assert "0.25 of err" not in text and "as of commit abc" in text
+
+
+def test_the_page_says_what_was_not_run() -> None:
+    one, other = found("transformers_eager", True).run, found("transformers_sdpa", True).run
+    text = page([found("transformers_eager", True)], [one, other, other._replace(length=600)], "abc")
+    title = program(other.key).title
+    assert text.rstrip().endswith(f"| {title} | embedded | float32 | 20, 600 |")
+
+
+def test_results_are_kept_by_what_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tools.other_llamas.results.OTHERS", tmp_path)
+    result = found("transformers_eager", True)
+    Kept("one").add(result)
+    assert result.run in Kept("one") and [one.run for one in Kept("one").all()] == [result.run]
+    assert result.run not in Kept("other") and not list(Kept("other").all())
 
 
 def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:

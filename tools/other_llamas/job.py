@@ -9,9 +9,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-__all__ = ["Job", "ModelFiles", "Program", "Runner"]
+__all__ = ["Job", "ModelFiles", "Program", "Run", "Runner"]
 
 Runner: TypeAlias = Callable[[Sequence[int]], Any]
 """Token ids to what `lc.record` gives, or to tensors by full point name, token first, q and k in any of the
@@ -79,6 +79,15 @@ class Program:
     only: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     measure: bool = False
+
+
+class Run(NamedTuple):
+    """One that is judged: a program by its key, on a model by its name, in a dtype, on so many tokens."""
+
+    key: str
+    model: str
+    dtype: str
+    length: int
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from tools.other_llamas.catalogue import program
 from tools.other_llamas.environments import OTHERS, ROOT, run_in
-from tools.other_llamas.job import Job, ModelFiles
+from tools.other_llamas.job import Job, ModelFiles, Run
 from tools.other_llamas.models import prompt
 
 __all__ = ["DriverError", "Errors", "Judged", "judged"]
@@ -36,12 +36,14 @@ class Errors:
     """The largest relative errors at one kind of point, over blocks and prompts.
 
     Attributes:
-        own: made at this step, on the program's own inputs; `share` of what is allowed, at its nearest.
+        own: made at this step, on the program's own inputs; `share`: of what is allowed, the most that one
+            that passes needs, and `metric`: in which of the metrics.
         total: of the whole run; `reference` llama.cpp's at the same points, NaN where it was not recorded.
     """
 
     own: float = math.nan
     share: float = math.nan
+    metric: str = ""
     total: float = math.nan
     reference: float = math.nan
 
@@ -51,8 +53,9 @@ class Errors:
         self.own = _larger(self.own, own.get("err"))
         self.total = _larger(self.total, total.get("err"))
         self.reference = _larger(self.reference, total.get("err_reference"))
-        if own.get("err") is not None and own.get("limit"):
-            self.share = _larger(self.share, own["err"] / own["limit"])
+        share = own.get("share")
+        if own.get("verdict") == "pass" and share is not None and not share <= self.share:
+            self.share, self.metric = share, own["nearest"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ class Judged:
     compared: int
     logits: float
     points: dict[str, Errors]
+
+    @property
+    def run(self) -> Run:
+        """Of what."""
+        return Run(self.key, self.model, self.dtype, self.length)
 
 
 def _larger(a: float, b: float | None) -> float:

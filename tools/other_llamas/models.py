@@ -21,13 +21,16 @@ from llama_ckpt.making.export import export_weights
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import embedded_model
-from tools.other_llamas.environments import OTHERS, prepared
+from tools.other_llamas.environments import OTHERS, ROOT, prepared
 from tools.other_llamas.job import ModelFiles
 
-__all__ = ["LENGTHS", "MODELS", "Source", "model_files", "prompt", "reference"]
+__all__ = ["LENGTHS", "MODELS", "Source", "missing", "model_files", "prompt", "reference"]
 
 LENGTHS = (2, 20, 100, 600)
 """Tokens of the prompts."""
+
+STORIES = ROOT / "models" / "stories260K.gguf"
+"""No package has it: whoever wants it in the table puts it there."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +66,30 @@ def _trained(out: Path) -> None:
     derive(packed, "F32", out)
 
 
+def _stories(out: Path) -> None:
+    derive(STORIES, "F32", out)
+
+
 MODELS: Mapping[str, Source] = {
     "embedded": Source("the embedded model: 32 layers, 4 heads of 16, 32,000 tokens, trained", _embedded),
     "grouped": Source(
         "seeded weights: 4 layers, 8 query heads and 2 key heads of 32, theta 500,000, epsilon 1e-6", _grouped
+    ),
+    "stories260K": Source(
+        "llama2.c's stories260K: 5 layers, 8 query heads and 4 key heads of 8, 512 tokens, trained", _stories
     ),
     "SmolLM2": Source(
         "SmolLM2-135M-Instruct: 30 layers, 9 query heads and 3 key heads of 64, 49,152 tokens, tied", _trained
     ),
 }
 """By the name that tables give them."""
+
+
+def missing(name: str) -> str:
+    """Why there is no such model here, and what to do; "" where there is one."""
+    if name != "stories260K" or STORIES.is_file() or (OTHERS / "models" / name / "done").is_file():
+        return ""
+    return f"no {name} here: put it at {STORIES.relative_to(ROOT)}, in GGUF"
 
 
 def model_files(name: str) -> ModelFiles:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from llama_ckpt.points import BLOCK_POINTS
 from tools.other_llamas.catalogue import program
+from tools.other_llamas.job import Run
 from tools.other_llamas.judge import Judged
 from tools.other_llamas.models import MODELS
 
@@ -26,12 +27,19 @@ random ones after it: {lengths} tokens.
 
 {models}
 
-**{condemned} of {runs} runs of right programs are condemned**, {points} points judged.
+**{condemned} of {runs} runs of right programs are condemned**, {points} points judged, all by
+`llama-ckpt` as of commit {state}.
 """
 
 
-def page(results: Iterable[Judged]) -> str:
-    """The page's text."""
+def page(results: Iterable[Judged], wanted: Iterable[Run], state: str) -> str:
+    """The page's text.
+
+    Args:
+        results: what was judged.
+        wanted: all that there is to judge: what has no result is told of as not run.
+        state: which commit judged.
+    """
     found = sorted(results, key=_order)
     right = [one for one in found if not program(one.key).deviates]
     lengths = sorted({one.length for one in found})
@@ -42,11 +50,14 @@ def page(results: Iterable[Judged]) -> str:
         condemned=sum(not one.passed for one in right),
         runs=len(right),
         points=f"{sum(one.compared for one in right):,}",
+        state=state,
     )
     parts = [intro, *_condemned(right), *_summary(right)]
     for dtype in ("float32", "float16", "bfloat16"):
         parts += _points(dtype, [one for one in right if one.dtype == dtype])
     parts += _deviations([one for one in found if program(one.key).deviates])
+    done = {one.run for one in found}
+    parts += _not_run([run for run in wanted if run not in done])
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -75,8 +86,8 @@ def _summary(right: Sequence[Judged]) -> Iterator[str]:
     """A row for each program and dtype: runs, points, how near to what is allowed, logits by prompt."""
     models = list(dict.fromkeys(one.model for one in right))
     yield "## Who is how exact\n"
-    yield "*Nearest* is the largest share of its allowed own error that a program needs, and at which point;"
-    yield "the last columns are the largest total error of the logits.\n"
+    yield "*Nearest* is the most that a right point's own error needs of what it is allowed, in which metric"
+    yield "and at which point; the last columns are the largest total error of the logits.\n"
     head = ["program", "dtype", "runs", "condemned", "points", "nearest", *(f"logits, {m}" for m in models)]
     yield "| " + " | ".join(head) + " |\n|" + " --- |" * len(head)
     for key, dtype in dict.fromkeys((one.key, one.dtype) for one in right):
@@ -90,11 +101,10 @@ def _summary(right: Sequence[Judged]) -> Iterator[str]:
 
 
 def _nearest(own: Sequence[Judged]) -> str:
-    shares = [(e.share, point) for one in own for point, e in one.points.items() if not math.isnan(e.share)]
-    if not shares:
-        return ""
-    share, point = max(shares)
-    return f"{share:.2f} at {point}"
+    """Of the runs that pass: elsewhere what is next to the limit says nothing of right programs."""
+    points = [(e.share, point, e.metric) for one in own if one.passed for point, e in one.points.items()]
+    share, point, metric = max((one for one in points if not math.isnan(one[0])), default=(math.nan, "", ""))
+    return f"{share:.2f} of {metric} at {point}" if point else ""
 
 
 def _number(values: Iterable[float]) -> str:
@@ -130,4 +140,18 @@ def _deviations(some: Sequence[Judged]) -> Iterator[str]:
         what = program(one.key)
         said = "passes" if one.passed else _said(one)
         yield f"| {what.title} | {what.deviates} | {one.model} | {one.dtype} | {one.length} | {said} |"
+    yield ""
+
+
+def _not_run(missing: Sequence[Run]) -> Iterator[str]:
+    """What the page would tell of, and cannot."""
+    if not missing:
+        return
+    yield "## Not run\n"
+    yield "| program | model | dtype | tokens |\n| --- | --- | --- | --- |"
+    lengths: dict[tuple[str, str, str], list[str]] = {}
+    for run in sorted(missing):
+        lengths.setdefault((run.key, run.model, run.dtype), []).append(str(run.length))
+    for (key, model, dtype), some in lengths.items():
+        yield f"| {program(key).title} | {model} | {dtype} | {', '.join(some)} |"
     yield ""

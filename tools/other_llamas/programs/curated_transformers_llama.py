@@ -52,4 +52,4 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     return run
 
 
-PROGRAM = Program("curated-transformers 2.0", "curated_transformers", load, only=("embedded",))
+PROGRAM = Program("curated-transformers 2.0", "curated_transformers", load, only=("embedded", "stories260K"))

@@ -58,4 +58,4 @@ def _show(path: str, args: Any, returned: Any, keep: Callable[[str, Any], None])
         keep(point, returned[0] if isinstance(returned, tuple) else returned)
 
 
-PROGRAM = Program("transformers 4.57, FlaxLlama on JAX", "flax_llama", load, only=("embedded",))
+PROGRAM = Program("transformers 4.57, FlaxLlama on JAX", "flax_llama", load, only=("embedded", "stories260K"))

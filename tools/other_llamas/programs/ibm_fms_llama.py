@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tools.other_llamas.job import ModelFiles, Program, Runner
 
-__all__ = ["PROGRAM"]
+__all__ = ["PROGRAM", "load_with"]
 
 
-def load(files: ModelFiles, dtype: str) -> Runner:
-    """The model, its weights brought over by its own adapter."""
+def load_with(files: ModelFiles, dtype: str, *, use_cache: bool) -> Runner:
+    """The model, its weights brought over by its own adapter, with a cache or without."""
     import torch
     from fms.models.llama import LLaMA, LLaMAConfig
     from fms.utils.serialization import get_adapted
@@ -34,7 +36,16 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     model.load_state_dict(get_adapted("llama", "hf", weights, {"model_config": config}))
     model = model.to(getattr(torch, dtype)).eval()
-    return lambda token_ids: lc.record(model, list(token_ids))
+
+    def run(token_ids: Sequence[int]) -> object:
+        return lc.record(model, {"x": torch.tensor([list(token_ids)]), "use_cache": use_cache})
+
+    return run
+
+
+def load(files: ModelFiles, dtype: str) -> Runner:
+    """The model as it generates text: with a cache, which is empty before the prompt."""
+    return load_with(files, dtype, use_cache=True)
 
 
 PROGRAM = Program("ibm-fms 1.13", "ibm_fms", load, ("float32", "float16", "bfloat16"))
