@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint
 from llama_ckpt.comparing.own_run import OwnRun
-from llama_ckpt.diagnose.named import Evidence
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
 from llama_ckpt.points import POINTS, Case, split_name
 

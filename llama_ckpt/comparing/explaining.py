@@ -19,15 +19,16 @@ from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence, is_v
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
-from llama_ckpt.diagnose.named import Evidence
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.diagnose.rope_rounding import cost_of_angles
+from llama_ckpt.identify.record import NOTHING_AROUND, Around
 from llama_ckpt.judging.adjudication import adjudicate
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS
 
-__all__ = ["MOST_EXPLAINED", "Explainer", "is_explained"]
+__all__ = ["MOST_EXPLAINED", "Explainer", "is_explained", "is_identified"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -52,8 +53,10 @@ class Explainer:
     Attributes:
         diagnoses: of the points where an error is made.
         notes: what is right, and worth knowing.
+        around: the model and the prompt, for whoever identifies what was computed.
     """
 
+    around: Around = NOTHING_AROUND
     diagnoses: list[Diagnosis] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)  # functions and points that were explained
@@ -93,7 +96,8 @@ class Explainer:
             def shown(call: Call, points: Iterable[str]) -> list[Evidence]:
                 return evidence(call, points, judged, theirs, mask, limits)
 
-            self.diagnoses.append(self._of_a_call(point, judged, Call(*called), whole, shown))
+            around = replace(self.around, theirs=theirs)
+            self.diagnoses.append(self._of_a_call(point, judged, Call(*called), whole, shown, around))
 
     def _of_a_call(
         self,
@@ -102,18 +106,19 @@ class Explainer:
         call: Call,
         whole: OwnRun | None,
         shown: Callable[[Call, Iterable[str]], list[Evidence]],
+        around: Around,
     ) -> Diagnosis:
         """Of a wrong point by all that its call answers for, or by what comes before another wrong one."""
         others = [one for one in answered(call.case, judged) if one != point]
-        found = diagnose_points(shown(call, [point, *others]))
+        found = diagnose_points(shown(call, [point, *others]), around=around)
         self._seen |= {call.case.function, point}
-        if is_explained(found) or whole is None:
+        if is_explained(found) or whole is None or is_identified(found):
             return found
         # Two bugs in one call: what follows the second tells nothing of the first.
         before = list(takewhile(lambda one: judged[one].made not in MADE, others))
         if len(before) < len(others) and call.case.function != "block":
-            first = diagnose_points(shown(call, [point, *before]))
-            if is_explained(first):
+            first = diagnose_points(shown(call, [point, *before]), around=around)
+            if is_explained(first) or is_identified(first):
                 self._seen.remove(call.case.function)
                 self._seen |= set(before)
                 return first
@@ -136,17 +141,22 @@ class Explainer:
         Args:
             evidence: the ends of the blocks and the logits, in order, with the call of the whole model.
         """
-        if not self.diagnoses or is_explained(self.diagnoses[0]) or not evidence:
+        if not self.diagnoses or not evidence:
+            return
+        if is_explained(self.diagnoses[0]) or is_identified(self.diagnoses[0]):
             return
         call = evidence[0].case
         among = candidates(call.function)
         long = call.function == "last_row" and len(call.arguments["token_ids"]) > MOST_TOKENS
         if long or self.diagnoses[0].point not in (one.name for one in evidence):
             among = tuple(bug for bug in among if bug.function == "logits")
-        found = diagnose_points(evidence, among=among, part=PART_OF_A_RUN)
-        if is_explained(found) or not self.diagnoses[0].named:
-            first = replace(self.diagnoses[0], named=found.named, indistinguishable=found.indistinguishable)
-            self.diagnoses[0] = first
+        found = diagnose_points(evidence, among=among, part=PART_OF_A_RUN, around=self.around)
+        first = self.diagnoses[0]
+        if is_explained(found) or not first.named:
+            first = replace(first, named=found.named, indistinguishable=found.indistinguishable)
+        if is_identified(found):
+            first = replace(first, identified=found.identified, facts="")
+        self.diagnoses[0] = first
 
     def _note_angles(self, point: str, judged: ComparedPoint, turned: Array, run: OwnRun) -> None:
         """Say what the angles of a right rotation cost, where that shows; once."""
@@ -219,6 +229,11 @@ class Explainer:
             return TokenChoice(row, got, wanted, best, np.nan, noise, "")
         choice = adjudicate(row, got, wanted, o, noise, theirs)
         return TokenChoice(row, got, wanted, best, choice.margin, max(noise, theirs), choice.blame)
+
+
+def is_identified(found: Diagnosis) -> bool:
+    """Whether an operator was identified that explains the tensors whole."""
+    return any(one.explained for one in found.identified)
 
 
 def is_explained(found: Diagnosis) -> bool:

@@ -29,8 +29,9 @@ from llama_ckpt.comparing.comparison import LayerErrors
 from llama_ckpt.comparing.head_run import FixedRun, HeadRun
 from llama_ckpt.comparing.settling import Settling
 from llama_ckpt.comparing.walk_points import ENDS, Array
-from llama_ckpt.diagnose.named import Evidence
+from llama_ckpt.identify.record import Around
 from llama_ckpt.judging.by_rows import parts
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounded_run import RoundedRun
@@ -53,6 +54,7 @@ class Walk(Settling):
         # looked for first, as a shifted dump would fail in each block; the whole model comes last, since it
         # needs all the ends.
         sides = self.sides
+        self.explainer.around = Around(sides.config, sides.weights, token_ids=sides.token_ids)
         exact = self._exact_embedding()
         if sides.weights is not None and exact is not None:
             self.rounded = RoundedRun(exact, sides.weights, sides.config, self.flow.positions, sides.dtype)

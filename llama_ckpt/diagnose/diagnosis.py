@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
-from llama_ckpt.diagnose.evidence import Evidence, Predictions
-from llama_ckpt.diagnose.matching import distance
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.named import name_bugs
 from llama_ckpt.diagnose.records import Diagnosis, NamedBug, SmallestLimit
 from llama_ckpt.diagnose.structure import find_structure
 from llama_ckpt.diagnose.trying import EXPLAINS_MOST
+from llama_ckpt.identify.identify import Identification, identify
+from llama_ckpt.identify.record import NOTHING_AROUND, Around, Asked
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.matching import distance
 from llama_ckpt.judging.metrics import averaging, measure
 from llama_ckpt.points import Case
 
@@ -62,9 +65,12 @@ def diagnose_point(
     """
     named: list[NamedBug] = []
     alike: list[tuple[str, ...]] = []
+    identified = Identification()
     if case is not None:
         evidence = [Evidence(name, x, o, limit, case, mask)]
         named, alike = name_bugs(evidence, among=among, predictions=predictions)
+        if not _is_enough(named, o):
+            identified = identify(Asked(evidence))
     structure = partial(find_structure, limit=limit, mask=mask, n_heads=n_heads, neighbours=neighbours)
     return Diagnosis(
         name,
@@ -73,6 +79,8 @@ def diagnose_point(
         named=named,
         indistinguishable=alike,
         smallest_limit=smallest_limit(x, o, limit, mask),
+        identified=list(identified.found),
+        facts=identified.facts,
     )
 
 
@@ -87,6 +95,7 @@ def diagnose_points(
     among: Iterable[Bug] | None = None,
     predictions: Predictions | None = None,
     part: float = EXPLAINS_MOST,
+    around: Around = NOTHING_AROUND,
 ) -> Diagnosis:
     """The diagnosis of the first tensor, its bugs named by all of them together.
 
@@ -94,17 +103,22 @@ def diagnose_points(
         evidence: the tensors of one function, right and wrong ones, the first wrong one first; those
             that are right tell which bugs it cannot be.
         among, predictions: as in `diagnose_point`; part: as in `name_bugs`.
+        around: what else is known of the model and the dump, for the identifiers.
     """
     first = evidence[0]
     named, alike = name_bugs(evidence, among=among, predictions=predictions, part=part)
     structure = partial(find_structure, limit=first.limit, mask=first.mask)
+    enough = _is_enough(named, first.o)
+    identified = Identification() if enough else identify(Asked(evidence, around))
     return Diagnosis(
         first.name,
         err=distance(first.x, first.o, first.mask),
-        structure=[] if _is_enough(named, first.o) else structure(first.x, first.o),
+        structure=[] if enough else structure(first.x, first.o),
         named=named,
         indistinguishable=alike,
         smallest_limit=smallest_limit(first.x, first.o, first.limit, first.mask),
+        identified=list(identified.found),
+        facts=identified.facts,
     )
 
 

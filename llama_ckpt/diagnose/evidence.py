@@ -1,4 +1,4 @@
-"""What bugs are held against: tensors on trial with the calls that they answer; what bugs make of those."""
+"""What bugs make of the calls that they are held against, each computed once."""
 
 from __future__ import annotations
 
@@ -6,40 +6,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
-from llama_ckpt.judging.limits import Limit
 from llama_ckpt.points import Case
 
-__all__ = ["FINEST", "Evidence", "Predictions"]
+__all__ = ["Predictions"]
 
 Array: TypeAlias = NDArray[Any]
-Mask: TypeAlias = NDArray[np.bool_]
-
-FINEST = 1e-12
-"""Two tensors nearer than this are equal, even where nothing is left to compare that with."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One tensor on trial, and the call of the oracle that it is an answer to.
-
-    Attributes:
-        name: the point's full name, one of those that the case returns or shows.
-        x, o: the tensor on trial and the oracle's.
-        limit: what holds there.
-        case: arguments as the oracle takes them.
-        mask: where it is judged, as in `compare.judge`.
-    """
-
-    name: str
-    x: ArrayLike
-    o: ArrayLike
-    limit: Limit
-    case: Case
-    mask: Mask | None = None
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.diagnose.evidence import Evidence
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.points import POINTS, Case, split_name
 
 __all__ = ["few_tokens"]

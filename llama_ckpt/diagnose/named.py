@@ -12,16 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from llama_ckpt.diagnose.bugs import Bug, candidates
-from llama_ckpt.diagnose.evidence import FINEST, Evidence, Predictions
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.few_tokens import few_tokens
 from llama_ckpt.diagnose.fits import fitted_bugs
-from llama_ckpt.diagnose.matching import distance
 from llama_ckpt.diagnose.pairs import pairs_of
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.diagnose.trying import EXPLAINS_MOST, Tried, Unpatched, may_explain, try_bug, unpatched
+from llama_ckpt.judging.evidence import FINEST, Evidence
+from llama_ckpt.judging.matching import distance
 from llama_ckpt.judging.verdict import judge
 
-__all__ = ["Evidence", "Predictions", "name_bugs"]
+__all__ = ["name_bugs"]
 
 TOKENS = 16
 """So many are looked at first."""

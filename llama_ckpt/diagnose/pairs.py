@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from llama_ckpt.diagnose.bugs import Bug
-from llama_ckpt.diagnose.evidence import Evidence
 from llama_ckpt.diagnose.few_tokens import few_tokens
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.trying import SLACK, Trial, unpatched
+from llama_ckpt.judging.evidence import Evidence
 
 __all__ = ["pairs_of"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.identify.record import Identified
 from llama_ckpt.json_values import finite
 
 __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
@@ -93,6 +94,10 @@ class NamedBug:
         return said.replace(other, f"rounded another way, or {other}") if self.rounds else said
 
 
+def _is_part(one: NamedBug | Identified | Finding) -> bool:
+    return not one.explained
+
+
 def _with_what_is_left(sentence: str, found: Finding | NamedBug) -> str:
     """What rounding may leave needs no word; where more is left, something else is wrong as well."""
     left = found.remaining_error
@@ -138,6 +143,8 @@ class Diagnosis:
         named: bugs that give the tensor, or most of it, best first.
         indistinguishable: groups of names in `named` whose tensors are equal within what is left.
         smallest_limit: None where the tensor cannot be measured, or must be exact.
+        identified: operators that give the tensors of the call, or most of them, best first.
+        facts: where none gives them whole: what is off, and by how much; else "".
     """
 
     point: str
@@ -146,23 +153,37 @@ class Diagnosis:
     named: list[NamedBug] = field(default_factory=list)
     indistinguishable: list[tuple[str, ...]] = field(default_factory=list)
     smallest_limit: SmallestLimit | None = None
+    identified: list[Identified] = field(default_factory=list)
+    facts: str = ""
 
     def sentence(self) -> str:
         """The likeliest explanation in one sentence, with the remaining error; empty where there is none.
 
-        What explains the tensor whole goes before what explains a part, a bug before a simple change, and
-        that before two bugs at once.
+        What explains the tensor whole goes before what explains a part; then a bug of the catalogue, whose
+        words are the best, before what was identified, that before a simple change, and that before two
+        bugs at once. Where nothing fits, the facts.
         """
-        found: list[NamedBug | Finding] = [*self.named[:1], *self.structure[:1]]
-        if self.named[:1] and self.structure[:1] and "+" in self.named[0].name:
-            found = found[:: -1 if self.structure[0].kind in SIMPLE else 1]
-        best = min(found, key=lambda one: not one.explained, default=None)
+        best = self._best()
         if isinstance(best, NamedBug):
             alike = [name for group in self.indistinguishable if best.name in group for name in group[1:]]
             return best.said(f" (or, alike here: {', '.join(alike)})" if alike else "")
-        return "" if best is None else best.said()
+        if best is None:
+            return f"nothing known fits: {self.facts}" if self.facts else ""
+        return best.said()
+
+    def _best(self) -> NamedBug | Identified | Finding | None:
+        """What is said first."""
+        bug = self.named[0] if self.named else None
+        operator = self.identified[0] if self.identified else None
+        change = self.structure[0] if self.structure else None
+        several = bug is not None and "+" in bug.name
+        if several and change is not None and change.kind not in SIMPLE:
+            change = None  # two bugs say more than a change with many numbers
+        found = [operator, change, bug] if several else [bug, operator, change]
+        return min((one for one in found if one is not None), key=_is_part, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; NaN and infinity become None."""
-        plain: dict[str, Any] = finite(dataclasses.asdict(self))
-        return plain | {"sentence": self.sentence()}
+        identified = [one.to_json() for one in self.identified]
+        plain: dict[str, Any] = finite(dataclasses.asdict(dataclasses.replace(self, identified=[])))
+        return plain | {"identified": identified, "sentence": self.sentence()}

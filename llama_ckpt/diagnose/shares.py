@@ -8,9 +8,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.diagnose.matching import leaves_at_most
 from llama_ckpt.diagnose.records import Change
 from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.matching import leaves_at_most
 from llama_ckpt.listing import which
 from llama_ckpt.points import POINTS
 

@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
-from llama_ckpt.diagnose.evidence import FINEST, Evidence, Predictions
-from llama_ckpt.diagnose.matching import distance, leaves_at_most, passes
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.diagnose.showing import show_answers
+from llama_ckpt.judging.evidence import FINEST, Evidence
+from llama_ckpt.judging.matching import distance, leaves_at_most, passes
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import Case
 

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.diagnosis import diagnose_points
-from llama_ckpt.diagnose.named import Evidence, Predictions
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict

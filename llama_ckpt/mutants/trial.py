@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug, candidates, reached_from
 from llama_ckpt.diagnose.diagnosis import diagnose_points
-from llama_ckpt.diagnose.named import Evidence, Predictions
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, within
 from llama_ckpt.judging.metrics import measure
 from llama_ckpt.judging.rounding import spreads_of

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from llama_ckpt.diagnose.bugs import Bug, candidates, catalogue
-from llama_ckpt.diagnose.evidence import Evidence
 from llama_ckpt.diagnose.few_tokens import few_tokens
 from llama_ckpt.diagnose.patched_oracle import RIGHT, DoesNotApply
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.models import SHAPES

@@ -13,12 +13,13 @@ import pytest
 
 from llama_ckpt.diagnose.bugs import Bug, catalogue
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points, smallest_limit
-from llama_ckpt.diagnose.matching import distance, passes
-from llama_ckpt.diagnose.named import Evidence, Predictions
+from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
+from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.matching import distance, passes
 from llama_ckpt.points import Case
 from tests.comparing.prompts import rope_case
 
@@ -77,7 +78,8 @@ def test_what_fits_nothing_is_not_named() -> None:
     o = RIGHT.answers(case)["blk.0.q_rope"]
     x = np.random.default_rng(9).standard_normal(o.shape)
     found = diagnose_point("blk.0.q_rope", x, o, limit=limit_for("q_rope", "float32", "own"), case=case)
-    assert (found.named, found.structure, found.sentence()) == ([], [], "")
+    assert (found.named, found.identified, found.structure) == ([], [], [])
+    assert found.sentence().startswith("nothing known fits: off are ")
 
 
 def test_bugs_that_give_one_tensor_are_said_to_be_alike() -> None:

@@ -43,15 +43,16 @@ ARROWS: dict[str, str] = {
     "model": "checkpoints errors gguf precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions tokens weights",
-    # what a wrong tensor looks like
-    "diagnose": "errors json_values judging listing oracle points precisions",
+    # which operator was applied, and what a wrong tensor looks like
+    "identify": "json_values judging listing oracle points",
+    "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
-        "diagnose dumps errors gguf json_values judging listing oracle points precisions "
+        "diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
         "reference_dumps weights"
     ),
     # the ladder, and the catalogues on trial
     "ladder": (
-        "capture checkpoints diagnose dumps engine errors gguf judging kernels making model "
+        "capture checkpoints diagnose dumps engine errors gguf identify judging kernels making model "
         "oracle points precisions reference_dumps shadowing tokens weights"
     ),
     "mutants": (

@@ -1,0 +1,36 @@
+"""The facts about a wrong tensor that nothing explains: what is off, completely, and by how much."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llama_ckpt.identify.places import elements_off, place_of
+from llama_ckpt.identify.record import Asked
+
+__all__ = ["facts_of"]
+
+
+def facts_of(asked: Asked) -> str:
+    """One line; empty where the tensor has another shape, which says itself."""
+    first = asked.first
+    x, o = np.asarray(first.x), np.asarray(first.o)
+    if x.shape != o.shape or x.dtype.kind in "iub" or not x.size:
+        return ""
+    off = elements_off(x, o, first.limit, first.mask)
+    if not off.any():
+        return "no single element is far off: a small error in many of them"
+    place = place_of(off, first.name)
+    lost = int(np.sum(~np.isfinite(x)))
+    where = place.said() or "all rows and features"
+    most = f"{lost} of {x.size} are not finite" if lost else f"by {_size(asked):.1e} of their size there"
+    share = 100 * off.mean()
+    return f"off are {where} ({share:.3g}% of the elements), {most}"
+
+
+def _size(asked: Asked) -> float:
+    """The error of the elements that are off, over their size."""
+    x, o = asked.x, asked.o
+    off = elements_off(x, o, asked.first.limit, asked.first.mask)
+    size = float(np.linalg.norm(o[off]))
+    error = float(np.linalg.norm(x[off] - o[off]))
+    return error / size if size else error
