@@ -4,7 +4,7 @@
     python -m tools.make_docs --check    exit with 1 and the names of those that are out of date
 
 The figures of bugs.md and metrics.md come from `llama-ckpt mutants --json docs/mutants.json`, those of
-full_size.md from `make validate-7b`.
+full_size.md from `make validate-7b`, those of arithmetic.md from `python -m tools.measure_arithmetic`.
 
 tests/meta/test_docs.py runs the check, so a page cannot fall behind the code.
 """
@@ -24,6 +24,7 @@ from llama_ckpt.cli import COMMANDS, app
 from llama_ckpt.report import pages
 from llama_ckpt.report.arithmetic_page import arithmetic_page
 from llama_ckpt.report.checkpoint_sources import checkpoint_sources
+from tools.arithmetic_tables import arithmetic_tables
 from tools.full_size_page import full_size_page
 from tools.mutant_pages import bugs_page, metrics_page
 from tools.transcripts import bring_up_to_date
@@ -40,7 +41,8 @@ def documents() -> dict[str, str]:
     )
     found["torch_functions.md"] = "# The torch function of each layer, and why\n\n" + pages.torch_functions()
     found["cli.md"] = "# The command line\n\n" + "\n".join(command_help())
-    found["arithmetic.md"] = arithmetic_page()
+    measured = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
+    found["arithmetic.md"] = arithmetic_page() + "\n" + arithmetic_tables(measured)
     mutants = json.loads((DOCS / "mutants.json").read_text(encoding="utf-8"))
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)

@@ -32,7 +32,7 @@ from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import split_name
 from llama_ckpt.weights.config import LlamaConfig
 
-DOCS = Path(__file__).parents[1] / "docs"
+FIGURES = Path(__file__).parents[1] / "docs" / "arithmetic.json"
 
 TYPES = (
     *("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"),
@@ -117,6 +117,16 @@ def rows(folder: Path, arithmetic: Arithmetic) -> Iterator[Row]:
                 yield Row(kind, len(positions), point, one.error, one.share, one.left)
 
 
+def figures(found: list[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By type, tokens and point: the error and what is left, two digits of each."""
+    made: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in found:
+        if row.point in (*PRODUCTS, "q_rope", "attn_probs", "ffn_swiglu"):
+            points = made.setdefault(row.type, {}).setdefault(str(row.tokens), {})
+            points[row.point] = [float(f"{row.error:.1e}"), float(f"{row.left:.1e}")]
+    return made
+
+
 def main() -> None:
     """Record, or explain what was recorded."""
     parser = argparse.ArgumentParser(
@@ -139,10 +149,10 @@ def main() -> None:
             f"  explained {100 * row.share:8.4f} %  left {row.left:8.1e}"
         )
     if asked.section:
-        path = DOCS / "arithmetic.json"
-        sections = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        sections[asked.section] = {"profile": asked.profile, "rows": [vars(row) for row in found]}
-        path.write_text(json.dumps(sections, indent=1) + "\n", encoding="utf-8")
+        sections = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+        sections[asked.section] = {"profile": asked.profile, "types": figures(found)}
+        lines = (f"{json.dumps(name)}: {json.dumps(section)}" for name, section in sorted(sections.items()))
+        FIGURES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

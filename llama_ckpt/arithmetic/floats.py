@@ -53,14 +53,15 @@ FLOATS: Final[Mapping[str, FloatFormat]] = MappingProxyType(
         "float32": FloatFormat(24, -149, (2 - 2.0**-23) * 2.0**127),
         "float16": FloatFormat(11, -24, 65504.0),
         "bfloat16": _BFLOAT16,
-        "tf32": FloatFormat(_TF32.digits, _TF32.smallest, _TF32.largest, ties="away"),
-        "tf32-even": _TF32,
+        "tf32": _TF32,
+        "tf32-away": FloatFormat(_TF32.digits, _TF32.smallest, _TF32.largest, ties="away"),
         "tf32-cut": FloatFormat(_TF32.digits, _TF32.smallest, _TF32.largest, ties="cut"),
         "fp8_e4m3": FloatFormat(4, -9, 448.0, saturates=True),
         "fp8_e5m2": FloatFormat(3, -16, 57344.0, saturates=True),
     }
 )
-"""The formats by name. `tf32` is the conversion that CUDA has an instruction for, cvt.rna.tf32."""
+"""The formats by name. `tf32` is what cuBLAS makes of a float32; `tf32-away` CUDA's instruction cvt.rna.tf32,
+`tf32-cut` what a tensor core makes of a float32 that nobody rounded."""
 
 
 def to_float(x: Array, name: str) -> Array:

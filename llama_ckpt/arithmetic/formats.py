@@ -81,15 +81,18 @@ def _of_integers(rule: IntegerFormat) -> str:
     most = f"-{rule.most}" if rule.signed else str(rule.most)
     divided = {
         "largest": f"x · ({most} / {largest})",
+        "one": f"x · ({most} · (1 / {largest}))",
         "scale": "x · (1 / scale)",
         "division": "x / scale",
     }[rule.inverse]
-    scale = f"1 / ({most} / {largest})" if rule.reciprocal else f"{largest} / {most}"
+    inverse = f"{most} · (1 / {largest})" if rule.inverse == "one" else f"{most} / {largest}"
+    scale = f"1 / ({inverse})" if rule.reciprocal else f"{largest} / {most}"
     sums = {
         "": "",
         "scaled": "; sums kept: float16(scale · sum of integers)",
         "halves": "; sums kept: float16(sum of integers) · float16(scale), in float16",
         "inputs": "; sums kept: float16(sum of x)",
+        "most inputs": "; sums kept: float16(sum of x) of every 16, but in the last quarter of each 128",
     }[rule.sums]
     ties = "ties to even" if rule.ties == "even" else "ties away from zero"
     return f"integers, {block} to a scale {scale} in {rule.scale}; {divided}, {ties}{sums}"

@@ -30,8 +30,8 @@ class Rounded:
 
     Attributes:
         values: float64, in the shape of what was rounded.
-        sums: `[..., blocks]` float64, what the program takes for the sum of each block of `values`; None
-            where it adds them up.
+        sums: `[..., groups]` float64, what the program takes for the sum of each group of `values`; None
+            where it adds them up. A row has whole groups of one size.
     """
 
     values: Array
@@ -45,15 +45,17 @@ class IntegerFormat:
     Attributes:
         block: elements that share a scale; 0: all of a row; -1: all there are.
         most: the integer that the largest element gets.
-        inverse: how an element is divided by the scale: by "largest", x · (most / largest); by "scale",
+        inverse: how an element is divided by the scale: by "largest", x · (most / largest); by "one",
+            x · (most · (1 / largest)), which is what a GPU's fast division makes of it; by "scale",
             x · (1 / scale); by "division", x / scale. Each step is rounded to float32.
         ties: where a number in the middle of two integers goes: "even", or "away" from zero.
         scale: what the scale is kept in, "float32" or "float16".
-        reciprocal: whether the scale is 1 / (most / largest); else largest / most.
+        reciprocal: whether the scale is 1 / (most / largest), as `inverse` has it; else largest / most.
         signed: the largest is taken with its sign, and gets -most.
         sums: how a block's sum is kept: "" not at all; "scaled", float16 of scale · (sum of the integers);
             "halves", float16(sum of the integers) · float16(scale), in float16; "inputs", float16 of the
-            sum of what is rounded.
+            sum of what is rounded; "most inputs", the same of every 16 elements, but of the last quarter of
+            each 128 the integers are summed.
     """
 
     block: int
@@ -69,7 +71,7 @@ class IntegerFormat:
 _Q8_0 = IntegerFormat(32, scale="float16")
 _PLAIN_Q8_0 = replace(_Q8_0, inverse="scale", ties="away")
 _Q8_K = IntegerFormat(256, signed=True, reciprocal=True)
-_MMQ = IntegerFormat(32, ties="away", reciprocal=True)
+_MMQ = IntegerFormat(32, inverse="one", ties="away", reciprocal=True)
 _ROWS = IntegerFormat(0, inverse="division")
 
 INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
@@ -79,9 +81,11 @@ INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
         "q8_1": replace(_Q8_0, sums="scaled"),
         "q8_1-plain": replace(_PLAIN_Q8_0, sums="scaled"),
         "q8_1-candle": replace(_PLAIN_Q8_0, sums="halves"),
-        "q8_1-cuda": IntegerFormat(32, inverse="division", ties="away", scale="float16", sums="inputs"),
+        "q8_1-cuda": replace(_PLAIN_Q8_0, sums="inputs"),
         "q8_1-mmq": replace(_MMQ, scale="float16", sums="inputs"),
-        "q8_0-mmq": _MMQ,
+        "q8-mmq": _MMQ,
+        "q8_1-mmq-64": replace(_MMQ, block=64, scale="float16", sums="most inputs"),
+        "q8-mmq-half": replace(_MMQ, scale="float16"),
         "q8_K": _Q8_K,
         "q8_K-128": replace(_Q8_K, most=128, ties="away"),
         "int8 per row": _ROWS,
@@ -122,11 +126,13 @@ def _integers(blocks: Float32, rule: IntegerFormat) -> tuple[Array, Float32]:
     most = np.float32(-rule.most if rule.signed else rule.most)
     if not rule.signed:
         largest = np.abs(largest)
-    scale = np.float32(1) / (most / largest) if rule.reciprocal else largest / most
+    one = np.float32(1)
+    inverse = most * (one / largest) if rule.inverse == "one" else most / largest
+    scale = one / inverse if rule.reciprocal else largest / most
     if rule.inverse == "division":
         quotients = blocks / scale
     else:
-        quotients = blocks * (most / largest if rule.inverse == "largest" else np.float32(1) / scale)
+        quotients = blocks * (one / scale if rule.inverse == "scale" else inverse)
     integers = _whole(quotients, rule.ties)
     if rule.most == 128:
         integers = np.minimum(integers, 127.0)  # which is what fits into a signed byte
@@ -145,6 +151,8 @@ def _whole(x: Float32, ties: str) -> Array:
 def _sums(rule: IntegerFormat, blocks: Float32, integers: Array, scale: Float32) -> Array | None:
     if not rule.sums:
         return None
+    if rule.sums == "most inputs":
+        return _most_sums(blocks, integers * scale.astype(rule.scale))
     if rule.sums == "inputs":
         kept = blocks.astype(np.float64).sum(axis=-1).astype(np.float16)
     elif rule.sums == "scaled":
@@ -152,3 +160,10 @@ def _sums(rule: IntegerFormat, blocks: Float32, integers: Array, scale: Float32)
     else:
         kept = integers.sum(axis=-1).astype(np.float16) * scale[:, 0].astype(np.float16)
     return np.asarray(kept, np.float64)
+
+
+def _most_sums(blocks: Float32, values: Array) -> Array:
+    """Of groups of 16 float16 of the sum of what was rounded, in the last two of eight of the values."""
+    inputs = blocks.astype(np.float64).reshape(-1, 16).sum(axis=-1).astype(np.float16)
+    summed = values.reshape(-1, 16).sum(axis=-1)
+    return np.asarray(np.where(np.arange(len(inputs)) % 8 >= 6, summed, inputs), np.float64)

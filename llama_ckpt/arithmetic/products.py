@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,12 @@ from llama_ckpt.arithmetic.formats import UNROUNDED, rounded
 from llama_ckpt.errors import UnsupportedModelError
 from llama_ckpt.oracle.weights import FileMatrix
 
-__all__ = ["rounded_matrix", "summed"]
+__all__ = ["HALF_SCALES", "parsed_sums", "rounded_matrix", "summed"]
 
 Array: TypeAlias = NDArray[np.float64]
+
+HALF_SCALES: Final = "float16 scales"
+"""A reading of weights: the scales and minima of their groups are rounded, not their values."""
 
 
 def rounded_matrix(w: Any, name: str) -> Any:
@@ -25,6 +29,8 @@ def rounded_matrix(w: Any, name: str) -> Any:
     """
     if name in UNROUNDED:
         return w
+    if name == HALF_SCALES:
+        return w.half_scaled() if isinstance(w, FileMatrix) else w
     if not isinstance(w, np.ndarray) and hasattr(w, "__array_ufunc__"):
         raise UnsupportedModelError("a weight to be rounded", got="one on a device", wanted="one in memory")
     if not isinstance(w, FileMatrix):
@@ -33,13 +39,51 @@ def rounded_matrix(w: Any, name: str) -> Any:
 
 
 def summed(linear: Callable[[Array, Any], Array], x: Array, w: Any, sums: str) -> Array:
-    """x wᵀ, exact, or "float16 every 16": a sum that is rounded after so many terms, in their order."""
+    """x wᵀ, exact with "float32", or in a running sum that is rounded after so many terms (`parsed_sums`)."""
     if sums == "float32":
         return linear(x, w)
-    name, _, terms = sums.partition(" every ")
-    matrix, step = np.asarray(w, np.float64), int(terms)
-    total = np.zeros((*x.shape[:-1], len(matrix)))
-    for start in range(0, x.shape[-1], step):
-        part = slice(start, start + step)
-        total = rounded(total + linear(x[..., part], matrix[:, part]), name)
+    name, every, strands, parts = parsed_sums(sums)
+    matrix = np.asarray(w, np.float64)
+    if strands:
+        return _in_strands(x, matrix, name, strands)
+    length = -(-x.shape[-1] // (parts * every)) * every  # each part is whole steps
+    total: Array | None = None
+    for first in range(0, x.shape[-1], length):
+        part = np.zeros((*x.shape[:-1], len(matrix)))
+        for start in range(first, min(first + length, x.shape[-1]), every):
+            terms = slice(start, start + every)
+            part = rounded(part + linear(x[..., terms], matrix[:, terms]), name)
+        total = part if total is None else rounded(total + part, name)
+    assert total is not None
     return total
+
+
+def _in_strands(x: Array, matrix: Array, name: str, most: int) -> Array:
+    """Running sums side by side, term i in strand i modulo their number, and these added exactly at the end.
+
+    Of `most` strands there are as few, in steps of 64, as keep all sums as short.
+    """
+    width = x.shape[-1]
+    rounds = -(-width // most)
+    strands = next(n for n in range(64, most + 64, 64) if -(-width // n) == rounds)
+    total = np.zeros((*x.shape[:-1], len(matrix), strands))
+    for start in range(0, width, strands):
+        terms = x[..., None, start : start + strands] * matrix[:, start : start + strands]
+        total[..., : terms.shape[-1]] = rounded(total[..., : terms.shape[-1]] + terms, name)
+    return np.asarray(total.sum(axis=-1))
+
+
+def parsed_sums(sums: str) -> tuple[str, int, int, int]:
+    """The parts of "float16 every 16", "float16 every 16 in 4 parts" and "float16 in 512 strands".
+
+    Returns:
+        The rounding, the terms between two of them, the strands (0: none), the parts.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = re.fullmatch(r"(\S+)(?: every ([1-9]\d*)(?: in ([1-9]\d*) parts)?| in ([1-9]\d*) strands)", sums)
+    if found is None:
+        raise ValueError(sums)
+    name, every, parts, strands = found.groups()
+    return name, int(every or 1), int(strands or 0), int(parts or 1)

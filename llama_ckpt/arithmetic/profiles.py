@@ -14,6 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
+from llama_ckpt.arithmetic.products import HALF_SCALES
 from llama_ckpt.arithmetic.record import Arithmetic, with_lines
 from llama_ckpt.errors import OptionError
 
@@ -41,7 +42,7 @@ def _in(dtype: str, name: str, about: str, source: str) -> Arithmetic:
         name=name,
         about=about,
         source=source,
-        weights=dtype,
+        weights={"*": dtype},
         norm_weights=dtype,
         activations={"*": dtype},
         products=dtype,
@@ -80,11 +81,75 @@ _LLAMA_CPP_CPU = Arithmetic(
     angles="float32-steps",
 )
 
+_ATTENTION = ("queries", "keys", "mixing", "values")
+_CUT = dict.fromkeys(_ATTENTION, "tf32-cut")
+_MMQ_WEIGHTS = {"F32": "tf32", **dict.fromkeys(("Q2_K", "Q4_K", "Q5_K"), HALF_SCALES)}
+_MMQ = {
+    **{
+        "F32": "tf32",
+        "F16": "float16",
+        "BF16": "bfloat16",
+        "*": "q8-mmq",
+        "Q4_0": "q8-mmq-half",
+        "Q2_K": "q8_1-mmq-64",
+    },
+    **dict.fromkeys(("Q4_1", "Q5_1", "Q4_K", "Q5_K"), "q8_1-mmq"),
+}
+_MMVQ = {
+    **{"F32": "float32", "F16": "float16", "BF16": "bfloat16", "*": "q8_0-plain"},
+    **dict.fromkeys(("Q4_0", "Q4_1", "Q5_0", "Q5_1"), "q8_1-cuda"),
+}
+
+
+def _few_rows(plain: str, attention: Mapping[str, str], **lines: Any) -> dict[str, Any]:
+    """llama.cpp's CUDA kernels for up to 8 rows, and what becomes of a float32 there."""
+    return {
+        "weights": {"F32": plain},
+        "activations": _MMVQ | {"F32": plain},
+        "product_sums": {"*": "float32"},
+        **attention,
+        **lines,
+    }
+
+
+_LLAMA_CPP_CUDA = Arithmetic(
+    name="llama.cpp-cuda",
+    about="llama.cpp's CUDA program on Hopper (Ampere and newer take the same ways), cache in float32",
+    source=(
+        "ggml/src/ggml-cuda: ggml-cuda.cu (ggml_cuda_mul_mat and its cuBLAS calls), mmvf.cu and mmf.cu "
+        "(plain weights, few rows), quantize.cu, vecdotq.cuh, mmq.cuh (quantized ones), rope.cu"
+    ),
+    weights=_MMQ_WEIGHTS,
+    activations=_MMQ,
+    product_sums={"F16": "float16 every 16"},
+    angles="float32-powers",
+    queries="tf32",
+    keys="tf32",
+    mixing="tf32",
+    values="tf32",
+    fewer_rows={
+        2: _few_rows(
+            "float32",
+            dict.fromkeys(_ATTENTION, "float32"),
+            activations=_MMVQ | {"BF16": "float32"},
+            product_sums={"F16": "float16 in 512 strands"},
+        ),
+        4: _few_rows("float32", dict.fromkeys(_ATTENTION, "float32")),
+        9: _few_rows("tf32-cut", _CUT),
+        17: {
+            "weights": _MMQ_WEIGHTS | {"F32": "tf32-cut"},
+            "activations": _MMQ | {"F32": "tf32-cut"},
+            "product_sums": {"*": "float32"},
+            **_CUT,
+        },
+    },
+)
+
 _FAST = Arithmetic(
     name="fast",
     about="the engine here, precision fast: a prompt in float16, a few tokens in 16-bit integers",
     source="llama_ckpt/engine/prefill.py, prompt_attention.py; up to 16 rows: kernels/integer_vector.py",
-    weights="float16",
+    weights={"*": "float16"},
     activations={"*": "float16"},
     products="float16",
     turned="float16",
@@ -97,7 +162,8 @@ _FAST = Arithmetic(
     head={"products": "float32"},
     fewer_rows={
         17: {
-            **dict.fromkeys(("weights", "products", "turned", "mixing", "context", "gated"), "float32"),
+            **dict.fromkeys(("products", "turned", "mixing", "context", "gated"), "float32"),
+            "weights": {"*": "float32"},
             "activations": {**_PLAIN, "*": "int16 per 32"},
             "keys_at_a_time": 0,
         }
@@ -108,7 +174,7 @@ _HIGH = Arithmetic(
     name="high",
     about="the engine in its precision high: a prompt in pairs of float16, a few tokens in 23-bit integers",
     source="llama_ckpt/engine/products.py, prompt_attention.py; up to 16 rows: kernels/integer_vector.py",
-    weights="float16+float16",
+    weights={"*": "float16+float16"},
     activations={"*": "float16+float16"},
     turned="float16+float16",
     keys="float16+float16",
@@ -117,7 +183,8 @@ _HIGH = Arithmetic(
     keys_at_a_time=64,
     fewer_rows={
         17: {
-            **dict.fromkeys(("weights", "turned", "keys", "values", "mixing"), "float32"),
+            **dict.fromkeys(("turned", "keys", "values", "mixing"), "float32"),
+            "weights": {"*": "float32"},
             "activations": {**_PLAIN, "*": "int23 per 32"},
             "keys_at_a_time": 0,
         }
@@ -129,8 +196,8 @@ _ALL = (
     Arithmetic(
         name="tf32",
         about="products in TF32, as torch takes them on a GPU once allow_tf32 is set; sums in float32",
-        source="torch.backends.cuda.matmul.allow_tf32; the PTX instruction cvt.rna.tf32.f32",
-        weights="tf32",
+        source="torch.backends.cuda.matmul.allow_tf32; which way ties go was seen on an H200",
+        weights={"*": "tf32"},
         activations={"*": "tf32"},
         angles="float32",
         keys="tf32",
@@ -141,6 +208,7 @@ _ALL = (
     _in("bfloat16", "bfloat16-torch", "transformers in bfloat16, its attention eager", _TRANSFORMERS),
     _in("float16", "float16-torch", "transformers in float16, its attention eager", _TRANSFORMERS),
     _LLAMA_CPP_CPU,
+    _LLAMA_CPP_CUDA,
     replace(
         _LLAMA_CPP_CPU,
         name="llama.cpp-cpu-f16-cache",
@@ -164,7 +232,7 @@ _ALL = (
         name="w8a8-per-token",
         about="weights in int8 with a scale for each row, activations in int8 with one for each token",
         source="torch._int_mm and what is built on it; scales are the largest number of a row / 127",
-        weights="int8 per row",
+        weights={"*": "int8 per row"},
         activations={"*": "int8 per row"},
         angles="float32",
     ),
@@ -172,7 +240,7 @@ _ALL = (
         name="fp8-per-tensor",
         about="weights and activations in fp8 E4M3, each tensor with one scale; sums in float32",
         source="torch._scaled_mm; scales are the largest number of a tensor / 448",
-        weights="fp8_e4m3 per tensor",
+        weights={"*": "fp8_e4m3 per tensor"},
         activations={"*": "fp8_e4m3 per tensor"},
         angles="float32",
     ),
@@ -198,7 +266,7 @@ _ALL = (
         name="runq.c",
         about="llama2.c's runq.c: weights and activations in int8, 64 numbers to a scale",
         source="llama2.c: runq.c (quantize, matmul)",
-        weights="int8 per 64",
+        weights={"*": "int8 per 64"},
         activations={"*": "int8 per 64"},
         angles="float32",
     ),

@@ -9,12 +9,13 @@ Every line names a rounding (`formats`), or how something is computed. As JSON:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any, Final
 
 from llama_ckpt.arithmetic.formats import check_format
+from llama_ckpt.arithmetic.products import HALF_SCALES, parsed_sums
 from llama_ckpt.errors import OptionError
 
 __all__ = ["ANGLES", "Arithmetic", "arithmetic_lines", "with_lines"]
@@ -36,12 +37,15 @@ class Arithmetic:
         name: of the profile, or of whoever declares it.
         about: whose arithmetic it is, in a sentence.
         source: the files of that program that it was read in.
-        weights: what a matrix's values are rounded to when they are read; "float32": as the file means them.
+        weights: what a matrix's values are rounded to when they are read, by its type in the file, "*" for
+            the others; "float32": as the file means them; "float16 scales": scales of groups are rounded.
         norm_weights: the same for the weights of norms.
         activations: what a row is rounded to before its product with a weight, by the weight's type in the
             file ("Q4_0"); "*" for the types that are not named.
-        product_sums: what a product is summed in: "float32", or "float16 every 16" where the running sum
-            is rounded after so many terms.
+        product_sums: what a product is summed in, by the weight's type: "float32"; "float16 every 16", a
+            running sum that is rounded after so many terms; "float16 every 16 in 4 parts" of the row, which
+            are added one by one;
+            "float16 in 512 strands", running sums side by side.
         products: what the result of a product with a weight is rounded to: queries, keys, values, gate, up.
         stream_products: the same for the outputs of attention and of the feed-forward network.
         embeddings: what a row of the table is rounded to.
@@ -74,10 +78,10 @@ class Arithmetic:
     name: str = "float32"
     about: str = ""
     source: str = ""
-    weights: str = "float32"
+    weights: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     norm_weights: str = "float32"
     activations: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
-    product_sums: str = "float32"
+    product_sums: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     products: str = "float32"
     stream_products: str = "float32"
     embeddings: str = "float32"
@@ -114,7 +118,19 @@ class Arithmetic:
 
     def activation(self, weight_type: str) -> str:
         """What a row is rounded to before its product with a weight of that type."""
-        return self.activations.get(weight_type, self.activations.get("*", "float32"))
+        return _of_type(self.activations, weight_type)
+
+    def reading(self, weight_type: str) -> str:
+        """What the values of a weight of that type are rounded to."""
+        return _of_type(self.weights, weight_type)
+
+    def sums(self, weight_type: str) -> str:
+        """What a product with a weight of that type is summed in."""
+        return _of_type(self.product_sums, weight_type)
+
+
+def _of_type(by_type: Mapping[str, str], weight_type: str) -> str:
+    return by_type.get(weight_type, by_type.get("*", "float32"))
 
 
 WORDS: Final = frozenset({"name", "about", "source"})
@@ -150,10 +166,8 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
         if isinstance(value, str) and value in ANGLES:
             return value
         raise OptionError(what, got=repr(value), wanted=" or ".join(ANGLES))
-    if name == "product_sums":
-        return _checked_sums(what, value)
-    if name == "activations":
-        return _checked_activations(what, value)
+    if name in BY_TYPE:
+        return _checked_by_type(what, value, BY_TYPE[name])
     if name == "keys_at_a_time":
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
@@ -166,18 +180,32 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
 
 
 def _checked_sums(what: str, value: Any) -> str:
-    name, _, terms = str(value).partition(" every ")
-    if value == "float32" or (terms.isdigit() and int(terms) > 0):
-        check_format(name, what)
+    try:
+        if value != "float32":
+            check_format(parsed_sums(str(value))[0], what)
         return str(value)
-    raise OptionError(what, got=repr(value), wanted='"float32", or such as "float16 every 16"')
+    except ValueError:
+        wanted = '"float32", or such as "float16 every 16"'
+        raise OptionError(what, got=repr(value), wanted=wanted) from None
 
 
-def _checked_activations(what: str, value: Any) -> Mapping[str, str]:
+def _checked_reading(what: str, value: Any) -> str:
+    return value if value == HALF_SCALES else check_format(value, what)
+
+
+def _checked_by_type(what: str, value: Any, check: Callable[[str, Any], str]) -> Mapping[str, str]:
     by_type = {"*": value} if isinstance(value, str) else value
     if not isinstance(by_type, Mapping):
         raise OptionError(what, got=repr(value), wanted='a rounding, or one by type such as {"Q4_0": "q8_0"}')
-    return {str(kind): check_format(one, f"{what} for {kind}") for kind, one in by_type.items()}
+    return {str(kind): check(f"{what} for {kind}", one) for kind, one in by_type.items()}
+
+
+BY_TYPE: Final[Mapping[str, Callable[[str, Any], str]]] = {
+    "weights": _checked_reading,
+    "activations": lambda what, value: check_format(value, what),
+    "product_sums": _checked_sums,
+}
+"""The lines that may differ with a weight's type in the file, and how a value is checked."""
 
 
 def _checked_rows(base: Arithmetic, what: str, value: Any) -> Mapping[int, Mapping[str, Any]]:

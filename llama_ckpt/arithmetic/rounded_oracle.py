@@ -74,8 +74,8 @@ def _bound(arithmetic: Arithmetic, step: Callable[..., Any]) -> Patch:
 def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type: str) -> Array:
     """Rows rounded before their product with a weight, and the weight as it is read."""
     rows = round_rows(x, a.activation(weight_type))
-    matrix = rounded_matrix(w, a.weights)
-    y = summed(right.linear, rows.values, matrix, a.product_sums)
+    matrix = rounded_matrix(w, a.reading(weight_type))
+    y = summed(right.linear, rows.values, matrix, a.sums(weight_type))
     minima = getattr(w, "minima", None)
     if rows.sums is not None and minima is not None:
         # A weight's minimum is multiplied by the sum that stands beside the integers.

@@ -21,7 +21,7 @@ __all__ = ["Inputs", "arguments_of", "call", "declared_run"]
 Inputs: TypeAlias = "Tensor | Sequence[int] | Mapping[str, Any]"
 
 IDS = ("input_ids", "tokens", "token_ids", "idx", "x", "ids")
-POSITIONS = ("position_ids", "input_pos", "positions")
+POSITIONS = ("position_ids", "input_pos", "cache_position", "positions")
 START = "start_pos"
 
 

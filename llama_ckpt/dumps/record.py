@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from llama_ckpt.dumps.hooks import BLOCK, COMPILED, Mapped, hooks, places, submodules
 from llama_ckpt.dumps.inputs import Inputs, arguments_of, call, declared_run
 from llama_ckpt.dumps.program import known_programs
-from llama_ckpt.dumps.recorder import Recorder, computed_in, dtype_name
+from llama_ckpt.dumps.recorder import Recorder, as_numpy, computed_in, dtype_name
 from llama_ckpt.dumps.same import run_watched
 from llama_ckpt.dumps.settle import Run, settle
 from llama_ckpt.dumps.theirs import save_dump
@@ -147,7 +147,7 @@ def _look_on(module: nn.Module, mapping: Mapped, run: Run) -> Iterator[None]:
         if points in run.shown:
             wanted = "one: a single pass over the prompt"
             raise ShapeError(points, got="two tensors in one call", wanted=wanted)
-        run.shown[points] = tensor.detach().float().cpu().numpy().copy()
+        run.shown[points] = as_numpy(tensor, points)
         run.dtypes[points] = dtype_name(tensor)
 
     with hooks(module, mapping, show), watching(module, list(mapping)) as told:

@@ -60,11 +60,26 @@ def settle(run: Run) -> Recorder:
     head_dim = next((each.q.shape[-1] for each in run.attention.values()), None)
     for names, array in run.shown.items():
         for name, part in _parts(names, array, run).items():
-            _keep(recorder, name, _laid(name, part, run, head_dim), run.dtypes[names])
+            laid = _laid(name, part, run, head_dim)
+            if _has_every_token(name, len(laid), run):
+                _keep(recorder, name, laid, run.dtypes[names])
     for block, attention in run.attention.items():
-        _add_attention(recorder, block, attention, run)
+        if _has_every_token(block_point(block, "q_rope"), attention.q.shape[1], run):
+            _add_attention(recorder, block, attention, run)
     _say_pairs(recorder, run)
     return recorder
+
+
+def _has_every_token(name: str, rows: int, run: Run) -> bool:
+    """Whether a point has a row for each token; past the last attention some programs go on with one alone.
+
+    Such logits are a dump of their kind, other points are left out.
+    """
+    n = rows if run.token_ids is None else len(run.token_ids)
+    if rows == n or name == "logits" and rows == 1:
+        return True
+    run.note(f"{name} has {rows} rows for {n} tokens: left out")
+    return False
 
 
 def _keep(recorder: Recorder, name: str, array: Array, dtype: str) -> None:
@@ -91,6 +106,8 @@ def _laid(name: str, x: Array, run: Run, head_dim: int | None) -> Array:
     """Without a batch of one, and with heads of their own where their size is known."""
     n = None if run.token_ids is None else len(run.token_ids)
     axes = POINTS[split_name(name)[1]].axes
+    if x.ndim == 3 and n is not None and x.shape[:2] == (n, 1) and n > 1:
+        x = x.swapaxes(0, 1)  # tokens before the batch, as some programs have them
     if x.ndim > len(axes) or (x.ndim == 3 and x.shape[0] == 1 and n in (None, x.shape[1])):
         if x.shape[0] != 1:
             raise ShapeError(f"batch of {name}", got=x.shape[0], wanted="one sequence")

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from llama_ckpt.dumps.attention import Attention, Look, Product, Softmax, attention_of
 from llama_ckpt.dumps.hooks import BLOCK, places, submodules
+from llama_ckpt.dumps.recorder import as_numpy, dtype_name
 
 __all__ = ["Watch", "watching"]
 
@@ -77,7 +78,7 @@ class Watch(TorchFunctionMode):
             return None
         if b.ndim == 2 < a.ndim or self._is_weight(a) or self._is_weight(b):
             return None  # a projection, written out
-        return Product(_copy(a), _copy(b), _copy(out), (_dtype(a), _dtype(b), _dtype(out)))
+        return Product(_copy(a), _copy(b), _copy(out), (dtype_name(a), dtype_name(b), dtype_name(out)))
 
     def _einsum(self, equation: Any, operands: list[Any], out: Any) -> Iterator[Product]:
         if not isinstance(equation, str) or len(operands) != 2 or not all(map(_is_float, [*operands, out])):
@@ -85,11 +86,19 @@ class Watch(TorchFunctionMode):
         if any(map(self._is_weight, operands)):
             return
         for place, a, b, order in _as_products(equation.replace(" ", ""), *operands):
-            dtypes = (_dtype(a), _dtype(b), _dtype(out))
+            dtypes = (dtype_name(a), dtype_name(b), dtype_name(out))
             yield Product(_copy(a), _copy(b), _copy(out.permute(order)), dtypes, place)
 
     def _is_weight(self, x: Tensor) -> bool:
-        return x.untyped_storage().data_ptr() in self.weights
+        return _storage(x) in self.weights
+
+
+def _storage(x: Tensor) -> int | None:
+    """Where a tensor's values lie; None of one that only wraps others, as quantized weights do."""
+    try:
+        return x.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def _is_float(x: Any) -> bool:
@@ -97,11 +106,7 @@ def _is_float(x: Any) -> bool:
 
 
 def _copy(x: Tensor) -> Array:
-    return x.detach().float().cpu().numpy().copy()
-
-
-def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return as_numpy(x, "attention")
 
 
 def _as_products(equation: str, a: Tensor, b: Tensor) -> Iterator[tuple[str, Tensor, Tensor, list[int]]]:
@@ -143,7 +148,7 @@ def _fused(args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> Att
     if len(given) < 3 or not all(map(_is_float, [*given, context])):
         return None
     q, k, v = (_copy(x).reshape(-1, *x.shape[-2:]) for x in given)
-    dtypes = dict(zip(("q", "k", "v", "context"), map(_dtype, [*given, context]), strict=True))
+    dtypes = dict(zip(("q", "k", "v", "context"), map(dtype_name, [*given, context]), strict=True))
     return Attention(q, k, v, context=_copy(context).reshape(-1, *context.shape[-2:]), dtypes=dtypes)
 
 
@@ -154,7 +159,7 @@ def watching(module: nn.Module, paths: list[str]) -> Iterator[Callable[[], dict[
     It yields a function: what was seen, by the block's number.
     """
     handles: list[Any] = []
-    watch = Watch(frozenset(p.untyped_storage().data_ptr() for p in module.parameters()))
+    watch = Watch(frozenset(place for p in module.parameters() if (place := _storage(p)) is not None))
     try:
         for prefix in sorted({path.partition(BLOCK)[0] + BLOCK for path in paths if BLOCK in path}):
             for block, submodule in _entered(module, prefix):

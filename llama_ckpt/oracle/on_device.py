@@ -20,7 +20,7 @@ from torch import Tensor
 
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
-from llama_ckpt.oracle.minima import block_minima
+from llama_ckpt.oracle.block_parts import block_minima
 from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight

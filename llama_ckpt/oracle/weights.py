@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.gguf.file import GGUFFile
-from llama_ckpt.oracle.minima import block_minima
+from llama_ckpt.oracle.block_parts import block_minima, half_scaled
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
@@ -61,6 +61,14 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
             return None
         minima: Array | None = self.kept("minima", lambda: block_minima(raw(), kind))
         return minima
+
+    def half_scaled(self) -> Array:
+        """The values once the scales of groups are rounded to float16; as they are in a type without any."""
+        raw, kind = self._raw, self.weight_type
+        if raw is None or kind not in ("Q2_K", "Q4_K", "Q5_K"):
+            return np.asarray(self)
+        made: Array = self.kept("half scales", lambda: half_scaled(np.asarray(self), raw(), kind))
+        return made
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
         """Something that is made of the matrix once, for as long as it lives."""

@@ -87,7 +87,7 @@ def comparison_lines(report: Comparison, *, verbose: bool = True) -> Iterator[Li
     if any(not math.isnan(one.total) for one in report.layers):
         yield []
         yield from strip(report.layers)
-        yield [("  error over what is allowed: · up to 0.5, ▁ up to 1, then a step for each 10x", "dim")]
+        yield [("  error / allowed: · to 0.5, ▁ to 1 (passes), ▂ to 10, ▃ to 100, … █ from 1e6", "dim")]
     yield []
     first = report.first_wrong
     if first is not None:
@@ -209,7 +209,7 @@ def _tokens(report: Comparison, most: int) -> Iterator[Line]:
     n = len(report.tokens)
     whose = "the reference's" if report.reference and report.reference["dump"] else "exact's"
     equal = sum(token.got == token.wanted for token in report.tokens)
-    yield _fact("tokens", f"{equal} of {n} likeliest next ones are {whose}")
+    yield _fact("tokens", f"after {equal} of {n} tokens the likeliest next one is {whose}")
     for token in differing[:most]:
         who = WHO[token.blame]
         margin = "" if math.isnan(token.margin) else f", margin {token.margin:.1e}, noise {token.noise:.1e}"

@@ -69,8 +69,11 @@ def test_the_head_may_be_apart() -> None:
         ({"keys": ["float16"]}, "keys of an arithmetic: got "),
         ({"angles": "half"}, "angles of an arithmetic: got 'half', wanted float64 or float32"),
         ({"angles": {}}, "angles of an arithmetic: got {}"),
-        ({"product_sums": "float16"}, "product_sums of an arithmetic: got 'float16', wanted .*every 16"),
-        ({"product_sums": "float61 every 4"}, "product_sums of an arithmetic: got 'float61'"),
+        (
+            {"product_sums": "float16"},
+            "product_sums of an arithmetic for [*]: got 'float16', wanted .*every 16",
+        ),
+        ({"product_sums": "float61 every 4"}, "product_sums of an arithmetic for [*]: got 'float61'"),
         ({"keys_at_a_time": -1}, "keys_at_a_time of an arithmetic: got -1, wanted a number of keys"),
         ({"keys_at_a_time": True}, "keys_at_a_time of an arithmetic: got True"),
         ({"activations": ["q8_0"]}, "activations of an arithmetic: got .*wanted a rounding"),

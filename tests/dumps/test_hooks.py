@@ -102,3 +102,20 @@ def test_a_model_that_hands_on_a_record_of_its_own() -> None:
 
     recorded = record(Model(), X, mapping={"": "logits"})
     assert np.array_equal(recorded.tensors["logits"], X.numpy())
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (3, 1, 4), (3, 4)], ids=["batch first", "batch second", "none"])
+def test_a_batch_of_one_is_left_out_wherever_it_stands(shape: tuple[int, ...]) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.query = nn.Embedding(8, 4), nn.Linear(4, 6)
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            out: Tensor = self.query(self.embed(tokens).reshape(shape))
+            return out
+
+    mapping = {"query:input": "embd", "query": "blk.0.q"}
+    recorded = record(Model(), {"tokens": torch.tensor([[1, 2, 3]])}, mapping=mapping)
+    assert recorded.tensors["embd"].shape == (3, 4) and recorded.tensors["blk.0.q"].shape == (3, 6)
+    assert recorded.token_ids == (1, 2, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -193,3 +194,35 @@ def test_every_known_program_has_every_point_that_hooks_can_see() -> None:
         points = {split_name(p.replace("{N}", "0"))[1] for each in whole.values() for p in str(each).split()}
         assert len(points) == 16, f"{key}: {sorted(points)}"
         assert program.mapping_for(lambda path: "norm" not in path) is None
+
+
+def test_a_program_that_goes_on_with_the_last_token_alone(model: Path, tmp_path: Path) -> None:
+    """As many do past the last attention, whose keys are all that the other tokens are needed for."""
+
+    class Last(nn.Module):
+        def __init__(self, block: Any) -> None:
+            super().__init__()
+            self.block = block
+
+        def forward(self, x: Any, *how: Any) -> Any:
+            h = (x + self.block.attention(self.block.attention_norm(x), *how))[:, -1:]
+            return h + self.block.feed_forward(self.block.ffn_norm(h))
+
+    class Program(MetaLike):
+        def forward(self, tokens: Any, start_pos: int) -> Any:
+            h, at = self.tok_embeddings(tokens), programs.angles(torch.arange(tokens.shape[1]))
+            for layer in (*self.layers[:-1], Last(self.layers[-1])):
+                h = layer(h, start_pos, at)
+            return self.output(self.norm(h))
+
+    recorded = record(loaded(Program(), model), IDS)
+    assert "blk.1.ffn_norm has 1 rows for 5 tokens: left out" in recorded.notes
+    assert "blk.1.attn_out" in recorded.tensors and "blk.1.ffn_out" not in recorded.tensors
+    report = judged(recorded, model, tmp_path)
+    assert report.verdict == "pass" and not report.findings, report.reason
+
+
+def test_float64_is_kept(model: Path, tmp_path: Path) -> None:
+    recorded = record(loaded(HfLike(), model).double(), IDS)
+    assert recorded.tensors["blk.1.ffn_up"].dtype == np.float64
+    assert judged(recorded, model, tmp_path).verdict == "pass"
