@@ -121,7 +121,7 @@ def _compared(dump: Path, files: ModelFiles, reference: Path | None, length: int
     """The JSON of a comparison."""
     report = dump.with_suffix(".json")
     command = [sys.executable, "-m", "llama_ckpt", "compare", str(dump), "--model", files.gguf]
-    if reference is not None:
+    if reference is not None and (reference / f"n{length}.safetensors").is_file():
         command += ["--reference", str(reference), "--dump", f"n{length}"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -29,6 +29,10 @@ __all__ = ["LENGTHS", "MODELS", "Source", "missing", "model_files", "prompt", "r
 LENGTHS = (2, 20, 100, 600)
 """Tokens of the prompts."""
 
+RECORDED = 100
+"""Longest of those that llama.cpp's recordings stand beside: longer ones cost gigabytes, and it is a program
+of its own in the table."""
+
 STORIES = ROOT / "models" / "stories260K.gguf"
 """No package has it: whoever wants it in the table puts it there."""
 
@@ -121,7 +125,7 @@ def reference(files: ModelFiles, lengths: Sequence[int]) -> Path | None:
     if find_spec("llama_cpp") is None:
         return None
     folder = OTHERS / "models" / files.name / "reference"
-    for length in lengths:
+    for length in (n for n in lengths if n <= RECORDED):
         if not (folder / f"n{length}.safetensors").is_file():
             capture(files.gguf, out=folder, tokens=prompt(files, length), max_tokens=0, name=f"n{length}")
     return folder
