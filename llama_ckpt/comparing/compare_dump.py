@@ -21,8 +21,12 @@ from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
 from llama_ckpt.comparing.completeness import is_complete_of_its_kind, wanted_of
 from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan
 from llama_ckpt.comparing.nearest import DataFlow
+from llama_ckpt.comparing.sequences import of_sequences
 from llama_ckpt.comparing.sides import Sides, open_sides
 from llama_ckpt.comparing.walk import Walk
+from llama_ckpt.dumps.names_map import DumpMap, read_map
+from llama_ckpt.dumps.sequences import sequences_of
+from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.points import POINTS, split_name
 
 __all__ = ["compare_dump"]
@@ -56,7 +60,26 @@ def compare_dump(
         LlamaCkptError: bad input: a file, an option, dumps of another model than the one given.
     """
     began = time.perf_counter()
-    sides = open_sides(theirs, reference=reference, model=model, names=names, dump=dump, dtype=dtype)
+    opened = open_their_dump(theirs, DumpMap() if names is None else read_map(names))
+    parts = sequences_of(opened)
+    options = {"reference": reference, "model": model, "map": names, "dump": dump, "dtype": dtype}
+
+    def compared(part: TheirDump) -> Comparison:
+        sides = open_sides(part, reference=reference, model=model, dump=dump, dtype=dtype)
+        return _compared(sides, partial, options, progress)
+
+    result = of_sequences(opened, parts, compared) if parts else compared(opened)
+    result.seconds = time.perf_counter() - began
+    return result
+
+
+def _compared(
+    sides: Sides,
+    partial: bool,
+    options: dict[str, Any],
+    progress: Callable[[str, int, int], None] | None,
+) -> Comparison:
+    """Judge the dump of one sequence."""
     result = _begun(sides)
     looked = scan(sides.theirs, progress)
     wanted = wanted_of(sides.theirs, sides.n_layers)
@@ -76,9 +99,7 @@ def compare_dump(
     if not partial:
         result.findings += lint_missing(names_there, wanted)
     _say_what_was_skipped(result, sides, partial)
-    options = {"reference": reference, "model": model, "map": names, "dump": dump, "dtype": dtype}
-    result.next += _next_steps(result, sides, shlex.quote(str(theirs)), options, partial)
-    result.seconds = time.perf_counter() - began
+    result.next += _next_steps(result, sides, shlex.quote(str(sides.theirs.path)), options, partial)
     return result
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "LayerErrors",
     "LintFinding",
     "NextStep",
+    "SequenceVerdict",
     "TokenChoice",
 ]
 
@@ -41,7 +42,7 @@ class LintFinding:
     Attributes:
         kind: "missing_bos", "other_tokens", "other_positions", "other_weights", "missing_point",
             "not_finite", "axis_order", "padded", "shape", "norm_before_weight", "layers_shifted",
-            "layers_identical", "stale_buffer", "unwritten", "mixed_layout".
+            "layers_identical", "stale_buffer", "unwritten", "mixed_layout", "sees_others".
         point: the first point that it concerns; "" for the whole dump.
         message: one sentence: what is there, and what was wanted.
         hint: what to do about it.
@@ -175,6 +176,28 @@ class NextStep:
     command: str = ""
 
 
+@dataclass(frozen=True)
+class SequenceVerdict:
+    """What was found of one of several sequences, or of one with padding around it.
+
+    Attributes:
+        number: as the dump numbers it.
+        rows: which rows of the file are its own.
+        verdict: "pass" or "fail".
+        compared, of: as of a `Comparison`.
+        first_wrong: the first wrong point; None without one.
+        shown: whether the comparison's points and everything else are those of this one.
+    """
+
+    number: int
+    rows: tuple[int, ...]
+    verdict: Literal["pass", "fail"]
+    compared: int
+    of: int
+    first_wrong: str | None
+    shown: bool
+
+
 @dataclass
 class Comparison:
     """The whole comparison.
@@ -196,6 +219,7 @@ class Comparison:
         notes: what was read as meant, and what was not declared.
         next: what to do.
         tally: histograms and maps for the page of the report.
+        sequences: of a dump with several, or with padding, each of them; all else is that of one alone.
         seconds: what it took.
     """
 
@@ -217,6 +241,7 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     next: list[NextStep] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
+    sequences: list[SequenceVerdict] = field(default_factory=list)
     seconds: float = 0.0
     schema: int = SCHEMA
 
@@ -299,6 +324,7 @@ class Comparison:
             "cannot_tell": self.cannot_tell,
             "notes": self.notes,
             "next": [asdict(one) for one in self.next],
+            "sequences": [asdict(one) for one in self.sequences],
             "maps": self.tally.to_json(),
             "seconds": round(self.seconds, 3),
         }

@@ -17,9 +17,8 @@ from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.fitting import axis_sizes, sizes_from_shapes
 from llama_ckpt.comparing.lint import lint_run
 from llama_ckpt.dumps.manifest import DumpEntry
-from llama_ckpt.dumps.names_map import DumpMap, read_map
 from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
-from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
+from llama_ckpt.dumps.theirs import TheirDump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.judging.limits import MAY_BE_WIDER
@@ -77,21 +76,19 @@ class Sides:
 
 
 def open_sides(
-    theirs: str | Path,
+    theirs: TheirDump,
     *,
     reference: str | Path | None = None,
     model: str | Path | None = None,
-    names: str | Path | None = None,
     dump: str | None = None,
     dtype: str | None = None,
 ) -> Sides:
-    """Open a dump and what it is held against.
+    """Open what a dump is held against.
 
     Args:
-        theirs: their safetensors file.
+        theirs: their dump, open.
         reference: a folder of reference dumps. Without it and without `model`: the embedded model's.
         model: a GGUF file, for the oracle. Without it and without `reference`: the embedded model.
-        names: a map of names, axes and layouts.
         dump: the name of the reference's dump; None finds it by the tokens.
         dtype: what their program computes in; None: what the dump declares, else how it is stored.
 
@@ -100,7 +97,7 @@ def open_sides(
     """
     if reference is None and model is None:
         reference, model = dump_folder("f32"), embedded_model()
-    sides = Sides(open_their_dump(theirs, DumpMap() if names is None else read_map(names)))
+    sides = Sides(theirs)
     if model is not None:
         _open_model(sides, model)
     if reference is not None:

@@ -18,11 +18,11 @@ from llama_ckpt.errors import ShapeError
 __all__ = ["cut_keys", "fold_heads", "norm_ratio", "side_by_side"]
 
 
-def cut_keys(x: NDArray[Any], n: int, positions: Sequence[int] | None, axis: int, name: str) -> NDArray[Any]:
+def cut_keys(x: NDArray[Any], n: int, first: int, axis: int, name: str) -> NDArray[Any]:
     """The prompt's own keys of `x`, where it holds a cache's slots.
 
     Args:
-        x: with keys on `axis`. n: the number of the prompt's tokens. positions: theirs.
+        x: with keys on `axis`. n: the number of the prompt's tokens. first: the first one's position.
         name: for the message.
 
     Raises:
@@ -31,7 +31,6 @@ def cut_keys(x: NDArray[Any], n: int, positions: Sequence[int] | None, axis: int
     keys = x.shape[axis]
     if keys <= n:
         return x
-    first = positions[0] if positions else 0
     if first != 0:
         raise ShapeError(
             f"keys that attention saw in {name}",
@@ -77,7 +76,8 @@ def norm_ratio(before: NDArray[Any], after: NDArray[Any]) -> float | None:
     if before.shape != after.shape:
         return None
     lengths = [np.linalg.norm(x.astype(np.float64), axis=-1) for x in (before, after)]
-    kept = lengths[0] > 0
+    # Rows of padding may hold anything, NaN too where they see no key.
+    kept = (lengths[0] > 0) & np.isfinite(lengths[0]) & np.isfinite(lengths[1])
     ratio = lengths[1][kept] / lengths[0][kept]
     if not ratio.size or not np.isfinite(ratio).all():
         return None

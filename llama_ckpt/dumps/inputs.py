@@ -1,7 +1,7 @@
-"""What a module is called with, and which tokens and positions that says; torch.
+"""What a module is called with, and what that says of each row: token, position, sequence, padding; torch.
 
 Ids and positions are known by the names that programs give them: `input_ids`, `tokens`, `idx`, `x`;
-`position_ids`, `input_pos`, `positions`, `start_pos`.
+`position_ids`, `input_pos`, `positions`, `start_pos`; masks and sequences by those in `masks`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,23 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from llama_ckpt.dumps.masks import Rows, rows_by_mask, rows_by_positions, rows_by_sequence
 from llama_ckpt.errors import ShapeError
 
-__all__ = ["Inputs", "arguments_of", "call", "declared_run"]
+__all__ = ["Inputs", "arguments_of", "call", "declared_rows", "declared_run"]
 
 Inputs: TypeAlias = "Tensor | Sequence[int] | Mapping[str, Any]"
 
 IDS = ("input_ids", "tokens", "token_ids", "idx", "x", "ids")
 POSITIONS = ("position_ids", "input_pos", "cache_position", "positions")
 START = "start_pos"
+MASKS = ("attention_mask", "attn_mask", "mask")
+"""What may be seen: 1, true or 0.0 (added to scores) where it may."""
+IGNORED = ("key_padding_mask", "src_key_padding_mask")
+"""What may not: true where it may not."""
+SEQUENCES = ("sequence_ids", "seq_ids", "seq_idx", "segment_ids", "document_ids", "doc_ids")
+ENDS = ("cu_seqlens", "cu_seq_lens", "cu_seq_lens_q", "cu_seqlens_q")
+"""Where sequences begin, and the last ends, as kernels for packed rows take it."""
 
 
 def arguments_of(inputs: Inputs, module: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -80,6 +88,38 @@ def declared_run(
     start = int(kwargs[START]) if START in kwargs else 0
     start = int(at) if at is not None and at.numel() == 1 else start
     return token_ids, tuple(range(start, start + len(token_ids)))
+
+
+def declared_rows(
+    kwargs: Mapping[str, Any], positions: Sequence[int] | None, n: int
+) -> tuple[Rows | None, str | None]:
+    """The sequence of each row and which rows are padding, as far as what the module was handed tells.
+
+    Args:
+        kwargs: of the call. positions: of its n rows, where they are known.
+
+    Returns:
+        None where it is one sequence without padding; and a sentence where a mask says something else.
+    """
+
+    def given(names: Sequence[str]) -> Any:
+        found = next((kwargs[name] for name in names if isinstance(kwargs.get(name), Tensor)), None)
+        return None if found is None else found.detach().cpu()
+
+    by_name, ends, mask, ignored = (given(names) for names in (SEQUENCES, ENDS, MASKS, IGNORED))
+    if by_name is not None and by_name.numel() == n:
+        return rows_by_sequence(by_name.reshape(-1).numpy()), None
+    if ends is not None and int(ends[-1]) == n:
+        starts = ends.reshape(-1)[:-1].long()
+        return rows_by_sequence(torch.bucketize(torch.arange(n), starts, right=True).numpy()), None
+    if mask is None and ignored is not None:
+        mask = ~ignored if ignored.dtype == torch.bool else ignored
+    rows, other = None, None
+    if mask is not None:
+        rows, other = rows_by_mask((mask if mask.dtype != torch.bfloat16 else mask.float()).numpy(), n)
+    if rows is None and other is None:
+        rows = rows_by_positions(positions or ())
+    return rows, other
 
 
 def _is_ids(value: Any) -> bool:

@@ -15,7 +15,7 @@ slots of a cache are left out, and `notes` say what was undone; features keep th
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llama_ckpt.dumps.hooks import BLOCK, COMPILED, Mapped, hooks, places, submodules
-from llama_ckpt.dumps.inputs import Inputs, arguments_of, call, declared_run
+from llama_ckpt.dumps.inputs import Inputs, arguments_of, call, declared_rows, declared_run
+from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.program import known_programs
 from llama_ckpt.dumps.recorder import Recorder, as_numpy, computed_in, dtype_name
 from llama_ckpt.dumps.same import run_watched
@@ -50,6 +51,7 @@ class Recorded:
         dtype: what the module computes in, by what its projections give.
         notes: sentences on what was recognized and how it was recorded.
         points, blocks: what was recorded on purpose; None: all there are.
+        rows: the sequence of each row and which are padding; None: one sequence without.
     """
 
     tensors: dict[str, NDArray[Any]]
@@ -59,6 +61,7 @@ class Recorded:
     notes: list[str] = field(default_factory=list)
     points: tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
+    rows: Rows | None = None
 
     def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
         """Write it as a dump that `llama-ckpt compare` reads.
@@ -78,6 +81,8 @@ class Recorded:
             blocks=self.blocks,
             producer="llama_ckpt.record",
             notes="; ".join(self.notes) or None,
+            sequences=None if self.rows is None else self.rows.sequences,
+            padding=None if self.rows is None else self.rows.padding,
         )
 
 
@@ -102,6 +107,7 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
     if mapping is None:
         mapping = _known_mapping(module, run)
     run.token_ids, run.positions = declared_run(args, kwargs)
+    _declare_rows(run, kwargs)
     with torch.no_grad(), _uncompiled(module, run):
         run_watched(
             module,
@@ -113,7 +119,17 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
     recorder = settle(run)
     points, blocks = _declared(recorder, mapping, module, run)
     dtype = computed_in(recorder.dtypes)
-    return Recorded(recorder.tensors, run.token_ids, run.positions, dtype, run.notes, points, blocks)
+    return Recorded(
+        recorder.tensors, run.token_ids, run.positions, dtype, run.notes, points, blocks, run.rows
+    )
+
+
+def _declare_rows(run: Run, kwargs: Mapping[str, Any]) -> None:
+    """Which rows are padding, or another sequence's, by what the module is handed."""
+    if run.token_ids is not None:
+        run.rows, other = declared_rows(kwargs, run.positions, len(run.token_ids))
+        if other is not None:
+            run.note(other)
 
 
 def _known_mapping(module: nn.Module, run: Run) -> Mapped:

@@ -74,6 +74,8 @@ class Recorder:
         *,
         token_ids: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
+        sequences: Sequence[int] | None = None,
+        padding: Sequence[int] | None = None,
         weights_sha256: str | None = None,
         dtype: str | None = None,
         producer: str | None = None,
@@ -84,6 +86,7 @@ class Recorder:
         Args:
             path: the safetensors file.
             token_ids, positions: of the run; not needed where a recording of the same prompt is at hand.
+            sequences, padding: of each row, where there are several sequences or rows of padding.
             weights_sha256: of the weights that were loaded, as a manifest or an export declares it.
             dtype: what was computed in; None: the narrowest that was kept of what projections give.
             producer, notes: for reports.
@@ -104,6 +107,8 @@ class Recorder:
             blocks=blocks or None,
             producer=producer or "llama_ckpt.Recorder",
             notes=notes,
+            sequences=sequences,
+            padding=padding,
         )
 
 

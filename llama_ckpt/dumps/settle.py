@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.dumps.attention import Attention
 from llama_ckpt.dumps.heads import cut_keys, fold_heads, norm_ratio, side_by_side
+from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.names_map import pair_kind
 from llama_ckpt.dumps.recorder import Recorder
 from llama_ckpt.errors import ShapeError
@@ -34,6 +35,7 @@ class Run:
         dtypes: of each of these.
         attention: by block, as the watch saw it.
         token_ids, positions: of the run, where the inputs tell.
+        rows: sequences and padding, where there are several or some.
         notes: sentences on what was recognized.
     """
 
@@ -42,7 +44,14 @@ class Run:
     attention: Mapping[int, Attention] = field(default_factory=dict)
     token_ids: tuple[int, ...] | None = None
     positions: tuple[int, ...] | None = None
+    rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def first_position(self) -> int:
+        """Of the first row that is no padding; 0 where it is not known."""
+        padding = [0] if self.rows is None else self.rows.padding
+        return self.positions[padding.index(0)] if self.positions and 0 in padding else 0
 
     def note(self, sentence: str) -> None:
         """Say it once."""
@@ -129,7 +138,7 @@ def _add_attention(recorder: Recorder, block: int, seen: Attention, run: Run) ->
     for point, own in (("attn_scores", "scores"), ("attn_probs", "probs")):
         array = getattr(seen, own)
         if array is not None:
-            array = cut_keys(array, n, run.positions, 2, f"block {block}").swapaxes(0, 1)
+            array = cut_keys(array, n, run.first_position, 2, f"block {block}").swapaxes(0, 1)
         found[point] = array, own
     context = None if seen.context is None else seen.context.swapaxes(0, 1).reshape(n, -1)
     found["attn_context"] = context, "context"
@@ -143,7 +152,7 @@ def _keys(x: Array | None, n: int, known: int | None, block: int, run: Run) -> A
     """Keys or values as `[n, n_kv_heads, head_dim]`."""
     if x is None:
         return None
-    few, remark = fold_heads(cut_keys(x, n, run.positions, 1, f"block {block}"), known)
+    few, remark = fold_heads(cut_keys(x, n, run.first_position, 1, f"block {block}"), known)
     if remark is not None:
         run.note(remark)
     return None if few is None or few.shape[1] != n else few.swapaxes(0, 1)

@@ -5,9 +5,10 @@
     theirs.read("blk.0.q", sizes)    # one tensor, read when it is asked for
 
 What a program may say of its run stands in the file's `__metadata__`, all of it optional; what is absent
-is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `weights_sha256`,
-`dtype` (what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes`
-(what the reader of a report should know). Token ids and positions may also be integer tensors of those names.
+is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `sequences` and
+`padding` (of each row which sequence it belongs to, and 1 where it is padding), `weights_sha256`, `dtype`
+(what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes` (what the
+reader of a report should know). What has a number for each row may also be an integer tensor of that name.
 numpy and safetensors only.
 """
 
@@ -42,7 +43,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 LAST = "last_logits"
 """The last token's row of the logits: taken for these where they are not there."""
-RUN = ("token_ids", "positions")
+RUN = ("token_ids", "positions", "sequences", "padding")
 """What may be given as a tensor of integers as well as in the metadata."""
 
 
@@ -52,6 +53,8 @@ class Declared:
 
     Attributes:
         token_ids, positions: one of each for each row.
+        sequences: which sequence each row belongs to, by any number; None: all to one.
+        padding: 1 for each row that is padding, 0 for the others; None: none is.
         weights_sha256: as `gguf_file.weights_sha256` computes it, or copied from a manifest.
         dtype: "float32", "float16" or "bfloat16": what was computed in.
         points: neutral names without a block's number; blocks: numbers of blocks. Together they say
@@ -67,6 +70,8 @@ class Declared:
     blocks: tuple[int, ...] | None = None
     producer: str | None = None
     notes: str | None = None
+    sequences: tuple[int, ...] | None = None
+    padding: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -250,6 +255,8 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
         blocks=whole("blocks"),
         producer=metadata.get("producer"),
         notes=metadata.get("notes"),
+        sequences=whole("sequences"),
+        padding=whole("padding"),
     )
 
 
@@ -265,13 +272,16 @@ def save_dump(
     blocks: Sequence[int] | None = None,
     producer: str | None = None,
     notes: str | None = None,
+    sequences: Sequence[int] | None = None,
+    padding: Sequence[int] | None = None,
 ) -> None:
     """Write a dump that `open_their_dump` reads; any other writer of safetensors does as well.
 
     Args:
         path: the file to write.
         tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
-        token_ids, positions, weights_sha256, dtype, points, blocks, producer, notes: as in `Declared`.
+        token_ids, positions, sequences, padding, weights_sha256, dtype, points, blocks, producer, notes: as
+            in `Declared`.
 
     Raises:
         OptionError: no tensors.
@@ -282,7 +292,8 @@ def save_dump(
     metadata = {key: value for key, value in facts.items() if value is not None}
     if points is not None:
         metadata["points"] = ",".join(points)
-    for key, numbers in (("token_ids", token_ids), ("positions", positions), ("blocks", blocks)):
+    rows = {"token_ids": token_ids, "positions": positions, "sequences": sequences, "padding": padding}
+    for key, numbers in (*rows.items(), ("blocks", blocks)):
         if numbers is not None:
             metadata[key] = ",".join(str(int(number)) for number in numbers)
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
