@@ -59,17 +59,22 @@ class Transcript:
             if done.returncode != 1:
                 raise SystemExit(f"{self.command} ended with {done.returncode}: {done.stderr}")
             shown = done.stdout.replace(str(Path(folder) / "theirs.safetensors"), DUMP)
-        return shown.replace(sys.executable, "python").rstrip() + "\n"
+        lines = shown.replace(sys.executable, "python").strip().splitlines()
+        return "".join(f"{line.rstrip()}\n" for line in lines)
 
     def is_out_of_date(self, printed: str) -> bool:
         """Whether the page shows something else, beside what each machine makes in its own way."""
         return settled(self.on_the_page()) != settled(printed)
 
     def put(self, printed: str) -> None:
-        """Write it into the page."""
+        """Write it into the page; lines that say the same as before stay as they are."""
         path = ROOT / self.page
-        before, _, after = self._cut(path.read_text("utf-8"))
-        path.write_text(before + printed + after, encoding="utf-8")
+        before, shown, after = self._cut(path.read_text("utf-8"))
+        same = dict(zip(settled(shown), shown.strip().splitlines(), strict=True))
+        lines = [
+            same.get(key, line) for key, line in zip(settled(printed), printed.splitlines(), strict=True)
+        ]
+        path.write_text(before + "\n".join(lines) + "\n" + after, encoding="utf-8")
 
     def _cut(self, text: str) -> tuple[str, str, str]:
         before, command, rest = text.partition(f"$ {self.command}\n")
