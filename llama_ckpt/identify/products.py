@@ -1,14 +1,81 @@
-"""Which row of which matrix each output is, and which columns were summed with which weight."""
+"""Which row of which matrix each output is, and which columns were summed with which weight.
+
+A call makes several products. Each that is wrong, on what went into it, is looked at by itself; what was done
+alike to several is one change. numpy only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
+from llama_ckpt.identify.offering import Offer
+from llama_ckpt.identify.operands import Product, products_of, tensors
+from llama_ckpt.identify.output_rows import other_rows
+from llama_ckpt.identify.places import NOWHERE
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.judging.matching import passes
+from llama_ckpt.listing import listed
 
 __all__ = ["product_guesses"]
 
+Family: TypeAlias = Callable[[Product], Iterator[Offer]]
+
+FAMILIES: tuple[Family, ...] = (other_rows,)
+"""What may have been done to a product, the cheapest first."""
+
 
 def product_guesses(asked: Asked) -> Iterator[Guess]:
-    """Guesses where a product's output is the first wrong tensor."""
-    yield from ()
+    """Guesses where products of the call are wrong."""
+    wrong = [product for product in products_of(asked) if product.wrong]
+    if not wrong:
+        return
+    found = {product.point: list(_offers(product)) for product in wrong}
+    if len(wrong) == 1:
+        point = wrong[0].point
+        yield from (_guess(asked, {point: offer}) for offer in found[point])
+        return
+    whole = {p.point: [one for one in found[p.point] if passes(p.x, one.p, p.limit)] for p in wrong}
+    if all(whole.values()):
+        yield from _together(asked, whole)
+    first = wrong[0].point
+    yield from (_guess(asked, {first: offer}) for offer in found[first])
+
+
+def _offers(product: Product) -> Iterator[Offer]:
+    for family in FAMILIES:
+        yield from family(product)
+
+
+def _together(asked: Asked, whole: Mapping[str, Sequence[Offer]]) -> Iterator[Guess]:
+    """What explains each of several products: by the same kind of change, else each by its own."""
+    kinds = [{one.change.kind for one in offers} for offers in whole.values()]
+    for kind in set.intersection(*kinds):
+        yield _guess(asked, {point: _least(offers, kind) for point, offers in whole.items()})
+    yield _guess(asked, {point: _least(offers) for point, offers in whole.items()})
+
+
+def _least(offers: Sequence[Offer], kind: str = "") -> Offer:
+    return min((one for one in offers if kind in ("", one.change.kind)), key=lambda one: one.change.numbers)
+
+
+def _guess(asked: Asked, offers: Mapping[str, Offer]) -> Guess:
+    """One guess of the changes of some products, by their points."""
+    changes = {point: offer.change for point, offer in offers.items()}
+    first = next(iter(offers.values()))
+    made = tensors(asked, {point: offer.p for point, offer in offers.items()})
+    points: dict[str, list[str]] = {}
+    for point, change in changes.items():
+        points.setdefault(change.sentence, []).append(point)
+    sentence = "; ".join(f"{listed(names)}: {said}" for said, names in points.items())
+    numbers = sum({change.sentence: change.numbers for change in changes.values()}.values())
+    return Guess(
+        first.change.kind,
+        sentence,
+        made,
+        numbers,
+        first.place if len(offers) == 1 else NOWHERE,
+        first.change.parameters if len(offers) == 1 else {p: dict(c.parameters) for p, c in changes.items()},
+        first.change.code,
+        first.change.would_tell,
+    )
