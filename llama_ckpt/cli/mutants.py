@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,6 +31,10 @@ def command(
     embedded: Annotated[
         bool, typer.Option(help="Try the embedded model's dumps too, beside small seeded models.")
     ] = True,
+    real: Annotated[
+        bool,
+        typer.Option("--real", help="The corpus of faults that people reported, instead of the catalogues."),
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
     ] = None,
@@ -40,9 +46,14 @@ def command(
     A row a bug: the checkpoint that killed it, the point and the metrics that saw it, what the
     diagnosis called it. Then a row a benign variant, and what other tools' metrics make of all.
 
+    With --real the corpus: faults from public reports, each a program of its own, put through
+    `compare`; what was caught, at the right point, and how it was named (see docs/real_bugs.md).
+
     Exit code 0 when every bug is killed by the checkpoint that it names, 95% are named first and
-    there is no false alarm; else 1.
+    there is no false alarm; of the corpus when 98% are caught and 90% named; else 1.
     """
+    if real:
+        _run_corpus(bugs or (), json_file)
     from llama_ckpt.diagnose.bugs import catalogue
     from llama_ckpt.mutants.report import run_mutants
     from llama_ckpt.mutants.right_programs.catalogue import VARIANTS
@@ -52,19 +63,46 @@ def command(
     for name in bugs or ():
         if name not in known:
             raise OptionError("bug", got=name, wanted="a name from docs/bugs.md")
-    to_stdout = json_file == Path("-")
-    if json_file is not None and not to_stdout:
-        json_file.touch()  # now, not after a minute of work, is the time to find that it cannot be written
+    _touch(json_file)
     with ProgressBar() as bar:
         chosen = [known[name] for name in bugs] if bugs else None
         variants = () if bugs else VARIANTS
         report = run_mutants(seeds, embedded=embedded, bugs=chosen, variants=variants, progress=bar)
+    _show(rows.lines(report), report.to_json(), json_file)
+    raise typer.Exit(report.exit_code)
+
+
+def _run_corpus(names: Sequence[str], json_file: Path | None) -> NoReturn:
+    """`--real`: some entries, or all and the right programs."""
+    from llama_ckpt.mutants.real.catalogue import real_bugs
+    from llama_ckpt.mutants.real.report import run_real
+    from llama_ckpt.report.real_bugs import lines
+
+    known = {bug.name: bug for bug in real_bugs()}
+    for name in names:
+        if name not in known:
+            raise OptionError("an entry of the corpus", got=name, wanted="a name from docs/real_bugs.md")
+    _touch(json_file)
+    chosen = [known[name] for name in names] if names else None
+    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_real") as folder:
+        report = run_real(Path(folder), bugs=chosen, right=() if names else None, progress=bar)
+    _show(lines(report), report.to_json(), json_file)
+    raise typer.Exit(report.exit_code)
+
+
+def _touch(json_file: Path | None) -> None:
+    if json_file is not None and json_file != Path("-"):
+        json_file.touch()  # now, not after a minute of work, is the time to find that it cannot be written
+
+
+def _show(lines: Iterable[tuple[str, str]], record: dict[str, Any], json_file: Path | None) -> None:
+    """The table, and the JSON where it is wanted."""
+    to_stdout = json_file == Path("-")
     console = Console(stderr=to_stdout, highlight=False, soft_wrap=True)
-    for line, style in rows.lines(report):
+    for line, style in lines:
         console.print(Text(line, style))
-    text = json.dumps(report.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n"
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
     if to_stdout:
         sys.stdout.write(text)
     elif json_file is not None:
         json_file.write_text(text, encoding="utf-8")
-    raise typer.Exit(report.exit_code)

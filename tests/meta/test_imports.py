@@ -56,8 +56,8 @@ ARROWS: dict[str, str] = {
         "oracle points precisions reference_dumps shadowing tokens weights"
     ),
     "mutants": (
-        "checkpoints diagnose dumps errors gguf judging ladder model oracle points precisions "
-        "reference_dumps tokens weights"
+        "checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle points "
+        "precisions reference_dumps tokens weights"
     ),
     # what people run
     "report": (
