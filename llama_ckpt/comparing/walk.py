@@ -54,7 +54,7 @@ class Walk(Settling):
         # looked for first, as a shifted dump would fail in each block; the whole model comes last, since it
         # needs all the ends.
         sides = self.sides
-        self.explainer.around = Around(sides.config, sides.weights, token_ids=sides.token_ids)
+        self.explainer.around = Around(sides.config, sides.weights, {}, sides.token_ids, sides.positions)
         exact = self._exact_embedding()
         if sides.weights is not None and exact is not None:
             self.rounded = RoundedRun(exact, sides.weights, sides.config, self.flow.positions, sides.dtype)

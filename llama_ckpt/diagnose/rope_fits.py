@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.patched_oracle import PatchedOracle
-from llama_ckpt.diagnose.rope_numbers import frequencies_of, llama3_scaled, scale_of, theta_of
+from llama_ckpt.identify.rope_numbers import frequencies_of, llama3_scaled, scale_of, theta_of
+from llama_ckpt.identify.turns import Layout, layouts
 
 __all__ = ["rope_bugs"]
 
@@ -41,15 +42,6 @@ ROUNDED = 1e-13
 
 OFFSETS = range(-16, 17)
 FACTORS = (2.0, 4.0, 16.0, 32.0, 64.0)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Pairs of a head's features: `a[i]` is turned with `b[i]`, the rest stays; and how to say that."""
-
-    words: str
-    a: Array
-    b: Array
 
 
 @dataclass(frozen=True)
@@ -93,25 +85,6 @@ def rope_bugs(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
         if turn is not None:
             for angles in _angles(Phases(turn, positions[rows]), frequencies, positions):
                 yield _bug(layout, angles)
-
-
-def layouts(d: int) -> Iterator[Layout]:
-    """Ways to pair the features of a head, whole and partial; GGUF's own first."""
-    parted = (
-        np.arange(d).reshape(d // 2, 2).T.ravel()
-    )  # where Hugging Face's feature j stands in GGUF's order
-    for r in range(d, 0, -2):
-        half = np.arange(r // 2)
-        few = "" if r == d else f"RoPE turns only the first {r} of a head's {d} features"
-        swapped = "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)"
-        yield Layout(few, 2 * half, 2 * half + 1)
-        yield Layout(f"{few}, as pairs (i, i+{r // 2})" if few else swapped, half, half + r // 2)
-        if few:
-            pairs = f"RoPE turns only the first {r // 2} of a head's {d // 2} pairs"
-            yield Layout(f"{pairs} (i, i+{d // 2})", half, half + d // 2)
-            where = f"{few} in Hugging Face's order"
-            yield Layout(f"{where}, as pairs (i, i+{r // 2})", parted[half], parted[half + r // 2])
-            yield Layout(f"{where}, as neighbours", parted[2 * half], parted[2 * half + 1])
 
 
 def _turned(x: Array, y: Array, layout: Layout) -> Array | None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.diagnose.rope_numbers import scale_of, theta_of
+from llama_ckpt.identify.rope_numbers import scale_of, theta_of
 
 __all__ = ["cost_of_angles"]
 

@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.diagnose import orders, shares
 from llama_ckpt.diagnose.records import Change, Finding
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import distance, leaves_at_most, passes
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 
 __all__ = ["find_structure"]
 

@@ -23,7 +23,7 @@ from llama_ckpt.identify.norm import norm_guesses
 from llama_ckpt.identify.products import product_guesses
 from llama_ckpt.identify.record import Asked, Guess, Identified, Identifier
 from llama_ckpt.identify.residual import residual_guesses
-from llama_ckpt.identify.rope import rope_guesses
+from llama_ckpt.identify.rope import rope_guesses, turned_too
 from llama_ckpt.identify.weighing import weigh
 
 __all__ = ["Identification", "identify"]
@@ -32,7 +32,7 @@ IDENTIFIERS: Mapping[str, tuple[Identifier, ...]] = {
     "embed": (logits_guesses,),
     "rms_norm": (norm_guesses,),
     "rope": (rope_guesses,),
-    "qkv": (product_guesses,),
+    "qkv": (turned_too, product_guesses),
     "attention": (attention_guesses, product_guesses),
     "swiglu": (product_guesses, activation_guesses),
     "block": (residual_guesses,),

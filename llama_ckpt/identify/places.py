@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import leaves_at_most
+from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.listing import which
 from llama_ckpt.points import POINTS, split_name
 
@@ -96,8 +97,7 @@ NOWHERE = Place()
 def elements_off(x: ArrayLike, o: ArrayLike, limit: Limit, mask: Mask | None = None) -> Mask:
     """Which elements are further off than rounding may put any one of them; another shape: all.
 
-    An element is measured against its row's size, as the limit on elements is, and never counts below
-    what the whole tensor is allowed.
+    Where it is known what each element is allowed, that counts.
     """
     trial, exact = np.asarray(x), np.asarray(o)
     if trial.shape != exact.shape:
@@ -105,12 +105,11 @@ def elements_off(x: ArrayLike, o: ArrayLike, limit: Limit, mask: Mask | None = N
     if exact.dtype.kind in "iub":
         return np.asarray(trial != exact)
     with np.errstate(all="ignore"):
-        error = np.abs(trial - exact.astype(np.float64))
-        flat = exact.reshape(len(exact), -1).astype(np.float64)
-        rms = np.sqrt(np.mean(flat * flat, axis=1)).reshape(-1, *[1] * (exact.ndim - 1))
-        allowed = max(limit.element_err if np.isfinite(limit.element_err) else 0.0, leaves_at_most(limit))
-        off = ~(error <= allowed * np.where(rms > 0, rms, 1.0))
-    return np.asarray(off if mask is None else off & np.broadcast_to(mask, off.shape))
+        error = element_errors(trial, exact, mask).reshape(exact.shape)
+        allowed: Any = max(limit.element_err, leaves_at_most(limit))
+        if limit.elements is not None and limit.elements.size == exact.size:
+            allowed = limit.elements.reshape(exact.shape)
+        return np.asarray(~(error <= allowed))
 
 
 def place_of(off: Mask, name: str) -> Place:

@@ -39,13 +39,14 @@ class Around:
         weights: the model's, as `OracleWeights`: token_embd, blocks (made when asked for, so of a large
             model ask for few), output_norm, output.
         theirs: other tensors of their dump that were recorded in this block, by neutral point name.
-        token_ids: of the prompt.
+        token_ids, positions: of the prompt.
     """
 
     config: Any = None
     weights: Any = None
     theirs: Mapping[str, Array] = field(default_factory=dict)
     token_ids: Sequence[int] = ()
+    positions: Sequence[int] = ()
 
 
 NOTHING_AROUND = Around()

@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import SAMPLED

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llama_ckpt.comparing.comparison import Comparison
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
 
 LEFT = re.compile(r"(.*): remaining error (\d\.\de-\d\d)")

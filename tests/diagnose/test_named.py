@@ -16,10 +16,10 @@ from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points, small
 from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.judging.matching import distance, passes
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.points import Case
 from tests.comparing.prompts import rope_case
 

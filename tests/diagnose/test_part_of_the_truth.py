@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.diagnosis import diagnose_point
 from llama_ckpt.diagnose.patched_oracle import RIGHT
 from llama_ckpt.diagnose.records import Diagnosis
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.points import Case
 from tests.comparing.prompts import bench
 

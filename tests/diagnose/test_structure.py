@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.records import Finding
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
 from llama_ckpt.diagnose.structure import find_structure
 from llama_ckpt.judging.limits import limit_for
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.judging.verdict import causal_mask
 from llama_ckpt.listing import which
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.bugs.misread_weights import nibbles_interleaved
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rounding import to_bfloat16
+from llama_ckpt.judging.to_precision import to_bfloat16
 
 __all__ = ["BUGS"]
 

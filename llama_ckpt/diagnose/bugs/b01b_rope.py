@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rope_numbers import (
+from llama_ckpt.identify.rope_numbers import (
     frequencies_of,
     llama3_scaled,
     same_number,

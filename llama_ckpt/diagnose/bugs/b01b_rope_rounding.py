@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from llama_ckpt.diagnose.bugs.b01b_rope import asked
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rope_numbers import frequencies_of, same_number, scale_of, theta_of
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
+from llama_ckpt.identify.rope_numbers import frequencies_of, same_number, scale_of, theta_of
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 
 __all__ = ["BUGS"]
 

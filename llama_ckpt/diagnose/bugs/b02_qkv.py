@@ -15,7 +15,7 @@ from llama_ckpt.diagnose.bugs.misread_weights import (
 )
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rounding import to_tf32
+from llama_ckpt.judging.to_precision import to_tf32
 
 __all__ = ["BUGS"]
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
-from llama_ckpt.diagnose.rounding import to_float16
+from llama_ckpt.judging.to_precision import to_float16
 
 __all__ = ["BUGS"]
 

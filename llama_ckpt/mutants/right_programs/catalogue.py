@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.patched_oracle import Patch, PatchedOracle
-from llama_ckpt.diagnose.rounding import to_bfloat16, to_float16
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.mutants.right_programs import numpy_steps as steps
 from llama_ckpt.mutants.right_programs.numpy_steps import float32
 from llama_ckpt.mutants.right_programs.numpy_sums import ORDERS, Product, from_packed

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["to_bfloat16", "to_float16", "to_tf32"]
+__all__ = ["cut_to_bfloat16", "to_bfloat16", "to_float16", "to_tf32"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -21,6 +21,12 @@ def to_float16(x: Array) -> Array:
 def to_bfloat16(x: Array) -> Array:
     """8 bits, float32's range."""
     return _without_low_bits(x, 16)
+
+
+def cut_to_bfloat16(x: Array) -> Array:
+    """The upper half of a float32, as programs take it that do not round."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    return (bits & np.uint32(0xFFFF0000)).view(np.float32).astype(x.dtype)
 
 
 def to_tf32(x: Array) -> Array:

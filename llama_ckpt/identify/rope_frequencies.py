@@ -1,0 +1,282 @@
+"""How fast each pair was turned, and in which words that is said: theta, a scaling, an order, another head.
+
+The frequency of a pair is the number whose angles fit its rows best. Positions are whole numbers, so that
+it is known but for whole turns a token. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.identify.rope_numbers import frequencies_of, llama3_scaled, same_number, theta_of
+from llama_ckpt.identify.turns import Turns
+from llama_ckpt.listing import some
+
+__all__ = ["Frequencies", "Measured", "measured_frequencies", "said_of"]
+
+Array: TypeAlias = NDArray[Any]
+
+ROWS = 256
+"""So many neighbouring rows are looked at for the first estimate."""
+
+FINE = 8
+"""So many frequencies are tried for each turn that they make in these rows."""
+
+CONTEXTS = (2048, 4096, 8192, 16384, 32768)
+"""Original contexts that models state."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The frequency of each pair `[pairs]`, and how sure that is: what an angle's error does to it."""
+
+    at: Array
+    sure: Array
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """Other frequencies than the right ones, and how to say them.
+
+    Attributes:
+        kind, words, code, tells, free, parameters: as in `Guess`.
+        at: `[pairs]`.
+    """
+
+    kind: str
+    words: str
+    at: Array
+    free: int = 1
+    code: str = ""
+    tells: str = "a longer prompt"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def measured_frequencies(turns: Turns, positions: Array) -> Measured | None:
+    """Radians a position for each pair, from -pi to pi; None where no row has moved."""
+    at = np.asarray(positions, np.float64)
+    moved = np.flatnonzero(at)
+    if not len(moved):
+        return None
+    rows = _neighbours(at, moved)
+    span = max(1.0, float(np.ptp(np.r_[0.0, at[rows]])))
+    grid = np.linspace(-np.pi, np.pi, int(FINE * span) + 16, endpoint=False)
+    fit = np.real(np.exp(-1j * grid[:, None] * at[rows]) @ turns.turn[rows])
+    found = grid[np.argmax(fit, axis=0)]
+    # All rows at once would have many maxima close to each other: each estimate is fine enough for the next.
+    order = moved[np.argsort(np.abs(at[moved]), kind="stable")]
+    found = _refined(turns.turn[rows], at[rows], found)
+    for share in (0.25, 0.5, 1.0):
+        few = order[: max(1, int(share * len(order)))]
+        found = _refined(turns.turn[few], at[few], found)
+    weight = np.abs(turns.turn)
+    sure = np.sqrt(np.sum(weight, axis=0) / np.maximum(np.sum(weight * at[:, None] ** 2, axis=0), 1e-300))
+    return Measured(found, sure)
+
+
+def _neighbours(at: Array, moved: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Rows not far from each other and from position 0, where few turns are made."""
+    order = moved[np.argsort(np.abs(at[moved]), kind="stable")]
+    return order[:ROWS]
+
+
+def _refined(turn: Array, at: Array, f: Array) -> Array:
+    """Least squares on what the angles leave, where that is less than a half turn."""
+    weight = np.abs(turn)
+    for _ in range(4):
+        left = np.angle(turn * np.exp(-1j * at[:, None] * f))
+        f = f + np.sum(weight * at[:, None] * left, axis=0) / np.maximum(
+            np.sum(weight * at[:, None] ** 2, axis=0), 1e-300
+        )
+    return np.asarray(f)
+
+
+def said_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
+    """What the frequencies are where `own [head_dim / 2]` are right; the shortest description first."""
+    pairs = len(found.at)
+    base = own[:pairs]
+    yield from _of_this_file(own, pairs, config)
+    yield from _multiplied(found, base)
+    if pairs > 1:
+        yield from _of_a_theta(found, own, config)
+        yield from _stretched(found, base, config)
+        yield from _in_other_order(found, own)
+    words = f"each pair turns by a frequency of its own: {some([f'{f:.4g}' for f in found.at], 8)}"
+    parameters = {"frequencies": found.at.tolist(), "own": own.tolist()}
+    yield Frequencies("rope.frequencies", words, found.at, pairs + 1, parameters=parameters)
+
+
+def _of_this_file(own: Array, pairs: int, config: Any) -> Iterator[Frequencies]:
+    """What is made of the file's numbers by leaving one out, or of the pairs of a part of the head."""
+    factors = np.asarray(getattr(config, "rope_factors", ()), np.float64)
+    scale = float(getattr(config, "rope_scale", 1.0))
+    if len(factors) == len(own):
+        words = "the file's divisors of RoPE's frequencies, Llama 3's scaling, are missing"
+        yield Frequencies("rope.scaling", words, (own * factors)[:pairs], 0, "rope_scaling is ignored")
+        words = "frequencies are multiplied by the file's divisors, Llama 3's scaling, instead of divided"
+        yield Frequencies("rope.scaling", words, (own * factors**2)[:pairs], 0, "factors the wrong way round")
+        words = "frequencies are divided twice by the file's divisors, Llama 3's scaling"
+        yield Frequencies("rope.scaling", words, (own / factors)[:pairs], 0, "scaled at load and at run")
+    if scale != 1:
+        words = f"the file's linear scaling of RoPE by {scale:g} is missing"
+        yield Frequencies("rope.scaling", words, (own * scale)[:pairs], 0, "rope_scaling is ignored")
+    if pairs < len(own):
+        plain = frequencies_of(theta_of(own), pairs, 1 / own[0]) if pairs > 1 else own[:1]
+        yield Frequencies("rope.partial", "", plain, 0, "a share of rotary features that Llama has not")
+        said = "with the whole head's frequencies"
+        yield Frequencies("rope.partial", said, own[:pairs], 0, "a share of rotary features")
+
+
+def _multiplied(found: Measured, base: Array) -> Iterator[Frequencies]:
+    # A pair's frequency is known but for whole turns a token: the middle of the ratios, then what is left.
+    weight = (base / found.sure) ** 2
+    order = np.argsort(found.at / base)
+    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
+    factor = float((found.at / base)[order[min(half, len(order) - 1)]])
+    rest = (found.at - factor * base + np.pi) % (2 * np.pi) - np.pi
+    factor += float(np.sum(weight * rest / base) / np.sum(weight))
+    whole = round(factor) if abs(factor) >= 1 else 1 / round(1 / factor) if abs(factor) > 1e-3 else 0.0
+    if whole and abs(factor / whole - 1) < 1e-4:
+        factor = float(whole)
+    if factor == 1:
+        return
+    words, code = f"RoPE's frequencies are multiplied by {factor:.6g}", "a scaling of the positions"
+    tells = "a longer prompt"
+    if factor == -1:
+        words, code = "RoPE turns the other way", "the sine's sign"
+    elif factor == 2:
+        words, code = "RoPE turns by twice the angle: it is applied twice, or its frequencies are doubled", ""
+        tells = "the tensor between the two rotations"
+    elif 0 < factor < 1 and factor == whole:
+        words = f"RoPE is scaled linearly by {round(1 / factor)}, which the file does not say"
+    yield Frequencies("rope.scaling", words, factor * base, 1, code, tells, {"factor": factor})
+
+
+def _of_a_theta(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
+    """theta^(-i / pairs), as it is, as this file scales it, and times any number."""
+    pairs, d = len(found.at), 2 * len(own)
+    good = (found.at > 0) & (found.at > 4 * 1e-7 * found.sure)
+    if good.sum() < 2:
+        return
+    i = np.arange(pairs)[good]
+    log, weight = np.log(found.at[good]), (found.at[good] / found.sure[good]) ** 2
+    log0 = float(np.log(own[0]))
+    slope = float(np.sum(weight * i * (log - log0)) / np.sum(weight * i * i))
+    theta = float(np.exp(-slope * pairs))
+    for value in dict.fromkeys((_round_number(theta), theta)):
+        if value > 0 and np.isfinite(value) and not same_number(value, theta_of(own)):
+            at = frequencies_of(value, pairs, 1 / own[0])
+            yield Frequencies("rope.theta", _theta_said(value, own, d), at, 1, parameters={"theta": value})
+    center = np.sum(weight * i) / np.sum(weight)
+    mean = np.sum(weight * log) / np.sum(weight)
+    slope = float(np.sum(weight * (i - center) * (log - mean)) / np.sum(weight * (i - center) ** 2))
+    theta, first = float(np.exp(-slope * pairs)), float(np.exp(mean - slope * center))
+    if np.isfinite(theta):
+        words, free = f"RoPE's theta is {theta:.6g}, and its first pair turns by {first:.6g} a position", 2
+        shift = float(np.log(first) / slope) if slope else 0.0
+        if abs(round(shift) - shift) < 1e-3 and round(shift) and abs(theta / theta_of(own) - 1) < 1e-3:
+            words = f"RoPE's exponents begin at pair {round(shift)}, not at 0"
+            free = 1
+        at = first * np.exp(slope * np.arange(pairs))
+        yield Frequencies("rope.theta", words, at, free, parameters={"theta": theta, "first": first})
+
+
+def _round_number(theta: float) -> float:
+    """Four digits, where the estimate is that near to them."""
+    if not 0 < theta < 1e30:
+        return theta
+    short = float(f"{theta:.4g}")
+    return short if abs(short / theta - 1) < 1e-3 else theta
+
+
+def _theta_said(theta: float, own: Array, d: int) -> str:
+    """With the exponent or the scaling that makes the same of the right theta."""
+    right = theta_of(own)
+    said = f"RoPE's theta is {theta:,.6g} instead of {right:,.6g}"
+    pairs = len(own)
+    if right > 0 and right != 1 and theta > 1:
+        wide = d * np.log(right) / np.log(theta)
+        if same_number(wide, round(wide)) or abs(wide - round(wide)) < 1e-3 * wide:
+            said += f", or its exponents are 2i/{round(wide)} instead of 2i/{d}"
+        if pairs > 1:
+            factor = (theta / right) ** ((pairs - 1) / pairs)
+            if round(factor) > 1 and abs(factor / round(factor) - 1) < 1e-3:
+                said += f", as NTK scaling by {round(factor)} makes it"
+    return said
+
+
+def _stretched(found: Measured, base: Array, config: Any) -> Iterator[Frequencies]:
+    """Llama 3's and YaRN's scaling, of the factor that the slowest pairs have."""
+    ratio = base / np.where(found.at != 0, found.at, np.nan)
+    sure = found.sure * 1e-6 < 0.05 * base
+    sure &= np.isfinite(ratio)
+    top = float(ratio[sure].max()) if sure.any() else np.nan
+    factors = {2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0}
+    if np.isfinite(top) and top > 1.01:
+        factors |= {top, float(round(top, 2))}
+    contexts = dict.fromkeys((*CONTEXTS, int(getattr(config, "context_length", 0) or 0)))
+    for factor in sorted(factors):
+        for context in contexts:
+            if context < 1:
+                continue
+            at = llama3_scaled(base, factor, context=context)
+            words = (
+                f"RoPE's frequencies are scaled by {factor:g} as Llama 3.1's are, from a context of {context}"
+            )
+            parameters = {"factor": factor, "original_context": context}
+            yield Frequencies("rope.scaling", words, at, 2, "rope_scaling", parameters=parameters)
+            at = yarn_scaled(base, factor, context)
+            words = f"RoPE's frequencies are scaled by {factor:g} as YaRN does, from a context of {context}"
+            yield Frequencies("rope.scaling", words, at, 2, "rope_scaling", parameters=parameters)
+
+
+def yarn_scaled(frequencies: Array, factor: float, context: int) -> Array:
+    """YaRN's frequencies (Peng et al. 2023, arXiv 2309.00071): fast pairs kept, slow ones divided.
+
+    The ramp runs over the pairs between those that turn 32 times and once in the original context.
+    """
+    pairs, theta = len(frequencies), theta_of(frequencies)
+    if not theta > 1:
+        return frequencies
+
+    def pair_of(turns: float) -> float:
+        return float(pairs * np.log(context / (turns * 2 * np.pi)) / np.log(theta))
+
+    low, high = max(np.floor(pair_of(32)), 0), min(np.ceil(pair_of(1)), 2 * pairs - 1)
+    ramp = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
+    return np.asarray(frequencies * (1 - ramp) + frequencies / factor * ramp)
+
+
+def _in_other_order(found: Measured, own: Array) -> Iterator[Frequencies]:
+    """Each pair turned by the frequency of another pair of the head, or not at all."""
+    pairs = len(found.at)
+    table = np.r_[0.0, own]
+    off = np.abs(found.at[:, None] - table)
+    chosen = np.argmin(off, axis=1) - 1
+    order = chosen.tolist()
+    at = np.where(chosen < 0, 0.0, own[chosen])
+    still = [i for i, j in enumerate(order) if j < 0]
+    turning = [j for j in order if j >= 0]
+    parameters = {"pairs": order}
+    half = pairs // 2
+    if order == [*range(pairs - 1, -1, -1)]:
+        words, free = "RoPE's frequencies run from slow to fast", 0
+    elif order == [i // 2 for i in range(pairs)]:
+        words, free = "each of RoPE's frequencies is used for two pairs after each other", 0
+    elif pairs % 2 == 0 and order == [2 * i % pairs for i in range(pairs)]:
+        words, free = (
+            "every second of RoPE's frequencies is used, twice round: they are those of half a head",
+            0,
+        )
+    elif pairs % 2 == 0 and order == [i % half for i in range(pairs)]:
+        words, free = "the first half of RoPE's frequencies is used twice", 0
+    elif still and turning == [i for i, j in enumerate(order) if j >= 0]:
+        words, free = f"pairs {some(still, 12)} are not turned", len(still)
+    else:
+        words, free = f"pairs are turned by the frequencies of pairs {some(order, 16)}", pairs
+    yield Frequencies("rope.order", words, at, free, "a table laid out otherwise", parameters=parameters)
