@@ -29,7 +29,7 @@ ROUNDED: Mapping[str, Callable[[Array], Array]] = {
 }
 """Formats, and how programs come to them."""
 
-STEPS = ("positions", "frequencies", "angles", "cosines and sines")
+STEPS = ("positions", "frequencies", "angles", "table of cosines and sines")
 """What is rounded, in the order in which it is made."""
 
 ROWS = 48

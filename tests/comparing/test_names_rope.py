@@ -86,7 +86,7 @@ def test_two_roundings_at_once_are_named(tmp_path: Path) -> None:
         table=lambda self, at: tuple(to_bfloat16(one) for one in Port.table(self, at)),
     )
     said = sentence(compared(both(seeded()), tmp_path, 24))
-    assert said == f"{WHAT['frequencies']}, and {WHAT['table']}".format("bfloat16", "bfloat16")
+    assert said == "RoPE's frequencies and table of cosines and sines are rounded to bfloat16"
 
 
 def test_halves_of_another_theta_are_two_bugs(tmp_path: Path) -> None:
