@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llama_ckpt.diagnose.rounding import to_float16
+from llama_ckpt.judging.to_precision import to_float16
 from llama_ckpt.mutants.real.port import Array, Port
 from llama_ckpt.mutants.real.record import Family
 
