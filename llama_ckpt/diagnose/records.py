@@ -165,7 +165,8 @@ class Diagnosis:
         """
         best = self._best()
         if isinstance(best, NamedBug):
-            alike = [name for group in self.indistinguishable if best.name in group for name in group[1:]]
+            groups = [group for group in self.indistinguishable if best.name in group]
+            alike = dict.fromkeys(name for group in groups for name in group if name != best.name)
             return best.said(f" (or, alike here: {', '.join(alike)})" if alike else "")
         if best is None:
             return f"nothing known fits: {self.facts}" if self.facts else ""

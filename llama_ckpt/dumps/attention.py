@@ -79,7 +79,8 @@ def attention_of(seen: Sequence[Look]) -> Attention | None:
     parts = fused or [_from_products(*pair) for pair in pairs]
     if len({(part.q.shape[1:], part.k.shape[1:]) for part in parts}) != 1:
         return None
-    if len(parts) > 1 and any(part.q.shape[0] != 1 for part in parts):
+    # Several of one head each are heads one by one; of the same queries they are the keys in pieces.
+    if len(parts) > 1 and (any(len(part.q) != 1 for part in parts) or (parts[0].q == parts[1].q).all()):
         return None
 
     def together(name: str) -> Any:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import ShapeError
 
-__all__ = ["cut_keys", "fold_heads", "norm_ratio", "side_by_side"]
+__all__ = ["by_values", "cut_keys", "fold_heads", "norm_ratio", "side_by_side"]
 
 
 def cut_keys(x: NDArray[Any], n: int, first: int, axis: int, name: str) -> NDArray[Any]:
@@ -103,3 +103,47 @@ def side_by_side(
         return None
     ends = np.cumsum(parts)[:-1]
     return dict(zip(points, np.split(x, ends, axis=-1), strict=True))
+
+
+def by_values(
+    x: NDArray[Any],
+    points: Sequence[str],
+    parts: Mapping[str, NDArray[Any]] | None,
+    head_dim: int,
+    v: NDArray[Any],
+) -> tuple[Mapping[str, NDArray[Any]] | None, str | None]:
+    """q, k and v in one output, cut where the values lie that attention was given.
+
+    Some programs put the heads by groups, each with its queries, its key and its value, and not all queries
+    first. Where the values are found in neither order, the parts stay as they are.
+
+    Args:
+        x: the output `[…, features]`; points: the names of q, k and v; parts: `side_by_side`'s.
+        v: as attention was given it, `[heads, n, head_dim]`, with as many copies of heads as it had.
+
+    Returns:
+        the parts, and a remark where they lay by groups.
+    """
+    n, heads = v.shape[1], len(v)
+    if parts is None or x.size % (n * head_dim) or _has_values(parts[points[2]], v, head_dim):
+        return parts, None
+    per_token = x.reshape(n, -1, head_dim)
+    for groups in (g for g in range(1, heads + 1) if heads % g == 0 and per_token.shape[1] % g == 0):
+        by_group = per_token.reshape(n, groups, -1, head_dim)
+        cut = [by_group[:, :, :-2], by_group[:, :, -2], by_group[:, :, -1]]
+        if by_group.shape[2] > 2 and _has_values(cut[2].reshape(n, -1), v, head_dim):
+            made = {name: part.reshape(*x.shape[:-1], -1) for name, part in zip(points, cut, strict=True)}
+            return made, "one output holds q, k and v group by group: put apart"
+    return parts, None
+
+
+def _has_values(part: NDArray[Any], v: NDArray[Any], head_dim: int) -> bool:
+    """Whether these features are the values that attention was given, copies of heads aside."""
+    n, heads = v.shape[1], len(v)
+    if part.size % (n * head_dim):
+        return False
+    own = part.reshape(n, -1, head_dim).swapaxes(0, 1)
+    return heads % len(own) == 0 and bool(
+        (np.repeat(own, heads // len(own), axis=0) == v).all()
+        or (np.tile(own, (heads // len(own), 1, 1)) == v).all()
+    )

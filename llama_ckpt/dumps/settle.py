@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.dumps.attention import Attention
-from llama_ckpt.dumps.heads import cut_keys, fold_heads, norm_ratio, side_by_side
+from llama_ckpt.dumps.heads import by_values, cut_keys, fold_heads, norm_ratio, side_by_side
 from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.names_map import pair_kind
 from llama_ckpt.dumps.recorder import Recorder
@@ -105,6 +105,11 @@ def _parts(names: str, array: Array, run: Run) -> Mapping[str, Array]:
     attention = run.attention.get(-1 if block is None else block)
     q_features = None if attention is None else len(attention.q) * attention.q.shape[-1]
     parts = side_by_side(array, points, q_features)
+    if attention is not None and attention.v is not None and len(points) == 3:
+        v = cut_keys(attention.v, attention.q.shape[1], run.first_position, 1, f"block {block}")
+        parts, remark = by_values(array, points, parts, attention.q.shape[-1], v)
+        if remark is not None:
+            run.note(remark)
     if parts is None:
         kinds = ", ".join(split_name(point)[1] for point in points)
         run.note(f"one output holds {kinds}: where each ends can't be told, so they are left out")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -64,6 +65,8 @@ class Watch(TorchFunctionMode):
         given = [*args, *kwargs.values()]
         if name in PRODUCTS and len(given) >= 2:
             yield self._product(given[0], given[1], result)
+        elif name == "baddbmm":
+            yield self._added_product(args, kwargs, result)
         elif name == "einsum":
             operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
             yield from self._einsum(args[0], list(operands), result)
@@ -79,6 +82,19 @@ class Watch(TorchFunctionMode):
         if b.ndim == 2 < a.ndim or self._is_weight(a) or self._is_weight(b):
             return None  # a projection, written out
         return Product(_copy(a), _copy(b), _copy(out), (dtype_name(a), dtype_name(b), dtype_name(out)))
+
+    def _added_product(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: Any) -> Product | None:
+        """`beta * added + alpha * (a @ b)`, as scores are made with their scale and mask: both undone."""
+        names = ("input", "batch1", "batch2")
+        added, a, b = [*args, *(kwargs[name] for name in names[len(args) :] if name in kwargs)][:3]
+        product = self._product(a, b, out)
+        alpha, beta = (float(kwargs.get(name, 1.0)) for name in ("alpha", "beta"))
+        if product is None or not _is_float(added) or alpha == 0.0:
+            return None
+        with np.errstate(all="ignore"):  # what the mask hides is infinite, and is no number any more
+            scores = product.out - np.float32(beta) * _copy(added) if beta else product.out
+            scores = np.where(np.isfinite(scores), scores, np.float32(-np.inf)) / np.float32(alpha)
+        return replace(product, out=scores.astype(np.float32, copy=False))
 
     def _einsum(self, equation: Any, operands: list[Any], out: Any) -> Iterator[Product]:
         if not isinstance(equation, str) or len(operands) != 2 or not all(map(_is_float, [*operands, out])):

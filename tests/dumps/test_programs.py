@@ -17,7 +17,7 @@ from llama_ckpt.dumps.record import Recorded, record
 from llama_ckpt.making.export_layouts import halves_from_pairs
 from llama_ckpt.points import split_name
 from tests.dumps import torch_programs as programs
-from tests.dumps.torch_programs import GptFastLike, HfLike, Llama2cLike, MetaLike, loaded
+from tests.dumps.torch_programs import GptFastLike, HfLike, LitgptLike, Llama2cLike, MetaLike, loaded
 
 IDS = [1, 40, 41, 300, 7]
 ALL = 3 + 17 * 2
@@ -39,6 +39,8 @@ RIGHT = {
     "meta": (lambda: MetaLike(), "Meta's Llama", ALL),
     "meta, fused": (lambda: MetaLike(programs.by_one_call), "Meta's Llama", FUSED),
     "gpt-fast": (lambda: GptFastLike(), "gpt-fast's Transformer", FUSED),
+    "litgpt": (lambda: LitgptLike(), "litgpt's GPT", FUSED),
+    "litgpt, by group": (lambda: LitgptLike(by_group=True), "litgpt's GPT", FUSED),
     "transformers": (lambda: HfLike(), "transformers' Llama", ALL),
     "transformers, fused": (lambda: HfLike("sdpa"), "transformers' Llama", FUSED),
 }
@@ -183,6 +185,15 @@ def test_an_order_is_known_also_where_q_is_wrong(wrong: tuple[str, ...], model: 
     made = [split_name(point.name) for point in report.points if point.made == "here"]
     assert made == [(0, name) for name in wrong]
     assert any("half-split order" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("rotary", [4, 8, 12])
+def test_a_partial_rotary_is_named(rotary: int, model: Path, tmp_path: Path) -> None:
+    program = loaded(LitgptLike(by_group=rotary == 8, rotary=rotary), model)
+    report = judged(record(program, IDS), model, tmp_path)
+    assert report.first_wrong is not None and report.first_wrong.name == "blk.0.q_rope"
+    assert f"only the first {rotary} of a head's 16 features" in report.diagnoses[0].sentence()
+    assert not report.findings
 
 
 def test_every_known_program_has_every_point_that_hooks_can_see() -> None:

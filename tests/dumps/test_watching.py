@@ -62,6 +62,21 @@ def batched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.bmm(causal(torch.bmm(q, k.mT) * SCALE).softmax(-1), v)[None]
 
 
+def added_to_a_mask(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Product, scale and mask in one call of `baddbmm`."""
+    q, k, v = q[0], expanded(k)[0], expanded(v)[0]
+    mask = hidden_keys(q.shape[1], k.shape[1]).expand(HEADS, -1, -1)
+    return torch.bmm(torch.baddbmm(mask, q, k.mT, beta=1.0, alpha=SCALE).softmax(-1), v)[None]
+
+
+def added_to_nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The same with an empty buffer that counts for nothing, and a mask afterwards."""
+    q, k, v = q[0], expanded(k)[0], expanded(v)[0]
+    empty = torch.full((HEADS, q.shape[1], k.shape[1]), torch.nan)
+    scores = torch.baddbmm(input=empty, batch1=q, batch2=k.mT, beta=0, alpha=SCALE)
+    return torch.bmm(causal(scores).softmax(-1), v)[None]
+
+
 def head_by_head(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     heads = []
     for head in range(HEADS):
@@ -101,6 +116,7 @@ def keywords(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 RIGHT = {
     scaled_first: 17, both_scaled: 17, in_place: 17, by_hand: 17, batched: 17, head_by_head: 17,
+    added_to_a_mask: 17, added_to_nothing: 17,
     grouped: 17, by_einsum: 17, by_grouped_einsum: 17, grouped_call: 15, keywords: 15,
 }  # fmt: skip
 """Right ways to write attention, and how many points of a block are seen of each."""
@@ -130,7 +146,55 @@ def out_of_sight(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.from_numpy((e / e.sum(-1, keepdims=True)) @ v)
 
 
-@pytest.mark.parametrize("attention", [queries_in_columns, out_of_sight])
+def keys_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """As flash attention: sums over some keys at a time."""
+    n, k, v = q.shape[2], expanded(k), expanded(v)
+    above = total = torch.zeros(())
+    for keys in (slice(0, 2), slice(2, 4), slice(4, n)):
+        scores = q @ k[:, :, keys].mT * SCALE + hidden_keys(n, n)[:, keys]
+        e = scores.exp()
+        above, total = above + e @ v[:, :, keys], total + e.sum(-1, keepdim=True)
+    return above / total
+
+
+def queries_in_pieces(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    each = []
+    for row in range(q.shape[2]):
+        seen = q[:, :, row : row + 1] @ expanded(k)[:, :, : row + 1].mT * SCALE
+        each.append(seen.softmax(-1) @ expanded(v)[:, :, : row + 1])
+    return torch.cat(each, 2)
+
+
+def by_hand_from_sums(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """No product of torch's at all."""
+    scores = causal((q[:, :, :, None] * expanded(k)[:, :, None]).sum(-1) * SCALE)
+    return (scores.softmax(-1)[..., None] * expanded(v)[:, :, None]).sum(3)
+
+
+def torchs_own_layer(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`nn.MultiheadAttention`, head by head, with projections that change nothing."""
+    heads = []
+    for head in range(HEADS):
+        layer = torch.nn.MultiheadAttention(SIZE, 1, bias=False, batch_first=True).eval()
+        layer.in_proj_weight.data = torch.eye(SIZE).repeat(3, 1)
+        layer.out_proj.weight.data = torch.eye(SIZE)
+        kv = head // (HEADS // KV)
+        hidden = hidden_keys(q.shape[2], k.shape[2])
+        heads.append(layer(q[:, head], k[:, kv], v[:, kv], attn_mask=hidden, need_weights=head % 2 == 0)[0])
+    return torch.stack(heads, 1)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        queries_in_columns,
+        out_of_sight,
+        keys_in_pieces,
+        queries_in_pieces,
+        by_hand_from_sums,
+        torchs_own_layer,
+    ],
+)
 def test_what_is_not_seen_is_declared(
     attention: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,8 @@
 
 Each is written for here, from nothing but the names and the ways in which they compute: Meta's (a cache
 that grows, products written out, complex numbers), llama2.c's (fused attention, the last token's logits),
-gpt-fast's (one projection of q, k and v, a static cache) and transformers' (halves turned, attention from
-a registry).
+gpt-fast's (one projection of q, k and v, a static cache), litgpt's (the same, group by group in older
+versions) and transformers' (halves turned, attention from a registry).
 """
 
 from __future__ import annotations
@@ -260,9 +260,105 @@ class HfLike(nn.Module):
         return {"logits": self.lm_head(self.model(input_ids))}
 
 
+class GptAttention(nn.Module):
+    def __init__(self, by_group: bool, rotary: int) -> None:
+        super().__init__()
+        self.by_group, self.rotary = by_group, rotary
+        self.proj = linear(SHAPE["width"], HEADS * SIZE)
+        setattr(self, "attn" if by_group else "qkv", linear((HEADS + 2 * KV) * SIZE))
+
+    def forward(self, x: Tensor, at: Tensor) -> Tensor:
+        n = x.shape[1]
+        if self.by_group:
+            groups = self.attn(x).view(1, n, KV, -1, SIZE)
+            parts: Any = groups.split([HEADS // KV, 1, 1], 3)
+        else:
+            parts = self.qkv(x).split([HEADS * SIZE, KV * SIZE, KV * SIZE], -1)
+        q, k, v = (part.reshape(1, n, -1, SIZE).transpose(1, 2) for part in parts)
+        q, k = (
+            torch.cat(
+                (turn_halves(e[..., : self.rotary], at[:, : self.rotary // 2]), e[..., self.rotary :]), -1
+            )
+            for e in (q, k)
+        )
+        context = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.proj(context.transpose(1, 2).reshape(1, n, -1))
+
+
+class GptMLP(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc_1, self.fc_2 = linear(SHAPE["ffn"]), linear(SHAPE["ffn"])
+        self.proj = linear(SHAPE["width"], SHAPE["ffn"])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(silu(self.fc_1(x)) * self.fc_2(x))
+
+
+class GptBlock(nn.Module):
+    def __init__(self, by_group: bool, rotary: int) -> None:
+        super().__init__()
+        self.attn, self.mlp = GptAttention(by_group, rotary), GptMLP()
+        self.norm_1, self.norm_2 = Norm(), Norm()
+
+    def forward(self, x: Tensor, at: Tensor) -> Tensor:
+        h = x + self.attn(self.norm_1(x), at)
+        return h + self.mlp(self.norm_2(h))
+
+
+class LitgptLike(nn.Module):
+    """As litgpt's `GPT`: one projection of q, k and v, in older versions group by group."""
+
+    def __init__(self, by_group: bool = False, rotary: int = SIZE) -> None:
+        super().__init__()
+        self.rotary = rotary
+        blocks = nn.ModuleList(GptBlock(by_group, rotary) for _ in range(SHAPE["n_layers"]))
+        embedding = nn.Embedding(SHAPE["vocab"], SHAPE["width"])
+        self.transformer = nn.ModuleDict({"wte": embedding, "h": blocks, "ln_f": Norm()})
+        self.lm_head = linear(SHAPE["vocab"])
+
+    def forward(self, idx: Tensor) -> Tensor:
+        part = torch.arange(0, self.rotary, 2).float() / self.rotary
+        at = torch.arange(idx.shape[1])[:, None].float() * 10000.0**-part
+        h = self.transformer["wte"](idx)
+        for block in self.transformer["h"]:
+            h = block(h, at)
+        return self.lm_head(self.transformer["ln_f"](h))
+
+
+GPT_NAMES = {
+    "model.embed_tokens": "transformer.wte",
+    "model.norm": "transformer.ln_f",
+    "model.layers": "transformer.h",
+    "self_attn.o_proj": "attn.proj",
+    "input_layernorm": "norm_1",
+    "post_attention_layernorm": "norm_2",
+    "mlp.gate_proj": "mlp.fc_1",
+    "mlp.up_proj": "mlp.fc_2",
+    "mlp.down_proj": "mlp.proj",
+}
+
+
+def _as_gpt(tensors: dict[str, Tensor], by_group: bool) -> dict[str, Tensor]:
+    """Hugging Face's names and matrices as litgpt has them."""
+    made = {}
+    for name, tensor in tensors.items():
+        for old, new in GPT_NAMES.items():
+            name = name.replace(old, new)
+        made[name] = tensor
+    for block in range(SHAPE["n_layers"]):
+        three = [made.pop(f"transformer.h.{block}.self_attn.{p}_proj.weight") for p in "qkv"]
+        if by_group:
+            three = [torch.cat([w.view(KV, -1, w.shape[1]) for w in three], 1).flatten(0, 1)]
+        made[f"transformer.h.{block}.attn.{'attn' if by_group else 'qkv'}.weight"] = torch.cat(three)
+    return made
+
+
 def loaded(module: nn.Module, model: Path) -> Any:
     """A program with the model's weights, in the layout that it wants."""
-    tensors = weights(model, "hf" if isinstance(module, HfLike) else "meta")
+    tensors = weights(model, "hf" if isinstance(module, HfLike | LitgptLike) else "meta")
+    if isinstance(module, LitgptLike):
+        tensors = _as_gpt(tensors, module.transformer["h"][0].attn.by_group)
     if isinstance(module, GptFastLike):
         for name in [name for name in tensors if name.endswith("attention.wq.weight")]:
             three = [tensors.pop(name.replace("wq", w)) for w in ("wq", "wk", "wv")]

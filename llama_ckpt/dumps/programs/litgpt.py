@@ -9,7 +9,6 @@ PROGRAM = Program(
     mapping={
         "transformer.wte": "embd",
         "transformer.h.{N}.norm_1": "blk.{N}.attn_norm",
-        "transformer.h.{N}.attn.qkv": "blk.{N}.q blk.{N}.k blk.{N}.v",
         "transformer.h.{N}.attn.proj:input": "blk.{N}.attn_context",
         "transformer.h.{N}.attn.proj": "blk.{N}.attn_out",
         "transformer.h.{N}.norm_2:input": "blk.{N}.ffn_inp",
@@ -22,4 +21,10 @@ PROGRAM = Program(
         "transformer.ln_f": "output_norm",
         "lm_head": "logits",
     },
+    instead=(
+        (
+            {"transformer.h.{N}.attn.qkv": "blk.{N}.q blk.{N}.k blk.{N}.v"},
+            {"transformer.h.{N}.attn.attn": "blk.{N}.q blk.{N}.k blk.{N}.v"},  # before 0.5.4, group by group
+        ),
+    ),
 )
