@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def test_every_driver_says_what_it_drives(key: str) -> None:
     one = program(key)
     assert one.title and one.dtypes and set(one.dtypes) <= set(DTYPES)
     assert bool(one.deviates) == bool(one.at)
+    assert "cpu" in one.devices
     assert not one.environment or (REQUIREMENTS / f"{one.environment}.txt").is_file()
 
 
@@ -55,7 +57,9 @@ def found(key: str, passed: bool, first: str = "blk.3.q_rope") -> Judged:
 
 
 def test_the_page_counts_a_condemned_program_and_says_why() -> None:
-    text = page([found("transformers_eager", True), found("transformers_sdpa", False)], everything(), "abc")
+    text = page(
+        [found("transformers_eager", True), found("transformers_sdpa", False)], everything("cpu"), "abc"
+    )
     assert "**1 of 2 runs of right programs are condemned**, 1,094 points judged" in text
     assert "| 20 | blk.3.q_rope: theta is 10,000 |" in text
     assert "| 0.25 of err at q_rope | 1.5e-07 |" in text and "1.5e-07" in text
@@ -74,12 +78,21 @@ def test_the_page_says_what_was_not_run() -> None:
     assert text.rstrip().endswith(f"| {title} | embedded | float32 | 20, 600 |")
 
 
+def test_runs_on_a_gpu_have_rows_of_their_own() -> None:
+    here = found("transformers_eager", True)
+    there = replace(here, device="cuda", logits=2.5e-7)
+    text, title = page([there, here], [], "abc"), program(here.key).title
+    rows = [line for line in text.splitlines() if line.startswith(f"| {title}")]
+    assert rows[0].endswith("| 1.5e-07 |") and rows[1].startswith(f"| {title} on CUDA")
+    assert rows[1].endswith("| 2.5e-07 |") and "float32 on CUDA" in text
+
+
 def test_results_are_kept_by_what_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tools.other_llamas.results.OTHERS", tmp_path)
     result = found("transformers_eager", True)
     Kept("one").add(result)
-    assert result.run in Kept("one") and [one.run for one in Kept("one").all()] == [result.run]
-    assert result.run not in Kept("other") and not list(Kept("other").all())
+    assert result.run in Kept("one") and [one.run for one in Kept("one").all("cpu")] == [result.run]
+    assert result.run not in Kept("other") and not list(Kept("other").all("cpu"))
 
 
 def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:

@@ -6,7 +6,9 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 
 from llama_ckpt.points import split_name
@@ -20,6 +22,7 @@ from tools.other_llamas.models import LENGTHS, MODELS, missing, model_files, ref
 from tools.other_llamas.page import page
 from tools.other_llamas.results import Kept, everything, state
 
+DEVICES = ("cpu", "cuda")
 PAGE = ROOT / "docs" / "other_llamas.md"
 
 
@@ -35,18 +38,12 @@ def main() -> None:
     wanted = [one for one in asked if options.again or one not in kept]
     for name in sorted({program(one.key).environment for one in wanted} - {""}):
         prepared(name)
-    failed = 0
-    for result in _all(wanted, options.tokens):
-        if isinstance(result, DriverError):
-            failed += 1
-            print(f"NOT RUN: {result}", file=sys.stderr, flush=True)
-        else:
-            kept.add(result)
-            print(_line(result), flush=True)
+    failed = _run_all(wanted, options, kept)
     if not (options.cheapest or options.no_page):
-        PAGE.write_text(page(kept.all(), everything(), now), encoding="utf-8")
+        found = [one for device in DEVICES for one in kept.all(device)]
+        PAGE.write_text(page(found, everything("cpu"), now), encoding="utf-8")
         print(f"{PAGE.relative_to(ROOT)}: written")
-    bad = sum(judged_wrongly(one) for one in kept.all() if one.run in asked)
+    bad = sum(judged_wrongly(one) for one in kept.all(options.device) if one.run in asked)
     print(f"{bad} of these runs judged otherwise than they should be; {failed} programs could not be run")
     sys.exit(1 if bad or failed else 0)
 
@@ -58,6 +55,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--cheapest", action="store_true", help="what continuous integration runs; no page")
     parser.add_argument("--again", action="store_true", help="also what this commit has judged already")
     parser.add_argument("--no-page", action="store_true", help="leave docs/other_llamas.md as it is")
+    parser.add_argument("--device", default="cpu", choices=DEVICES, help="where the programs run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="so many programs at a time")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--tokens", nargs="+", type=int, default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
@@ -74,7 +73,7 @@ def _wanted(options: argparse.Namespace) -> list[Run]:
         print(missing(name), file=sys.stderr)
     return [
         one
-        for one in everything()
+        for one in everything(options.device)
         if one.key in chosen
         and one.model in models
         and one.length in options.tokens
@@ -82,16 +81,28 @@ def _wanted(options: argparse.Namespace) -> list[Run]:
     ]
 
 
-def _all(wanted: Sequence[Run], lengths: Sequence[int]) -> Iterator[Judged | DriverError]:
-    """Every run, model by model; the runs of one program in one dtype load it once."""
-    for name, of_model in groupby(wanted, lambda one: one.model):
-        files = model_files(name)
-        recorded = reference(files, lengths)
-        for (key, dtype), runs in groupby(of_model, lambda one: (one.key, one.dtype)):
-            try:
-                yield from judged(key, files, dtype, [one.length for one in runs], recorded)
-            except DriverError as error:
-                yield error
+def _run_all(wanted: Sequence[Run], options: argparse.Namespace, kept: Kept) -> int:
+    """Judge and keep every run; the runs of one program in one dtype load it once. How many programs fail."""
+    models = {}
+    for name in dict.fromkeys(one.model for one in wanted):
+        files = replace(model_files(name), device=options.device)
+        models[name] = files, reference(files, options.tokens)
+
+    def run(asked: tuple[str, str, str], lengths: Sequence[int]) -> int:
+        key, model, dtype = asked
+        try:
+            for result in judged(key, models[model][0], dtype, lengths, models[model][1]):
+                kept.add(result)
+                print(_line(result), flush=True)
+        except DriverError as error:
+            print(f"NOT RUN: {error}", file=sys.stderr, flush=True)
+            return 1
+        return 0
+
+    together = groupby(wanted, lambda one: (one.key, one.model, one.dtype))
+    units = [(asked, [one.length for one in runs]) for asked, runs in together]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        return sum(pool.map(lambda unit: run(*unit), units))
 
 
 def judged_wrongly(result: Judged) -> bool:
@@ -105,7 +116,7 @@ def judged_wrongly(result: Judged) -> bool:
 def _line(result: Judged) -> str:
     """What is said of a run, and whether it was judged otherwise than it should be."""
     said = "pass" if result.passed else f"FAIL {result.sentence}"
-    where = f"{result.key:26} {result.model:11} {result.dtype:9} {result.length:4} tokens"
+    where = f"{result.key:26} {result.device:4} {result.model:11} {result.dtype:9} {result.length:4} tokens"
     return f"{where}  {'NOT AS IT SHOULD BE: ' if judged_wrongly(result) else ''}{said}"
 
 

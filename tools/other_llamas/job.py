@@ -28,6 +28,7 @@ class ModelFiles:
         meta: a folder with `model.safetensors`, in Meta's names and order, float32.
         hf: a folder with `model.safetensors` and `config.json`, in Hugging Face's names and order, float32.
         weights_sha256: which a float32 dump declares.
+        device: where the program is to run, "cpu" or "cuda".
     """
 
     name: str
@@ -35,6 +36,7 @@ class ModelFiles:
     hf: str
     meta: str
     weights_sha256: str
+    device: str = "cpu"
 
     @property
     def weights(self) -> Path:
@@ -67,6 +69,7 @@ class Program:
             Condemning it is then wanted, and passing it is not.
         at: the points, by neutral name, one of which is where it does that: it must be condemned there.
         only: names of the models that it runs, where these are not all; tokens: lengths of the prompts.
+        devices: where it can run.
         measure: ours or llama.cpp, which the others stand beside.
     """
 
@@ -78,6 +81,7 @@ class Program:
     at: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
+    devices: tuple[str, ...] = ("cpu",)
     measure: bool = False
 
 
@@ -88,6 +92,7 @@ class Run(NamedTuple):
     model: str
     dtype: str
     length: int
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,12 @@ class Judged:
     compared: int
     logits: float
     points: dict[str, Errors]
+    device: str = "cpu"
 
     @property
     def run(self) -> Run:
         """Of what."""
-        return Run(self.key, self.model, self.dtype, self.length)
+        return Run(self.key, self.model, self.dtype, self.length, self.device)
 
 
 def _larger(a: float, b: float | None) -> float:
@@ -104,7 +105,7 @@ def judged(
         prompts = tuple((prompt(files, length), str(out)) for length, out in outs.items())
         _drive(Job(key, files, dtype, prompts), Path(scratch) / "job.json")
         for length, out in outs.items():
-            yield _judged(key, files.name, dtype, length, _compared(out, files, reference, length))
+            yield _judged(key, files, dtype, length, _compared(out, files, reference, length))
             out.unlink()
 
 
@@ -139,7 +140,7 @@ def _compared(dump: Path, files: ModelFiles, reference: Path | None, length: int
     return found
 
 
-def _judged(key: str, model: str, dtype: str, length: int, found: Mapping[str, Any]) -> Judged:
+def _judged(key: str, files: ModelFiles, dtype: str, length: int, found: Mapping[str, Any]) -> Judged:
     """What is kept of a comparison's JSON."""
     points: dict[str, Errors] = {}
     logits = math.nan
@@ -149,7 +150,7 @@ def _judged(key: str, model: str, dtype: str, length: int, found: Mapping[str, A
             logits = point["total"]["err"] or math.nan
     return Judged(
         key,
-        model,
+        files.name,
         dtype,
         length,
         passed=found["verdict"] == "pass",
@@ -158,4 +159,5 @@ def _judged(key: str, model: str, dtype: str, length: int, found: Mapping[str, A
         compared=found["compared"],
         logits=logits,
         points=points,
+        device=files.device,
     )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from llama_ckpt.points import BLOCK_POINTS
+from llama_ckpt.precisions import DTYPES
 from tools.other_llamas.catalogue import program
 from tools.other_llamas.job import Run
 from tools.other_llamas.judge import Judged
@@ -53,19 +54,24 @@ def page(results: Iterable[Judged], wanted: Iterable[Run], state: str) -> str:
         state=state,
     )
     parts = [intro, *_condemned(right), *_summary(right)]
-    for dtype in ("float32", "float16", "bfloat16"):
-        parts += _points(dtype, [one for one in right if one.dtype == dtype])
+    for device in dict.fromkeys(one.device for one in right):
+        for dtype in DTYPES:
+            parts += _points([one for one in right if (one.device, one.dtype) == (device, dtype)])
     parts += _deviations([one for one in found if program(one.key).deviates])
     done = {one.run for one in found}
     parts += _not_run([run for run in wanted if run not in done])
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _order(one: Judged) -> tuple[bool, str, int, int, int]:
-    """Ours and llama.cpp first, then by name; models, dtypes and prompts in their own order."""
-    kinds = ("float32", "float16", "bfloat16")
-    at = kinds.index(one.dtype), list(MODELS).index(one.model), one.length
-    return not program(one.key).measure, one.key, *at
+def _order(one: Judged) -> tuple[str, bool, str, int, int, int]:
+    """By device; ours and llama.cpp first, then by name; models, dtypes and prompts in their own order."""
+    at = DTYPES.index(one.dtype), list(MODELS).index(one.model), one.length
+    return one.device, not program(one.key).measure, one.key, *at
+
+
+def _title(one: Judged | Run) -> str:
+    """What a program is called, and where it ran, if that was on a GPU."""
+    return program(one.key).title + (" on CUDA" if one.device == "cuda" else "")
 
 
 def _condemned(right: Sequence[Judged]) -> Iterator[str]:
@@ -74,7 +80,7 @@ def _condemned(right: Sequence[Judged]) -> Iterator[str]:
         yield "## Condemned, which they should not be\n"
         yield "| program | dtype | model | tokens | what compare says |\n| --- | --- | --- | --- | --- |"
         for one in bad:
-            yield f"| {program(one.key).title} | {one.dtype} | {one.model} | {one.length} | {_said(one)} |"
+            yield f"| {_title(one)} | {one.dtype} | {one.model} | {one.length} | {_said(one)} |"
         yield ""
 
 
@@ -90,9 +96,9 @@ def _summary(right: Sequence[Judged]) -> Iterator[str]:
     yield "and at which point; the last columns are the largest total error of the logits.\n"
     head = ["program", "dtype", "runs", "condemned", "points", "nearest", *(f"logits, {m}" for m in models)]
     yield "| " + " | ".join(head) + " |\n|" + " --- |" * len(head)
-    for key, dtype in dict.fromkeys((one.key, one.dtype) for one in right):
-        own = [one for one in right if (one.key, one.dtype) == (key, dtype)]
-        cells = [program(key).title, dtype, str(len(own)), str(sum(not one.passed for one in own))]
+    for title, dtype in dict.fromkeys((_title(one), one.dtype) for one in right):
+        own = [one for one in right if (_title(one), one.dtype) == (title, dtype)]
+        cells = [title, dtype, str(len(own)), str(sum(not one.passed for one in own))]
         cells += [f"{sum(one.compared for one in own):,}", _nearest(own)]
         for model in models:
             cells.append(_number([one.logits for one in own if one.model == model]))
@@ -112,12 +118,13 @@ def _number(values: Iterable[float]) -> str:
     return f"{max(known):.1e}" if known else ""
 
 
-def _points(dtype: str, some: Sequence[Judged]) -> Iterator[str]:
-    """Own errors of every program at every kind of point, in one dtype."""
+def _points(some: Sequence[Judged]) -> Iterator[str]:
+    """Own errors of every program at every kind of point, in one dtype on one device."""
     if not some:
         return
     names = list(dict.fromkeys(one.key for one in some))
-    yield f"## Own errors at each kind of point, {dtype}\n"
+    where = " on CUDA" if some[0].device == "cuda" else ""
+    yield f"## Own errors at each kind of point, {some[0].dtype}{where}\n"
     yield "| point | " + " | ".join(program(name).title for name in names) + " |"
     yield "| --- |" + " --- |" * len(names)
     for point in POINTS:
@@ -139,7 +146,7 @@ def _deviations(some: Sequence[Judged]) -> Iterator[str]:
     for one in some:
         what = program(one.key)
         said = "passes" if one.passed else _said(one)
-        yield f"| {what.title} | {what.deviates} | {one.model} | {one.dtype} | {one.length} | {said} |"
+        yield f"| {_title(one)} | {what.deviates} | {one.model} | {one.dtype} | {one.length} | {said} |"
     yield ""
 
 
@@ -151,7 +158,7 @@ def _not_run(missing: Sequence[Run]) -> Iterator[str]:
     yield "| program | model | dtype | tokens |\n| --- | --- | --- | --- |"
     lengths: dict[tuple[str, str, str], list[str]] = {}
     for run in sorted(missing):
-        lengths.setdefault((run.key, run.model, run.dtype), []).append(str(run.length))
-    for (key, model, dtype), some in lengths.items():
-        yield f"| {program(key).title} | {model} | {dtype} | {', '.join(some)} |"
+        lengths.setdefault((_title(run), run.model, run.dtype), []).append(str(run.length))
+    for cells, some in lengths.items():
+        yield f"| {' | '.join(cells)} | {', '.join(some)} |"
     yield ""

@@ -21,12 +21,13 @@ ON_TRIAL = ("llama_ckpt", "checkpoints")
 """What judges, and the layers that the others stand beside."""
 
 
-def everything() -> list[Run]:
-    """Every run that the page tells of."""
+def everything(device: str) -> list[Run]:
+    """Every run on a device that the page tells of."""
     return [
-        Run(key, model, dtype, length)
+        Run(key, model, dtype, length, device)
         for model in MODELS
         for key in keys()
+        if device in program(key).devices
         if not program(key).only or model in program(key).only
         for dtype in program(key).dtypes
         for length in program(key).tokens or LENGTHS
@@ -52,7 +53,7 @@ class Kept:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def _path(self, one: Run) -> Path:
-        return self.folder / f"{one.key}-{one.model}-{one.dtype}-{one.length}.json"
+        return self.folder / f"{'-'.join(map(str, one))}.json"
 
     def __contains__(self, one: Run) -> bool:
         return self._path(one).is_file()
@@ -62,9 +63,9 @@ class Kept:
         path = self._path(result.run)
         path.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
 
-    def all(self) -> Iterator[Judged]:
-        """Of the runs that the page tells of."""
-        for one in everything():
+    def all(self, device: str) -> Iterator[Judged]:
+        """Of the runs on a device that the page tells of."""
+        for one in everything(device):
             if one in self:
                 yield _read(self._path(one))
 

@@ -15,4 +15,5 @@ PROGRAM = Program(
     at=("q_rope", "k_rope"),
     only=("embedded",),
     tokens=(600,),
+    devices=("cpu", "cuda"),
 )

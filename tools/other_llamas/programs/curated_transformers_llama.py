@@ -38,12 +38,12 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     weights = load_file(files.weights)
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     model.load_state_dict(LlamaCausalLM.state_dict_from_hf(weights))
-    model = model.to(getattr(torch, dtype)).eval()
+    model = model.to(files.device, getattr(torch, dtype)).eval()
     mapping = {f"decoder.{path}": point for path, point in MAPPING.items()}
     mapping["output_embeddings"] = "logits"
 
     def run(token_ids: list[int]) -> object:
-        ids = torch.tensor([list(token_ids)])
+        ids = torch.tensor([list(token_ids)], device=files.device)
         inputs = {"piece_ids": ids, "attention_mask": AttentionMask(torch.ones_like(ids, dtype=torch.bool))}
         recorded = lc.record(model, inputs, mapping=mapping)
         recorded.token_ids = tuple(token_ids)
@@ -52,4 +52,10 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     return run
 
 
-PROGRAM = Program("curated-transformers 2.0", "curated_transformers", load, only=("embedded", "stories260K"))
+PROGRAM = Program(
+    "curated-transformers 2.0",
+    "curated_transformers",
+    load,
+    only=("embedded", "stories260K"),
+    devices=("cpu", "cuda"),
+)

@@ -12,4 +12,5 @@ PROGRAM = Program(
     deviates="theta is 10,000, whatever the configuration says",
     at=("q_rope", "k_rope"),
     only=("grouped", "SmolLM2"),
+    devices=("cpu", "cuda"),
 )

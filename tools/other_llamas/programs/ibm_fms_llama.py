@@ -35,10 +35,11 @@ def load_with(files: ModelFiles, dtype: str, *, use_cache: bool) -> Runner:
     weights = load_file(files.weights)
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     model.load_state_dict(get_adapted("llama", "hf", weights, {"model_config": config}))
-    model = model.to(getattr(torch, dtype)).eval()
+    model = model.to(files.device, getattr(torch, dtype)).eval()
 
     def run(token_ids: Sequence[int]) -> object:
-        return lc.record(model, {"x": torch.tensor([list(token_ids)]), "use_cache": use_cache})
+        ids = torch.tensor([list(token_ids)], device=files.device)
+        return lc.record(model, {"x": ids, "use_cache": use_cache})
 
     return run
 
@@ -48,4 +49,6 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     return load_with(files, dtype, use_cache=True)
 
 
-PROGRAM = Program("ibm-fms 1.13", "ibm_fms", load, ("float32", "float16", "bfloat16"))
+PROGRAM = Program(
+    "ibm-fms 1.13", "ibm_fms", load, ("float32", "float16", "bfloat16"), devices=("cpu", "cuda")
+)

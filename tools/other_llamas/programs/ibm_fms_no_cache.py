@@ -23,4 +23,5 @@ PROGRAM = Program(
     at=("k_rope", "v", "attn_context"),
     only=("grouped",),
     tokens=(2,),
+    devices=("cpu", "cuda"),
 )

@@ -41,8 +41,8 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     copy_weights_hf_llama(config, {}, state, load_file(files.weights))
     model = GPT(config)
     model.load_state_dict(state)
-    model = model.to(getattr(torch, dtype)).eval()
+    model = model.to(files.device, getattr(torch, dtype)).eval()
     return lambda token_ids: lc.record(model, list(token_ids))
 
 
-PROGRAM = Program("litgpt 0.5", "litgpt", load, ("float32", "float16", "bfloat16"))
+PROGRAM = Program("litgpt 0.5", "litgpt", load, ("float32", "float16", "bfloat16"), devices=("cpu", "cuda"))

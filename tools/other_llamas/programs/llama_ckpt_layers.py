@@ -21,17 +21,19 @@ def load(files: ModelFiles, dtype: str) -> Runner:
 
     file = open_gguf(files.gguf)
     config = LlamaConfig.from_gguf(file)
-    weights, kind = load_weights(file, config), getattr(torch, dtype)
+    weights, kind = load_weights(file, config, files.device), getattr(torch, dtype)
 
     @torch.inference_mode()
     def run(token_ids: Sequence[int]) -> Mapping[str, Any]:
         seen: dict[str, Any] = {}
-        at = torch.arange(len(token_ids))
-        ids = torch.tensor(list(token_ids))
+        at = torch.arange(len(token_ids), device=files.device)
+        ids = torch.tensor(list(token_ids), device=files.device)
         seen["logits"] = logits(ids, weights, config=config, positions=at, dtype=kind, tap=seen.__setitem__)
-        return {name: tensor.float().numpy() for name, tensor in seen.items()}
+        return {name: tensor.float().cpu().numpy() for name, tensor in seen.items()}
 
     return run
 
 
-PROGRAM = Program("the layers here", "", load, ("float32", "float16", "bfloat16"), measure=True)
+PROGRAM = Program(
+    "the layers here", "", load, ("float32", "float16", "bfloat16"), measure=True, devices=("cpu", "cuda")
+)

@@ -39,9 +39,11 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     model = Transformer(args).eval()
     torch.set_default_dtype(torch.float32)
     model.load_state_dict(load_file(files.meta_weights))
+    model.to(files.device)
 
     def run(token_ids: Any) -> Any:
-        return lc.record(model, {"tokens": torch.tensor([list(token_ids)]), "start_pos": 0})
+        ids = torch.tensor([list(token_ids)], device=files.device)
+        return lc.record(model, {"tokens": ids, "start_pos": 0})
 
     return run
 
@@ -56,4 +58,10 @@ def _alone() -> None:
     initialize_model_parallel(1)
 
 
-PROGRAM = Program("Meta's llama-models 0.3", "llama_models", load, ("float32", "float16", "bfloat16"))
+PROGRAM = Program(
+    "Meta's llama-models 0.3",
+    "llama_models",
+    load,
+    ("float32", "float16", "bfloat16"),
+    devices=("cpu", "cuda"),
+)

@@ -34,7 +34,10 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     weights = load_file(files.weights)
     weights.setdefault("lm_head.weight", weights["model.embed_tokens.weight"])
     model.load_state_dict(hf_to_tune(weights, **heads, dim=c["hidden_size"], head_dim=c["head_dim"]))
+    model.to(files.device)
     return lambda token_ids: lc.record(model, list(token_ids))
 
 
-PROGRAM = Program("torchtune 0.6", "torchtune", load, ("float32", "float16", "bfloat16"))
+PROGRAM = Program(
+    "torchtune 0.6", "torchtune", load, ("float32", "float16", "bfloat16"), devices=("cpu", "cuda")
+)

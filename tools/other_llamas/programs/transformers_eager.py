@@ -15,7 +15,8 @@ def load_with(attention: str, files: ModelFiles, dtype: str) -> Runner:
     import llama_ckpt as lc
 
     kind = getattr(torch, dtype)
-    model = LlamaForCausalLM.from_pretrained(files.hf, dtype=kind, attn_implementation=attention).eval()
+    model = LlamaForCausalLM.from_pretrained(files.hf, dtype=kind, attn_implementation=attention)
+    model = model.to(files.device).eval()
 
     return lambda token_ids: lc.record(model, list(token_ids))
 
@@ -26,5 +27,9 @@ def load(files: ModelFiles, dtype: str) -> Runner:
 
 
 PROGRAM = Program(
-    "transformers 5.23, eager attention", "transformers", load, ("float32", "float16", "bfloat16")
+    "transformers 5.23, eager attention",
+    "transformers",
+    load,
+    ("float32", "float16", "bfloat16"),
+    devices=("cpu", "cuda"),
 )

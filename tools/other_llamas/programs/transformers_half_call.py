@@ -15,7 +15,7 @@ def load(files: ModelFiles, dtype: str) -> Runner:
     import llama_ckpt as lc
 
     model = LlamaForCausalLM.from_pretrained(files.hf, dtype=torch.float32, attn_implementation="sdpa")
-    model = model.to(getattr(torch, dtype)).eval()
+    model = model.to(files.device, getattr(torch, dtype)).eval()
     return lambda token_ids: lc.record(model, list(token_ids))
 
 
@@ -27,4 +27,5 @@ PROGRAM = Program(
     deviates="frequencies rounded to half precision",
     at=("q_rope", "k_rope"),
     tokens=(600,),
+    devices=("cpu", "cuda"),
 )

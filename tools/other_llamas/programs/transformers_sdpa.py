@@ -14,5 +14,9 @@ def load(files: ModelFiles, dtype: str) -> Runner:
 
 
 PROGRAM = Program(
-    "transformers 5.23, sdpa attention", "transformers", load, ("float32", "float16", "bfloat16")
+    "transformers 5.23, sdpa attention",
+    "transformers",
+    load,
+    ("float32", "float16", "bfloat16"),
+    devices=("cpu", "cuda"),
 )

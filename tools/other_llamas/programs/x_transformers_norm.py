@@ -55,11 +55,13 @@ def load_with(files: ModelFiles, *, offset: float) -> Runner:
         num_tokens=c["vocab_size"], max_seq_len=1024, use_abs_pos_emb=False, attn_layers=decoder
     )
     model.load_state_dict(_weights(load_file(files.meta_weights), offset), strict=False)
-    model.eval()
+    model.to(files.device).eval()
     mapping = _mapping(c["num_hidden_layers"])
 
     def run(token_ids: Any) -> Any:
-        recorded = lc.record(model, {"x": torch.tensor([list(token_ids)])}, mapping=mapping)
+        recorded = lc.record(
+            model, {"x": torch.tensor([list(token_ids)], device=files.device)}, mapping=mapping
+        )
         recorded.token_ids = tuple(token_ids)
         return recorded
 
@@ -117,4 +119,5 @@ PROGRAM = Program(
     deviates="RMSNorm has no epsilon",
     at=("attn_norm", "ffn_norm"),
     only=("embedded",),
+    devices=("cpu", "cuda"),
 )

@@ -20,4 +20,5 @@ PROGRAM = Program(
     deviates="RMSNorm multiplies by 1 + weight",
     at=("attn_norm",),
     only=("embedded",),
+    devices=("cpu", "cuda"),
 )
