@@ -7,27 +7,20 @@ numpy only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.identify.rounded import FORMATS
 from llama_ckpt.identify.turns import Turns, turned
-from llama_ckpt.judging.to_precision import cut_to_bfloat16, to_bfloat16, to_float16
 from llama_ckpt.listing import listed
 
 __all__ = ["Table", "rounded_tables"]
 
 Array: TypeAlias = NDArray[Any]
-
-ROUNDED: Mapping[str, Callable[[Array], Array]] = {
-    "bfloat16": to_bfloat16,
-    "float16": to_float16,
-    "bfloat16 by cutting, not rounding,": cut_to_bfloat16,
-}
-"""Formats, and how programs come to them."""
 
 STEPS = ("positions", "frequencies", "angles", "table of cosines and sines")
 """What is rounded, in the order in which it is made."""
@@ -59,7 +52,7 @@ def rounded_tables(turns: Turns, positions: Array, frequencies: Array) -> Iterat
         np.asarray(turns.one.x, np.float64)[rows][:, turns.heads],
     )
     right = np.linalg.norm(after - np.asarray(turns.one.o, np.float64)[rows][:, turns.heads])
-    for dtype, rounded in ROUNDED.items():
+    for dtype, rounded in FORMATS.items():
         for n in range(1, len(STEPS) + 1):
             for steps in itertools.combinations(STEPS, n):
                 cos, sin = _table(positions[rows], frequencies, steps, rounded)

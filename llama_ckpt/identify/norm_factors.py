@@ -1,0 +1,134 @@
+"""What a norm divided each row by: an epsilon and its place, the width of the mean, another row.
+
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.listing import which
+
+__all__ = ["Factor", "factors"]
+
+Array: TypeAlias = NDArray[Any]
+
+SHARES = (2, 3, 4, 8, 16)
+"""Ranks that a width is divided among."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Factors of the rows `[n]`, and how to say what they are; attributes as in `Guess`."""
+
+    kind: str
+    words: str
+    at: Array
+    free: int = 0
+    code: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+def factors(measured: Array, x: Array, eps: float, rows: NDArray[np.int64]) -> Iterator[Factor]:
+    """What the measured factors of some rows may be, the simplest first.
+
+    Args:
+        measured: of `rows`; x: all that was normalized, `[n, width]`; eps: the right one.
+    """
+    squares = np.mean(x * x, axis=1)
+    right = 1 / np.sqrt(squares + eps)
+    yield Factor("norm.factor", "", right[rows])
+    yield Factor("norm.factor", "rows are not divided by their size", np.ones(len(rows)))
+    yield from _of_epsilon(measured, squares[rows], eps, x.shape[1])
+    yield from _of_a_part(measured, x[rows], eps)
+    yield from _of_other_rows(measured, right, rows)
+    factor = float(np.median(measured / right[rows]))
+    words = f"rows are multiplied by {factor:.6g} as well"
+    yield Factor("norm.factor", words, factor * right[rows], 2, parameters={"factor": factor})
+    if np.ptp(measured) <= 1e-5 * abs(float(measured.mean())) and len(rows) > 1:
+        words = f"every row is multiplied by {measured.mean():.6g}, whatever its size"
+        yield Factor("norm.factor", words, np.full(len(rows), measured.mean()), 1, "one factor kept for all")
+
+
+def _of_epsilon(measured: Array, squares: Array, eps: float, width: int) -> Iterator[Factor]:
+    """Inside the root, outside, per element of the sum, or as the least that counts."""
+    weight = 1 / np.maximum(squares, 1e-300) ** 2
+    inside = _short(float(np.sum(weight * (1 / measured**2 - squares)) / np.sum(weight)))
+    root = np.sqrt(squares)
+    away = 1 / np.maximum(root, 1e-300) ** 2
+    outside = _short(float(np.sum(away * (1 / np.abs(measured) - root)) / np.sum(away)))
+    code = "rms_norm_eps of another model, or a default"
+    if inside >= 0:
+        words = f"the norm's epsilon is {inside:.3g} instead of {eps:.3g}"
+        yield Factor("norm.epsilon", words, 1 / np.sqrt(squares + inside), 1, code, {"epsilon": inside})
+    if outside > 0:
+        words = f"the norm adds {outside:.3g} outside of the root"
+        yield Factor(
+            "norm.epsilon", words, 1 / (root + outside), 1, "1 / (sqrt(x) + eps)", {"epsilon": outside}
+        )
+    least = float(np.min(1 / measured**2))
+    words = f"the mean square is kept above {least:.3g}, instead of adding {eps:.3g}"
+    made = 1 / np.sqrt(np.maximum(squares, least))
+    yield Factor("norm.epsilon", words, made, 1, "max(x, eps) for x + eps", {"least": least})
+
+
+def _short(value: float) -> float:
+    """Three digits, where the estimate is that near to them."""
+    if not np.isfinite(value) or value == 0:
+        return 0.0
+    short = float(f"{value:.1g}")
+    return short if abs(short / value - 1) < 0.02 else float(f"{value:.4g}")
+
+
+def _of_a_part(measured: Array, x: Array, eps: float) -> Iterator[Factor]:
+    """The mean over the first features only, over one rank's, or divided by another width."""
+    width = x.shape[1]
+    wanted = 1 / measured**2
+    sums = np.cumsum(x * x, axis=1)
+    counts = np.arange(1, width + 1)
+    for divisor, over in ((counts, ""), (np.full(width, width), f", divided by all {width}")):
+        off = np.abs((sums / divisor + eps) / wanted[:, None] - 1)
+        last = int(np.argmin(np.median(off, axis=0)))
+        if last < width - 1:
+            words = f"the mean square is of features 0 to {last} of {width} alone{over}"
+            made = 1 / np.sqrt(sums[:, last] / divisor[last] + eps)
+            parameters = {"first": 0, "last": last}
+            yield Factor("norm.width", words, made, 1, "a kernel's last tile is left out", parameters)
+    ratio = float(np.median((wanted - eps) / (sums[:, -1] / width)))
+    if ratio > 0:
+        divisor = width / ratio
+        whole = round(divisor)
+        words = f"the sum of squares is divided by {whole if abs(whole - divisor) < 1e-2 else divisor:.6g}"
+        made = 1 / np.sqrt(sums[:, -1] / (whole if abs(whole - divisor) < 1e-2 else divisor) + eps)
+        yield Factor("norm.width", f"{words}, not by the width {width}", made, 1, "", {"divisor": divisor})
+    for ranks in SHARES:
+        if width % ranks == 0:
+            part = (x * x).reshape(len(x), ranks, -1).mean(axis=2)
+            for rank in range(1, ranks):
+                first, last = rank * width // ranks, (rank + 1) * width // ranks - 1
+                words = f"the mean square is of features {first} to {last} of {width} alone"
+                code = "each rank normalizes by its own part"
+                yield Factor("norm.width", words, 1 / np.sqrt(part[:, rank] + eps), 1, code)
+
+
+def _of_other_rows(measured: Array, right: Array, rows: NDArray[np.int64]) -> Iterator[Factor]:
+    """Each row by the size of another one."""
+    n = len(right)
+    for shift in (-1, 1):
+        at = np.clip(rows + shift, 0, n - 1)
+        words = f"each row is divided by the size of the row {'before' if shift < 0 else 'after'} it"
+        yield Factor("norm.rows", words, right[at], 0, "a factor kept from another row")
+    first = right[:1] if n else right
+    yield Factor("norm.rows", "all rows are divided by the size of the first", np.repeat(first, len(rows)))
+    yield Factor(
+        "norm.rows", "all rows are divided by the size of the last", np.repeat(right[-1:], len(rows))
+    )
+    off = np.abs(measured[:, None] / right - 1)
+    chosen = np.argmin(off, axis=1)
+    words = f"{which('token', rows, n)} are divided by the sizes of tokens {', '.join(map(str, chosen[:12]))}"
+    yield Factor("norm.rows", words, right[chosen], len(rows), "", {"rows": chosen.tolist()})
