@@ -27,6 +27,7 @@ from llama_ckpt.report.checkpoint_sources import checkpoint_sources
 from tools.arithmetic_tables import arithmetic_tables
 from tools.full_size_page import full_size_page
 from tools.mutant_pages import bugs_page, metrics_page
+from tools.real_bugs_page import real_bugs_page
 from tools.transcripts import bring_up_to_date
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,6 +47,9 @@ def documents() -> dict[str, str]:
     mutants = json.loads((DOCS / "mutants.json").read_text(encoding="utf-8"))
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)
+    real = DOCS / "real_bugs.json"
+    if real.is_file():
+        found["real_bugs.md"] = real_bugs_page(json.loads(real.read_text(encoding="utf-8")))
     full_size = DOCS / "full_size.json"
     if full_size.is_file():
         found["full_size.md"] = full_size_page(json.loads(full_size.read_text(encoding="utf-8")))

@@ -88,7 +88,7 @@ class RealRow:
             "named": self.naming,
             "missed_by": list(self.missed_by),
             "points": sorted({run.at for run in self.runs}),
-            "said": self.said,
+            "said": "" if self.naming == "rightly" else self.said,
         }
 
 
