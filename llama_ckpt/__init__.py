@@ -21,6 +21,7 @@ from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.version import __version__
 
 if TYPE_CHECKING:
+    from llama_ckpt.arithmetic.record import Arithmetic as Arithmetic
     from llama_ckpt.comparing.compare_dump import compare_dump as compare_dump
     from llama_ckpt.dumps.record import record as record
     from llama_ckpt.dumps.recorder import Recorder as Recorder
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from llama_ckpt.weights.config import LlamaConfig as LlamaConfig
 
 __all__ = [
+    "Arithmetic",
     "GGUFFile",
     "LadderReport",
     "LlamaCkptError",
@@ -58,6 +60,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Arithmetic": "arithmetic.record",
     "GGUFFile": "gguf.file",
     "LadderReport": "ladder.report",
     "LlamaConfig": "weights.config",

@@ -17,6 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
 from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.gguf.file import open_gguf
-from llama_ckpt.making.seeded_model import make_seeded
+from llama_ckpt.making.seeded_model import Sizes, make_seeded
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import split_name
 from llama_ckpt.weights.config import LlamaConfig
@@ -39,7 +40,7 @@ TYPES = (
     *("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K", "IQ4_NL", "IQ4_XS"),
 )
 
-SHAPE = {"width": 512, "n_heads": 8, "n_kv_heads": 4, "ffn": 768, "n_layers": 1, "vocab": 512}
+SHAPE: Final[Sizes] = {"width": 512, "n_heads": 8, "n_kv_heads": 4, "ffn": 768, "n_layers": 1, "vocab": 512}
 """Rows of whole blocks of 256, grouped heads, one block: every kind of product there is."""
 
 LENGTHS = {"cpu": (4, 70), "gpu": (1, 4, 12, 40)}

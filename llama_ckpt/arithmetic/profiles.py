@@ -305,7 +305,7 @@ def arithmetic_of(declared: object) -> Arithmetic:
         )
     lines: dict[str, Any] = dict(declared)
     base = arithmetic_of(lines.pop("like", "float32"))
-    named = {"name": f"like {base.name}"} if "name" not in lines else {}
+    named = {"name": f"like {base.name}", "about": f"{base.name} with other lines, as declared", "source": ""}
     return with_lines(base, named | lines)
 
 

@@ -15,6 +15,7 @@ it follows from that; any other array counts as `weight_type`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -65,8 +66,11 @@ def _for(arithmetic: Arithmetic, rows: Array) -> Arithmetic:
 
 
 def _bound(arithmetic: Arithmetic, step: Callable[..., Any]) -> Patch:
-    def patch(right: PatchedOracle, first: Any, *args: Any, **options: Any) -> Any:
-        return step(arithmetic.for_rows(len(first)), right, first, *args, **options)  # tokens come first
+    rows = list(signature(step).parameters)[2]  # after the arithmetic and the oracle
+
+    def patch(right: PatchedOracle, *args: Any, **options: Any) -> Any:
+        tokens = args[0] if args else options[rows]
+        return step(arithmetic.for_rows(len(tokens)), right, *args, **options)
 
     return patch
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.comparing.compare_dump import compare_dump
@@ -40,6 +41,10 @@ def command(
         Literal["float32", "float16", "bfloat16"] | None,
         typer.Option(help="What you compute in; else as declared or stored."),
     ] = None,
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE", help="What you round on purpose; see `explain arithmetic`."),
+    ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Only some points were recorded: the others are not missing.")
     ] = False,
@@ -55,7 +60,8 @@ def command(
     The first wrong point, whether the error is made there or inherited, who is off, and the bug that it
     looks like. Without --reference and --model: a dump of the embedded model.
 
-    Exit code 0 when all is right, 1 when not, 2 for bad input.
+    Exit code 0 when all is right, 1 when not, 2 for bad input, 3 where all that differs is arithmetic that
+    was not declared.
     """
     files = ReportFiles(json_file, junit_file, html_file)
     with ProgressBar() as bar:
@@ -66,6 +72,7 @@ def command(
             names=names,
             dump=dump,
             dtype=dtype,
+            arithmetic=None if arithmetic is None else read_arithmetic(arithmetic),
             partial=partial,
             progress=bar,
         )

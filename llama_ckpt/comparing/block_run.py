@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,9 @@ class BlockRun(Mapping[str, Array]):
         weights: the block's; None without a model: then only what needs none is computed.
         theirs: their tensors by neutral name, those that can be relied on.
     """
+
+    in_parts: ClassVar[bool] = True
+    """Whether attention is computed a few queries at a time."""
 
     flow: Flow
     number: int

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from llama_ckpt.arithmetic.record import arithmetic_lines
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
 from llama_ckpt.comparing.completeness import is_complete_of_its_kind, wanted_of
 from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan
@@ -40,6 +42,7 @@ def compare_dump(
     names: str | Path | None = None,
     dump: str | None = None,
     dtype: str | None = None,
+    arithmetic: object = None,
     partial: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Comparison:
@@ -53,6 +56,8 @@ def compare_dump(
         names: a map of names, axes and layouts, see `dump_map`.
         dump: the name of the reference's dump; None finds it by the tokens.
         dtype: what their program computes in; None: what the dump declares, else how it is stored.
+        arithmetic: what their program rounds on purpose: an `Arithmetic`, a profile's name, or lines as JSON
+            has them; None: what the dump declares.
         partial: points that are not there are not missing.
         progress: called with what is being done, how far it is, and of how many steps.
 
@@ -65,7 +70,9 @@ def compare_dump(
     options = {"reference": reference, "model": model, "map": names, "dump": dump, "dtype": dtype}
 
     def compared(part: TheirDump) -> Comparison:
-        sides = open_sides(part, reference=reference, model=model, dump=dump, dtype=dtype)
+        sides = open_sides(
+            part, reference=reference, model=model, dump=dump, dtype=dtype, arithmetic=arithmetic
+        )
         return _compared(sides, partial, options, progress)
 
     result = of_sequences(opened, parts, compared) if parts else compared(opened)
@@ -152,7 +159,16 @@ def _begun(sides: Sides) -> Comparison:
         findings=list(sides.findings),
         cannot_tell=list(sides.cannot_tell),
         notes=list(sides.notes),
+        arithmetic=_declared(sides),
     )
+
+
+def _declared(sides: Sides) -> ArithmeticCosts | None:
+    """What the program says that it rounds, where there is a model to round."""
+    found = sides.arithmetic
+    if found is None or sides.weights is None:
+        return None
+    return ArithmeticCosts(found.name, found.source, arithmetic_lines(found))
 
 
 def _next_steps(

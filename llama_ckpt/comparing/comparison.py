@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.nearest import NOTHING, DataFlow, Nearest
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.json_values import finite
@@ -191,7 +192,7 @@ class SequenceVerdict:
 
     number: int
     rows: tuple[int, ...]
-    verdict: Literal["pass", "fail"]
+    verdict: Literal["pass", "fail", "arithmetic"]
     compared: int
     of: int
     first_wrong: str | None
@@ -220,6 +221,7 @@ class Comparison:
         next: what to do.
         tally: histograms and maps for the page of the report.
         sequences: of a dump with several, or with padding, each of them; all else is that of one alone.
+        arithmetic: what the program rounds on purpose, declared or found out; None where nothing is.
         seconds: what it took.
     """
 
@@ -242,8 +244,14 @@ class Comparison:
     next: list[NextStep] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     sequences: list[SequenceVerdict] = field(default_factory=list)
+    arithmetic: ArithmeticCosts | None = None
     seconds: float = 0.0
     schema: int = SCHEMA
+
+    def note_arithmetic(self, name: str, costs: float, left: float, *, passes: bool) -> None:
+        """What declared roundings cost at a point, and what is left beside them."""
+        if self.arithmetic is not None:
+            self.arithmetic.note(name, costs, left, passes)
 
     @property
     def first_wrong(self) -> ComparedPoint | None:
@@ -264,16 +272,20 @@ class Comparison:
         return flow.record_next(suspects) or flow.record_next(first.since.unseen)
 
     @property
-    def verdict(self) -> Literal["pass", "fail"]:
-        """ "pass" where something was compared, nothing is missing, and nothing is wrong."""
+    def verdict(self) -> Literal["pass", "fail", "arithmetic"]:
+        """ "pass" where something was compared, nothing is missing, and nothing is wrong.
+
+        "arithmetic" where that holds once roundings are made that the program did not declare.
+        """
         wrong_token = any(token.blame == "yours" for token in self.tokens)
-        bad = self.findings or self.first_wrong or wrong_token or not self.compared
-        return "fail" if bad else "pass"
+        if self.findings or self.first_wrong or wrong_token or not self.compared:
+            return "fail"
+        return "arithmetic" if self.arithmetic is not None and not self.arithmetic.declared else "pass"
 
     @property
     def exit_code(self) -> int:
-        """0 for a pass, else 1."""
-        return 0 if self.verdict == "pass" else 1
+        """0 for a pass, 3 for roundings that were not declared and explain it all, else 1."""
+        return {"pass": 0, "arithmetic": 3}.get(self.verdict, 1)
 
     @property
     def reason(self) -> str:
@@ -291,7 +303,12 @@ class Comparison:
         wrong = [token for token in self.tokens if token.blame == "yours"]
         if wrong:
             return f"the greedy token after row {wrong[0].row} is {wrong[0].got}, wanted {wrong[0].wanted}"
-        return "every point within its limits"
+        found = self.arithmetic
+        if found is None:
+            return "every point within its limits"
+        if found.declared:
+            return f"every point within its limits; {found.sentence()}"
+        return f"differs by arithmetic, no bug seen: {found.sentence()}; declare it: {found.option}"
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it; a number that JSON cannot hold becomes None."""
@@ -310,6 +327,7 @@ class Comparison:
             "reference": None if self.reference is None else dict(self.reference),
             "model": None if self.model is None else dict(self.model),
             "dtype": self.dtype,
+            "arithmetic": None if self.arithmetic is None else asdict(self.arithmetic),
             "token_ids": list(self.token_ids),
             "positions": list(self.positions),
             "compared": self.compared,

@@ -73,5 +73,5 @@ def evidence(
         limit, spread = limits(name, "own"), call.run.spreads.get(point)
         if spread is not None and theirs[point].shape == o.shape:
             limit = within(limit, spread, o, seen)
-        found.append(Evidence(name, theirs[point], o, limit, call.case, seen))
+        found.append(Evidence(name, theirs[point], o, limit, call.case, seen, call.run.base))
     return found

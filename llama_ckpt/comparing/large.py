@@ -42,7 +42,7 @@ def rows_of(
         spread: with what rounding may leave there.
         mask: `[queries, 1, keys]`, where it is judged; None for everywhere.
     """
-    if point in MATRICES and isinstance(run, BlockRun):
+    if point in MATRICES and isinstance(run, BlockRun) and run.in_parts:
         yield from _attended(point, x, run, r, spread, mask is not None)
     elif point == "logits" and isinstance(run, HeadRun):
         for part in parts(x.shape):

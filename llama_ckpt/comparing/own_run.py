@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.spread import Spread
+from llama_ckpt.oracle.patched_oracle import PatchedOracle
 from llama_ckpt.points import Case
 
 __all__ = ["OwnRun"]
@@ -22,6 +23,11 @@ class OwnRun(Mapping[str, Array]):
     @abstractmethod
     def is_far(self, point: str) -> bool:
         """Whether whole blocks lie between a point and the nearest recorded ones."""
+
+    @property
+    def base(self) -> PatchedOracle | None:
+        """The oracle that the points are of, where that rounds; None: the exact one."""
+        return None
 
     @property
     @abstractmethod

@@ -15,6 +15,9 @@ from llama_ckpt.dumps.theirs import TheirDump
 
 __all__ = ["of_sequences"]
 
+GRAVITY = {"pass": 0, "arithmetic": 1, "fail": 2}
+SAYS = {"pass": "passes", "arithmetic": "differs by arithmetic", "fail": "FAILS"}
+
 FEW = 2
 """So many places are named where a row sees what it should not."""
 
@@ -29,8 +32,7 @@ def of_sequences(
         compared: judges one of them.
     """
     results = [compared(part) for part in parts]
-    at = next((i for i, one in enumerate(results) if one.verdict == "fail"), 0)
-    shown = results[at]
+    shown = max(results, key=lambda one: GRAVITY[one.verdict])  # the first of equals
     shown.sequences = [
         SequenceVerdict(
             part.number,
@@ -54,7 +56,7 @@ def _sentences(whole: TheirDump, sequences: Sequence[SequenceVerdict]) -> Iterat
         yield f"{padding} of {len(whole.declared.padding or ())} rows are padding, and not judged"
     if len(sequences) > 1:
         of_each = [
-            f"{one.number} ({len(one.rows)} rows) {'passes' if one.verdict == 'pass' else 'FAILS'}"
+            f"{one.number} ({len(one.rows)} rows) {SAYS[one.verdict]}"
             f", {one.compared} of {one.of} points{', shown' if one.shown else ''}"
             for one in sequences
         ]

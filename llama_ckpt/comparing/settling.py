@@ -17,11 +17,16 @@ from llama_ckpt.comparing.block_run import BlockRun, Given
 from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.dataflow import Flow
+from llama_ckpt.comparing.declared_block import DeclaredBlock
+from llama_ckpt.comparing.declared_head import DeclaredHead
+from llama_ckpt.comparing.head_run import HeadRun
 from llama_ckpt.comparing.lint import find_shift
+from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.recorded_early import without_weight
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
+from llama_ckpt.judging.rounded_run import RoundedRun
 from llama_ckpt.judging.verdict import judge
 from llama_ckpt.points import BLOCK_POINTS, block_point, split_name
 
@@ -37,6 +42,28 @@ class Settling(PointJudge):
         """What steps are computed with."""
         sides = self.sides
         return Flow(sides.config, np.asarray(sides.positions, np.int64), sides.dtype)
+
+    def block_on(self, number: int, given: Given, weights: Any, theirs: Mapping[str, Array]) -> OwnBlock:
+        """A block in float64 on what goes in and what they recorded; rounded as they declare."""
+        if self.declared is None or weights is None:
+            return OwnBlock(self.flow, number, given, weights, theirs)
+        return DeclaredBlock(self.flow, number, given, weights, theirs, declared=self.declared)
+
+    def head_on(self, given: Given, theirs: Mapping[str, Array], *, last: bool = False) -> HeadRun:
+        """The same of the last norm and the logits."""
+        sides = self.sides
+        shared = given, sides.weights, sides.config, sides.dtype, theirs
+        if self.declared is None or sides.weights is None:
+            return HeadRun(*shared, last=last)
+        return DeclaredHead(*shared, last=last, declared=self.declared)
+
+    def run_from(self, start: Array, first: int = 0) -> RoundedRun | NoisyRun:
+        """A run that rounds at random, from what goes into a block on."""
+        sides, at = self.sides, self.flow.positions
+        if self.declared is None:
+            return RoundedRun(start, sides.weights, sides.config, at, sides.dtype, first=first)
+        by = self.declared
+        return NoisyRun(start, sides.weights, sides.config, at, by.arithmetic, by.weight_type, first=first)
 
     def _find_shifts(self, embedding: Array | None) -> None:
         """Points whose tensors stand under the number of the block before or after.
@@ -107,7 +134,7 @@ class Settling(PointJudge):
     ) -> tuple[dict[str, Array], OwnBlock]:
         """Recognize what was only written differently; the block as it is meant, and computed on that."""
         # A tensor with a NaN is no input to judge a step by: the next nearest ones that they recorded are.
-        run = OwnBlock(self.flow, number, given, weights, self.reliable(theirs))
+        run = self.block_on(number, given, weights, self.reliable(theirs))
         # The pairs first: norms are repaired by what q and k say of them, which has to be in our order by
         # then.
         if self.half_split is None and self._is_half_split(number, theirs, run, right):

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from llama_ckpt.arithmetic.profiles import arithmetic_of
+from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.fitting import axis_sizes, sizes_from_shapes
 from llama_ckpt.comparing.lint import lint_run
@@ -47,6 +49,7 @@ class Sides:
         sizes: how long each axis is, by name.
         n_layers: of the model.
         dtype: whose limits hold.
+        arithmetic: what their program declares that it rounds; None where it declares nothing.
         findings, notes, cannot_tell: what was seen on the way.
         comparable: False where nothing is left to compare with.
         unrecorded: the reference has other prompts, and not this one.
@@ -63,6 +66,7 @@ class Sides:
     sizes: dict[str, int] = field(default_factory=dict)
     n_layers: int = 0
     dtype: str = "float32"
+    arithmetic: Arithmetic | None = None
     findings: list[LintFinding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cannot_tell: list[str] = field(default_factory=list)
@@ -82,6 +86,7 @@ def open_sides(
     model: str | Path | None = None,
     dump: str | None = None,
     dtype: str | None = None,
+    arithmetic: object = None,
 ) -> Sides:
     """Open what a dump is held against.
 
@@ -91,6 +96,7 @@ def open_sides(
         model: a GGUF file, for the oracle. Without it and without `reference`: the embedded model.
         dump: the name of the reference's dump; None finds it by the tokens.
         dtype: what their program computes in; None: what the dump declares, else how it is stored.
+        arithmetic: what it rounds, as `arithmetic_of` takes it; None: what the dump declares.
 
     Raises:
         LlamaCkptError: a file that cannot be read, dumps of another model, tokens that nobody knows.
@@ -105,6 +111,7 @@ def open_sides(
     _lint_the_run(sides, dump)
     sides.sizes = _sizes(sides)
     sides.dtype = _dtype(sides.theirs, dtype)
+    _declare(sides, sides.theirs.declared.arithmetic if arithmetic is None else arithmetic)
     _say_what_is_lacking(sides)
     return sides
 
@@ -275,6 +282,25 @@ def _sizes(sides: Sides) -> dict[str, int]:
         return axis_sizes(sides.config, n)
     shapes = sides.dump.shapes if sides.dump is not None else {}
     return {**sizes_from_shapes(shapes), "token": n, "key": n}
+
+
+def _declare(sides: Sides, arithmetic: object) -> None:
+    """Take what the program declares that it rounds; it needs the model, which is rounded as well."""
+    if arithmetic is None:
+        return
+    sides.arithmetic = arithmetic_of(arithmetic)
+    if sides.weights is None:
+        sides.cannot_tell.append("no --model: what a declared arithmetic makes of it cannot be computed")
+        return
+    # What is left beside the roundings that are declared is float32's own. A program that keeps its results
+    # in half precision says so there; one that only stores its dump so has lost what that would need.
+    kept = {sides.arithmetic.products, "float32"}
+    if sides.dtype in kept:
+        sides.dtype = "float32"
+    else:
+        sides.notes.append(
+            f"stored as {sides.dtype}, which {sides.arithmetic.name} does not round to: judged by its limits"
+        )
 
 
 def _dtype(theirs: TheirDump, asked: str | None) -> str:

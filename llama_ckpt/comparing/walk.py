@@ -23,18 +23,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.comparing.block_run import Given
 from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import LayerErrors
 from llama_ckpt.comparing.head_run import FixedRun, HeadRun
 from llama_ckpt.comparing.settling import Settling
+from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.comparing.walk_points import ENDS, Array
 from llama_ckpt.identify.record import Around
 from llama_ckpt.judging.by_rows import parts
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.metrics import relative_error
-from llama_ckpt.judging.rounded_run import RoundedRun
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import row_errors
@@ -57,8 +58,10 @@ class Walk(Settling):
         self.explainer.around = Around(sides.config, sides.weights, {}, sides.token_ids, sides.positions)
         exact = self._exact_embedding()
         if sides.weights is not None and exact is not None:
-            self.rounded = RoundedRun(exact, sides.weights, sides.config, self.flow.positions, sides.dtype)
+            self.rounded = self.run_from(exact)
             self.rounded_since = self.rounded
+            if self.declared is not None:
+                self.unrounded = Unrounded(self.flow, sides.weights)
         given = self._embedding(exact)
         self._find_shifts(exact)
         for number in range(sides.n_layers):
@@ -86,9 +89,10 @@ class Walk(Settling):
         }
         function = "last_row" if self.last_row else "logits"
         case = Case(function, arguments, ("logits",), {name: name for name in names})
+        base = None if self.declared is None else self.declared.oracle
         ends = [(name, x, right[split_name(name)[1]]) for name, (x, right) in self.ends.items()]
         return [
-            Evidence(name, x, o, self._limit(name, "total"), case)
+            Evidence(name, x, o, self._limit(name, "total"), case, base=base)
             for name, x, o in ends
             if x.shape == o.shape
         ]
@@ -103,7 +107,8 @@ class Walk(Settling):
         table = sides.file.float32 if sides.file else None
         assert table is not None
         rows = [table("token_embd.weight", slice(token, token + 1))[0] for token in sides.token_ids]
-        return np.asarray(rows, np.float64)
+        exact = np.asarray(rows, np.float64)
+        return exact if self.declared is None else rounded(exact, self.declared.result("embd"))
 
     def _embedding(self, exact: Array | None) -> Given:
         """Judge `embd`; what goes into the first block."""
@@ -137,7 +142,7 @@ class Walk(Settling):
         names = [name for name in ENDS if name != "embd"]
         right: Mapping[str, Array]
         if sides.weights is not None and exact is not None:
-            right = HeadRun(Given(exact), sides.weights, sides.config, sides.dtype, {})
+            right = self.head_on(Given(exact), {})
         else:
             right = {name: r for name in names if (r := self._reference(name)) is not None}
         theirs = {n: x for n in names if (x := self.take(n, lambda n=n: right.get(n))) is not None}  # type: ignore[misc]
@@ -146,7 +151,7 @@ class Walk(Settling):
                 right = replace(right, last=True, _made={})
             elif (r := self._reference("logits")) is not None:
                 right = {**right, "logits": r}
-        own = HeadRun(given, sides.weights, sides.config, sides.dtype, self.reliable(theirs), self.last_row)
+        own = self.head_on(given, self.reliable(theirs), last=self.last_row)
         # As in `settle`: put right what was recorded before its weight, then compute again what reads it.
         if sides.weights is not None and "output_norm" in theirs and "output_norm" in own:
             readers = {} if self.last_row else {"logits": sides.weights.output}
@@ -182,7 +187,9 @@ class Walk(Settling):
         weights = self.sides.weights.blocks[number] if self.sides.weights is not None else None
         right: Mapping[str, Array]
         if weights is not None and exact_in is not None:
-            right = OwnBlock(self.flow, number, Given(exact_in), weights, {})
+            right = self.block_on(number, Given(exact_in), weights, {})
+            if self.unrounded is not None:
+                self.unrounded.enter(number, exact_in)
         else:
             names = {p: block_point(number, p) for p in self.data_flow.inside}
             right = {p: r for p, name in names.items() if (r := self._reference(name)) is not None}
@@ -193,7 +200,7 @@ class Walk(Settling):
             theirs, own = self.settle(number, theirs, given, weights, right)
             self._judge_step(theirs, right, own, number, whole)
         else:  # computed through, and nothing is said of it
-            own = OwnBlock(self.flow, number, given, weights, {}) if whole is None else whole
+            own = self.block_on(number, given, weights, {}) if whole is None else whole
         end, onwards = theirs.get("out"), self._onwards(number, theirs, own)
         # What is left to do needs the ends alone, and a block of a long prompt is large.
         theirs.clear()
@@ -225,8 +232,7 @@ class Walk(Settling):
             return Given(own["out"], off=own.spreads["out"])
         start = np.asarray(end, np.float64)
         if self.sides.weights is not None:
-            numbers = self.sides.weights, self.sides.config, self.flow.positions, self.sides.dtype
-            self.rounded_since = RoundedRun(start, *numbers, first=number + 1)
+            self.rounded_since = self.run_from(start, number + 1)
         return Given(start)
 
     def _draw(

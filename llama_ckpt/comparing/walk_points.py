@@ -6,6 +6,7 @@ The ground that `Walk` stands on: it decides where to go, this what is said ther
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,14 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
+from llama_ckpt.comparing.declared import Declared
+from llama_ckpt.comparing.declared_block import DeclaredBlock
+from llama_ckpt.comparing.declared_head import DeclaredHead
 from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.head_run import FixedRun
 from llama_ckpt.comparing.large import LARGE, rows_of
 from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
+from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.sides import Sides
+from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.judging.by_rows import judge_by_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
@@ -66,8 +72,9 @@ class PointJudge:
     ends: dict[str, tuple[Array, Mapping[str, Array]]] = field(default_factory=dict)
     recorded: dict[str, bool] = field(default_factory=dict)
     """Every point gone through that they recorded, and whether it can be relied on: whether it is finite."""
-    rounded: RoundedRun | None = None  # from the tokens
-    rounded_since: RoundedRun | None = None  # from the last end of a block that they recorded
+    rounded: RoundedRun | NoisyRun | None = None  # from the tokens
+    rounded_since: RoundedRun | NoisyRun | None = None  # from the last end of a block that they recorded
+    unrounded: Unrounded | None = None  # beside a declared run
     last_row: bool = False  # logits are those of the last token alone
     _limits: dict[tuple[str, str], Limit] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -76,6 +83,15 @@ class PointJudge:
     def mask(self) -> NDArray[np.bool_]:
         """Where `attn_scores` are judged."""
         return causal_mask(self.sides.positions)
+
+    @cached_property
+    def declared(self) -> Declared | None:
+        """What their program rounds, where it says so and there is a model to round."""
+        sides = self.sides
+        if sides.arithmetic is None or sides.file is None:
+            return None
+        kinds = Counter(info.type.name for info in sides.file.tensors.values() if len(info.shape) > 1)
+        return Declared.of(sides.arithmetic, len(sides.token_ids), kinds.most_common(1)[0][0])
 
     @cached_property
     def data_flow(self) -> DataFlow:
@@ -212,7 +228,11 @@ class PointJudge:
         if point not in run:
             return None
         if not run.is_far(point):
-            return self._judge(name, x, run, self._limit(name, "own"), near=True)
+            verdict = self._judge(name, x, run, self._limit(name, "own"), near=True)
+            if isinstance(run, DeclaredBlock | DeclaredHead) and math.isfinite(verdict.err):
+                passes = verdict.verdict == "pass"
+                self.result.note_arithmetic(name, run.costs(point), verdict.err, passes=passes)
+            return verdict
         # Across whole blocks rounding is what it is in a whole run.
         limit = replace(self._limit(name, "total"), error_kind="own")
         verdict = self._judge(name, x, run, limit)
@@ -238,17 +258,21 @@ class PointJudge:
             verdict = self._judge(name, x, right, limit, r)
         return verdict
 
-    @staticmethod
-    def _is_worth_asking(verdict: PointVerdict) -> bool:
-        return verdict.err < WORTH_ASKING * verdict.limit
+    def _is_worth_asking(self, verdict: PointVerdict) -> bool:
+        # Where a program rounds on purpose what comes of float32's last bit may be as large as the roundings.
+        return self.declared is not None or verdict.err < WORTH_ASKING * verdict.limit
 
-    def _widened(self, name: str, limit: Limit, o: Array, run: RoundedRun) -> Limit:
+    def _widened(self, name: str, limit: Limit, o: Array, run: RoundedRun | NoisyRun) -> Limit:
         """What rounding at random comes to on this model and prompt, where that is more."""
         block, point = split_name(name)
         draws = run.head() if block is None else run.block(block)
-        if self.last_row and point == "logits":
+        last = self.last_row and point == "logits"
+        if last:
             draws = [{"logits": draw["logits"][-1:]} for draw in draws]
-        return at_least(limit, o, draws, point, self._mask(name))
+        limit = at_least(limit, o, draws, point, self._mask(name))
+        if self.unrounded is None:
+            return limit
+        return self.unrounded.widened(limit, o, block, point, self._mask(name), last=last)
 
     def _judge(
         self,

@@ -55,7 +55,8 @@ def pairs_of(bugs: Sequence[Bug], evidence: Sequence[Evidence]) -> Iterator[Bug]
 
 def _comes_near(outer: Bug, inner: Bug, trial: Trial) -> bool:
     """Whether the outer bug, laid over the inner one, leaves no more than rounding and the slack."""
-    return trial.runs(lambda case: partial(outer.patch, inner.oracle)) and trial.whole <= SLACK
+    program = inner.over(trial.evidence[0].base)
+    return trial.runs(lambda case: partial(outer.patch, program)) and trial.whole <= SLACK
 
 
 def _pair(outer: Bug, inner: Bug) -> Bug:

@@ -238,7 +238,7 @@ def try_bug(
         made: predictions that are kept; None computes no further than it must.
     """
     trial = Trial(evidence, before)
-    program = bug.oracle
+    program = bug.over(evidence[0].base)
     known = None if made is None else partial(made.of, bug)
     if not trial.runs(lambda case: getattr(program, case.function), known) or not trial.changes:
         return None
@@ -261,4 +261,5 @@ def try_bug(
 
 def may_explain(bug: Bug, few: Sequence[Evidence], before: Unpatched) -> bool:
     """Whether a bug leaves little enough of a few tokens to be worth a look at all of them."""
-    return Trial(few, before, SLACK).runs(lambda case: getattr(bug.oracle, case.function))
+    program = bug.over(few[0].base)
+    return Trial(few, before, SLACK).runs(lambda case: getattr(program, case.function))

@@ -7,8 +7,9 @@
 What a program may say of its run stands in the file's `__metadata__`, all of it optional; what is absent
 is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `sequences` and
 `padding` (of each row which sequence it belongs to, and 1 where it is padding), `weights_sha256`, `dtype`
-(what was computed in), `points` and `blocks` (what was recorded on purpose), `producer`, `notes` (what the
-reader of a report should know). What has a number for each row may also be an integer tensor of that name.
+(what was computed in), `arithmetic` (what is rounded on purpose: a profile's name, or JSON), `points` and
+`blocks` (what was recorded on purpose), `producer`, `notes` (what the reader of a report should know). What
+has a number for each row may also be an integer tensor of that name.
 numpy and safetensors only.
 """
 
@@ -60,6 +61,7 @@ class Declared:
         points: neutral names without a block's number; blocks: numbers of blocks. Together they say
             what was recorded on purpose, so that nothing else counts as missing.
         producer, notes: for reports.
+        arithmetic: what is rounded on purpose: a profile's name, or lines as JSON has them.
     """
 
     token_ids: tuple[int, ...] | None = None
@@ -72,6 +74,7 @@ class Declared:
     notes: str | None = None
     sequences: tuple[int, ...] | None = None
     padding: tuple[int, ...] | None = None
+    arithmetic: Any = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,13 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
     dtype = metadata.get("dtype")
     if dtype is not None and dtype not in DTYPES:
         raise DumpError(f"{path}: dtype in __metadata__", got=repr(dtype), wanted=" or ".join(DTYPES))
+    arithmetic: Any = metadata.get("arithmetic", "").strip() or None
+    if arithmetic is not None and arithmetic.startswith("{"):
+        try:
+            arithmetic = json.loads(arithmetic)
+        except ValueError as error:
+            what = f"{path}: arithmetic in __metadata__"
+            raise DumpError(what, got=f"no JSON: {error}", wanted="a profile's name, or an object") from None
     return Declared(
         token_ids=whole("token_ids"),
         positions=whole("positions"),
@@ -257,6 +267,7 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
         notes=metadata.get("notes"),
         sequences=whole("sequences"),
         padding=whole("padding"),
+        arithmetic=arithmetic,
     )
 
 
@@ -274,14 +285,15 @@ def save_dump(
     notes: str | None = None,
     sequences: Sequence[int] | None = None,
     padding: Sequence[int] | None = None,
+    arithmetic: Any = None,
 ) -> None:
     """Write a dump that `open_their_dump` reads; any other writer of safetensors does as well.
 
     Args:
         path: the file to write.
         tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
-        token_ids, positions, sequences, padding, weights_sha256, dtype, points, blocks, producer, notes: as
-            in `Declared`.
+        token_ids, positions, sequences, padding, weights_sha256, dtype, points, blocks, producer, notes,
+            arithmetic: as in `Declared`.
 
     Raises:
         OptionError: no tensors.
@@ -290,6 +302,8 @@ def save_dump(
         raise OptionError("tensors", got="none", wanted="at least one")
     facts = {"weights_sha256": weights_sha256, "dtype": dtype, "producer": producer, "notes": notes}
     metadata = {key: value for key, value in facts.items() if value is not None}
+    if arithmetic is not None:
+        metadata["arithmetic"] = arithmetic if isinstance(arithmetic, str) else json.dumps(arithmetic)
     if points is not None:
         metadata["points"] = ",".join(points)
     rows = {"token_ids": token_ids, "positions": positions, "sequences": sequences, "padding": padding}

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.limits import Limit
+from llama_ckpt.oracle.patched_oracle import PatchedOracle
 from llama_ckpt.points import Case
 
 __all__ = ["FINEST", "Evidence"]
@@ -29,6 +30,7 @@ class Evidence:
         limit: what holds there.
         case: arguments as the oracle takes them.
         mask: where it is judged, as in `compare.judge`.
+        base: the oracle that o is of, one that rounds as the program says; None: the exact one.
     """
 
     name: str
@@ -37,3 +39,4 @@ class Evidence:
     limit: Limit
     case: Case
     mask: Mask | None = None
+    base: PatchedOracle | None = None

@@ -140,15 +140,20 @@ def _put_off(array: Array, spread: Spread, draw: np.random.Generator) -> Array:
 
 
 def at_least(
-    limit: Limit, o: ArrayLike, draws: Sequence[Mapping[str, Array]], point: str, mask: Any = None
+    limit: Limit,
+    o: ArrayLike,
+    draws: Sequence[Mapping[str, Array]],
+    point: str,
+    mask: Any = None,
+    margin: float = MARGIN,
 ) -> Limit:
-    """A total error's limit, no less than MARGIN times what the draws are off at this point."""
+    """A total error's limit, no less than `margin` times what the draws are off at this point."""
     found = [measure(draw[point], o, mask) for draw in draws if point in draw]
     if not found or limit.exact:
         return limit
 
     def most(values: list[float], least: float) -> float:
-        return max(least, MARGIN * max(values))
+        return max(least, margin * max(values))
 
     err = most([one.err for one in found], limit.err)
     structure = STRUCTURE_FLOOR["total"] * err
@@ -161,5 +166,5 @@ def at_least(
         element_err=most([one.element_err for one in found], limit.element_err),
         gain=max(gain, structure),
         bias=max(bias, structure),
-        reason=f"{limit.reason}; on this model and prompt {MARGIN:g} x what rounding at random comes to",
+        reason=f"{limit.reason}; on this model and prompt {margin:g} x what rounding at random comes to",
     )

@@ -32,7 +32,12 @@ CELLS = "·▁▂▃▄▅▆▇█"
 WIDTH = 64
 """Layers in one row of a strip."""
 
-STATES = {"pass": ("pass", "green"), "fail": ("FAIL", "bold red")}
+STATES = {
+    "pass": ("pass", "green"),
+    "fail": ("FAIL", "bold red"),
+    "arithmetic": ("differs", "bold yellow"),
+}
+"""A verdict's word and style; "differs" stands for roundings that were not declared and explain it all."""
 MADE = {
     "here": "made here: its inputs are right",
     "between": "",
@@ -217,6 +222,9 @@ def _tokens(report: Comparison, most: int) -> Iterator[Line]:
 
 
 def _plain(report: Comparison) -> Iterator[Line]:
+    if report.arithmetic is not None:
+        how = "declared" if report.arithmetic.declared else "found out, not declared"
+        yield _fact("arithmetic", f"{how}: {report.arithmetic.sentence()}")
     for line in report.cannot_tell:
         yield _fact("cannot tell", line)
     for note in report.notes:

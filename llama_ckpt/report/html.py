@@ -51,7 +51,7 @@ def _section(title: str, text: str, parts: Iterable[str]) -> Iterator[str]:
 
 
 def _head(seen: View) -> Iterator[str]:
-    word = {"pass": "pass", "fail": "fail"}[seen.verdict]
+    word = {"pass": "pass", "fail": "fail", "arithmetic": "differs"}[seen.verdict]
     yield f"<header><p class='kind'>llama_ckpt · {escape(seen.title)}</p>"
     yield f"<h1><span class='badge {word}'>{word.upper()}</span> {escape(seen.sentence)}</h1>"
     yield "<dl class='facts'>"

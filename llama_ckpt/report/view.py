@@ -151,6 +151,12 @@ def _comparison(report: Record) -> View:
         ("precision", report["dtype"]),
         ("tokens", str(len(report["token_ids"]))),
     ]
+    found = report["arithmetic"]
+    if found is not None:
+        how = "declared" if found["declared"] else "found out, not declared"
+        made.facts.append(("rounds as", f"{found['name']}, {how}"))
+        made.facts.append(("which costs", f"{found['costs'] or 0:.1e}"))
+        made.facts.append(("left unexplained", f"{found['left'] or 0:.1e}"))
     if report["first_wrong"]:
         made.facts += [("first wrong", report["first_wrong"]), ("made", _made(report))]
         made.facts.append(("off", WHO[report["blame"]]))

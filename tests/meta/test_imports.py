@@ -47,7 +47,7 @@ ARROWS: dict[str, str] = {
     "identify": "json_values judging listing oracle points",
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
-        "diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
+        "arithmetic diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
         "reference_dumps weights"
     ),
     # the ladder, and the catalogues on trial
@@ -70,7 +70,7 @@ ARROWS: dict[str, str] = {
     ),
     "pytest_plugin": "errors ladder report",
     "cli": (
-        "capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
+        "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
         "llama_ckpt making model mutants points precisions reference_dumps report shadowing "
         "tokens version weights worker"
     ),

@@ -27,7 +27,7 @@ def shared(n_heads: int, n_kv_heads: int) -> Array:
 
 
 def softmax(right: PatchedOracle, scaled: Array, visible: Array) -> Array:
-    probs: Array = right.normalized_exp(np.where(visible, scaled, -np.inf))
+    probs: Array = right.probabilities(np.where(visible, scaled, -np.inf))
     return probs
 
 
@@ -100,13 +100,14 @@ def attend(**wrong: Any) -> Patch:
                 tap(point, array)
 
         # Each as soon as it is there: who has seen enough ends the call.
-        scores = queries @ keys.transpose(0, 2, 1)
+        scores = right.scores(queries, keys)
         show("attn_scores", scores.transpose(1, 0, 2))
-        probs = steps.normalize(right, scores / steps.divisor(n_heads, head_dim), visible)
+        factor = head_dim**0.5 / steps.divisor(n_heads, head_dim)
+        probs = steps.normalize(right, right.scaled(scores, head_dim) * factor, visible)
         show("attn_probs", probs.transpose(1, 0, 2))
-        context = steps.join(probs @ values)
+        context = steps.join(right.mixed(probs, values))
         show("attn_context", context)
-        out: Array = right.linear(context, steps.project(np.asarray(wo)))
+        out: Array = right.to_stream(context, steps.project(wo))
         return out
 
     return attention

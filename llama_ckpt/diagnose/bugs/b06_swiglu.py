@@ -27,7 +27,7 @@ def mixed(mix: Callable[[PatchedOracle, Array, Array], Array]) -> Patch:
         for point, array in (("ffn_gate", gate), ("ffn_up", up), ("ffn_swiglu", product)):
             if tap:
                 tap(point, array)
-        out: Array = right.linear(product, w_down)
+        out: Array = right.to_stream(product, w_down)
         return out
 
     return swiglu

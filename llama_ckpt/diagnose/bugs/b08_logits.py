@@ -35,32 +35,32 @@ def final_norm(right: PatchedOracle, x: Array, weights: Any, config: Any) -> Arr
 
 
 def without_norm(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
-    return x, right.linear(x, weights.output)
+    return x, right.head(x, weights.output)
 
 
 def tied(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
     normed = final_norm(right, x, weights, config)
-    return normed, right.linear(normed, weights.token_embd)
+    return normed, right.head(normed, weights.token_embd)
 
 
 def normed_twice(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
     normed = final_norm(right, final_norm(right, x, weights, config), weights, config)
-    return normed, right.linear(normed, weights.output)
+    return normed, right.head(normed, weights.output)
 
 
 def other_norm(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
     normed = right.rms_norm(x, weights.blocks[config.n_layers - 1].ffn_norm, eps=config.rms_norm_eps)
-    return normed, right.linear(normed, weights.output)
+    return normed, right.head(normed, weights.output)
 
 
 def capped(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
     normed = final_norm(right, x, weights, config)
-    return normed, 30.0 * np.tanh(right.linear(normed, weights.output) / 30.0)
+    return normed, 30.0 * np.tanh(right.head(normed, weights.output) / 30.0)
 
 
 def scaled(right: PatchedOracle, x: Array, weights: Any, config: Any) -> tuple[Array, Array]:
     normed = final_norm(right, x, weights, config)
-    return normed, right.linear(normed, weights.output) * config.width**-0.5
+    return normed, right.head(normed, weights.output) * config.width**-0.5
 
 
 def stacked(

@@ -38,8 +38,8 @@ class Bug:
     @cached_property
     def oracle(self) -> PatchedOracle:
         """The oracle with this bug."""
-        return self.over(None)
+        return PatchedOracle({self.function: self.patch})
 
     def over(self, base: PatchedOracle | None) -> PatchedOracle:
-        """Another oracle, such as one that rounds, with this bug."""
-        return PatchedOracle({self.function: self.patch}, base)
+        """Another oracle, such as one that rounds, with this bug; None: the exact one."""
+        return self.oracle if base is None else PatchedOracle({self.function: self.patch}, base)

@@ -1,0 +1,249 @@
+"""What a declared arithmetic makes of steps, and what it leaves open.
+
+Once a step is rounded where the program says that it rounds, float32's rounding may be left, and where that
+decides between two neighbours of a format, the step from one to the other: a result that lies in the middle
+may fall either way, and so may an activation before its product. Those are found by moving what is rounded by
+what float32 may have moved it. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.arithmetic.floats import FLOATS
+from llama_ckpt.arithmetic.formats import UNROUNDED, round_rows, rounded
+from llama_ckpt.arithmetic.products import parsed_sums, rounded_matrix
+from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
+from llama_ckpt.judging.limits import ELEMENT
+from llama_ckpt.judging.rounding_steps import angle_error
+from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
+
+__all__ = ["RESULTS", "Declared", "fallen", "wider"]
+
+Array: TypeAlias = NDArray[Any]
+
+RESULTS: Final[Mapping[str, str]] = {
+    "embd": "embeddings",
+    **dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), "norms"),
+    **dict.fromkeys(("q", "k", "v", "ffn_gate", "ffn_up", "logits"), "products"),
+    **dict.fromkeys(("attn_out", "ffn_out"), "stream_products"),
+    **dict.fromkeys(("q_rope", "k_rope"), "turned"),
+    "attn_scores": "scores",
+    "attn_probs": "probabilities",
+    "attn_context": "context",
+    "ffn_swiglu": "gated",
+    **dict.fromkeys(("ffn_inp", "out"), "residual"),
+}
+"""A point and the line of an `Arithmetic` that its tensor is rounded by."""
+
+RECORDED = 2.0**-22
+"""By how much of itself a recorded number may have been moved before it is rounded: a scale's float32
+rounding, and that a program may divide where another multiplies."""
+
+SMOOTH = 8.0
+"""What moves by less than so many times what it was moved by has not fallen to another neighbour."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """An arithmetic as it holds for all rows of one dump.
+
+    Attributes:
+        arithmetic: with the lines for that number of rows.
+        weight_type: of weights that do not say theirs.
+    """
+
+    arithmetic: Arithmetic
+    weight_type: str = "F32"
+
+    @classmethod
+    def of(cls, arithmetic: Arithmetic, rows: int, weight_type: str) -> Declared:
+        """For a pass of so many rows."""
+        return cls(replace(arithmetic.for_rows(rows), fewer_rows={}), weight_type)
+
+    @cached_property
+    def oracle(self) -> PatchedOracle:
+        """The oracle that rounds."""
+        return rounded_oracle(self.arithmetic, weight_type=self.weight_type)
+
+    @cached_property
+    def before(self) -> PatchedOracle:
+        """The same without the rounding of results: what is rounded in a step is in it."""
+        lines: dict[str, Any] = dict.fromkeys(set(RESULTS.values()), "float32")
+        head = {k: v for k, v in self.arithmetic.head.items() if k != "products"}
+        return rounded_oracle(replace(self.arithmetic, **lines, head=head), weight_type=self.weight_type)
+
+    def result(self, point: str) -> str:
+        """What a point's tensor is rounded to."""
+        lines = self.arithmetic.for_head() if point == "logits" else self.arithmetic
+        found: str = getattr(lines, RESULTS[point])
+        return found
+
+    def result_ties(self, point: str, unrounded: Array, deviation: Array) -> Array | None:
+        """By how much the rounding of a result may fall the other way; None where it is not rounded."""
+        name = self.result(point)
+        if name in UNROUNDED:
+            return None
+        o, most = rounded(unrounded, name), ELEMENT * deviation
+        return np.maximum(
+            np.abs(rounded(unrounded + most, name) - o), np.abs(rounded(unrounded - most, name) - o)
+        )
+
+    def product_ties(self, x: Array, off: Array | None, w: Any, *, head: bool = False) -> Array | None:
+        """What activations may add to a product that fall the other way before it, `[n, out]`."""
+        lines = self.arithmetic.for_head() if head else self.arithmetic
+        kind = getattr(w, "weight_type", None) or self.weight_type
+        name, sums = lines.activation(kind), lines.sums(kind)
+        found: Array | None = None
+        if name not in UNROUNDED:
+            found = _through(fallen(x, off, name), rounded_matrix(w, lines.reading(kind)))
+            found = _added(found, self._sum_ties(x, name, getattr(w, "minima", None)))
+        if sums != "float32":
+            y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
+            found = _added(found, _step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
+        return found
+
+    @staticmethod
+    def _sum_ties(x: Array, name: str, minima: Array | None) -> Array | None:
+        if minima is None or (sums := round_rows(x, name).sums) is None:
+            return None
+        moved = [round_rows(x * (1 + sign * RECORDED), name).sums for sign in (1, -1)]
+        largest = np.maximum(*(np.abs(one - sums) for one in moved if one is not None))
+        return _through(np.where(largest > SMOOTH * RECORDED * np.abs(sums), largest, 0.0), minima)
+
+    def norm_ties(self, x: Array, off: Array | None, weight: Array, eps: float) -> Array | None:
+        """What a row that is rounded before the weight may leave."""
+        scaled = RIGHT.rms_norm(x, 1.0, eps=eps)
+        came = None if off is None else off * np.abs(scaled) / np.maximum(np.abs(x), 1e-300)
+        found = fallen(scaled, came, self.arithmetic.norm_scaled)
+        return None if found is None else found * np.abs(weight)
+
+    def turn_ties(self, x: Array, off: Array | None, positions: Any, frequencies: Array) -> Array | None:
+        """What rounded cosines and sines, and rounded products with them, may leave of a turn."""
+        cos, sin = self.before.cos_and_sin(positions, frequencies)
+        zero = np.zeros_like(cos)
+        found: Array | None = None
+        for part in ((cos, zero), (zero, sin)):
+            made = RIGHT.turned(x, *part)
+            found = _added(found, fallen(made, off, self.arithmetic.rotation))
+        angle = angle_error(positions, frequencies)[:, None, :] / ELEMENT
+        for which in RIGHT.cos_and_sin(positions, frequencies):
+            moved = fallen(which, angle, self.arithmetic.turns)
+            found = _added(found, None if moved is None else np.abs(RIGHT.turned(np.abs(x), moved, zero)))
+        return found
+
+    def gate_ties(self, gate: Array, up: Array, off: Array | None) -> Array | None:
+        """What a silu that is rounded before its product may leave."""
+        found = fallen(RIGHT.gated(gate, np.ones_like(up)), off, self.arithmetic.silu)
+        return None if found is None else found * np.abs(up)
+
+    def probability_ties(self, scores: Array, head_dim: int, probs: Array) -> Array | None:
+        """What scaled scores that are rounded may leave of probabilities."""
+        found = fallen(RIGHT.scaled(scores, head_dim), None, self.arithmetic.scaled)
+        return None if found is None else found * probs
+
+    def score_ties(self, q: Array, k: Array, off_q: Array | None, off_k: Array | None) -> Array | None:
+        """The same of scores `[..., queries, keys]`, for stacks of queries and keys."""
+        queries, keys = fallen(q, off_q, self.arithmetic.queries), fallen(k, off_k, self.arithmetic.keys)
+        return _of_both(queries, q, keys, k)
+
+    def mixing_ties(self, probs: Array, v: Array, off_p: Array | None, off_v: Array | None) -> Array | None:
+        """The same of mixed values `[..., queries, head_dim]`."""
+        mixing, values = self.arithmetic.mixing, self.arithmetic.values
+        weights = fallen(probs, off_p, mixing)
+        if weights is not None and self.arithmetic.keys_at_a_time:
+            weights = _step(mixing, np.abs(probs))  # exp(score - largest) lies elsewhere than a probability
+        turned = fallen(v, off_v, values)
+        found = _of_both(
+            weights, probs, None if turned is None else turned.swapaxes(-1, -2), v.swapaxes(-1, -2)
+        )
+        if self.arithmetic.mixed_sums not in UNROUNDED:
+            most = np.abs(v).max(axis=-2, keepdims=True)
+            found = _added(
+                found,
+                np.broadcast_to(_step(self.arithmetic.mixed_sums, most), (*probs.shape[:-1], v.shape[-1])),
+            )
+        return found
+
+
+def fallen(x: Array, off: Array | None, name: str) -> Array | None:
+    """By how much each element may be rounded to another neighbour; None where nothing is rounded.
+
+    Args:
+        off: how far from the program's own x may be, where it was not recorded.
+    """
+    if name in UNROUNDED:
+        return None
+    moved = RECORDED * np.abs(x) if off is None else np.hypot(RECORDED * x, ELEMENT * off)
+    away = np.copysign(moved, x)
+    apart = np.abs(rounded(x + away, name) - rounded(x - away, name))
+    return np.asarray(np.where(apart > SMOOTH * moved, apart, 0.0))
+
+
+def _through(x: Array | None, w: Any) -> Array | None:
+    """What x comes to in x wᵀ, of the few columns of x that hold anything."""
+    if x is None or not x.any():
+        return None
+    columns = np.flatnonzero(x.any(axis=0))
+    return _at_most(x[:, columns], np.asarray(w)[:, columns])
+
+
+def _of_both(a: Array | None, x: Array, b: Array | None, y: Array) -> Array | None:
+    """What a and b, by which x and y may be off, come to in x yᵀ."""
+    found: Array | None = None
+    if a is not None and a.any():
+        found = _at_most(a, y)
+    if b is not None and b.any():
+        found = _added(found, _at_most(b, x).swapaxes(-1, -2))
+    return found
+
+
+def _at_most(off: Array, w: Array) -> Array:
+    """Of off wᵀ: all of it where few elements are off, else as much as chance makes of many."""
+    along, chance = np.abs(w).swapaxes(-1, -2), np.square(w).swapaxes(-1, -2)
+    return np.asarray(np.minimum(off @ along, BY_CHANCE * np.sqrt(np.square(off) @ chance)))
+
+
+def _added(a: Array | None, b: Array | None) -> Array | None:
+    return b if a is None else a if b is None else a + b
+
+
+def _step(name: str, x: Array) -> Array:
+    """From a number to its neighbour in a format."""
+    form = FLOATS[name]
+    _, exponent = np.frexp(x)
+    return np.asarray(np.ldexp(1.0, np.maximum(exponent - form.digits, form.smallest)))
+
+
+BY_CHANCE = 3.0
+"""Many elements that fall either way add up as chance has it: to hardly more than so many times its root."""
+
+
+def wider(spread: Spread, ties: Array | None, y: Array) -> Spread:
+    """A spread with what may fall to another neighbour on top; y: the tensor.
+
+    It comes on top, and not to the deviation: where a single element falls, it does so by all of it.
+    """
+    if ties is None or not ties.any():
+        return spread
+    most = ties if spread.most is None else spread.most + ties
+    rows, exact = ties.reshape(len(y), -1), y.reshape(len(y), -1)
+    falls = RowSums(np.linalg.norm(rows * exact, axis=1), np.linalg.norm(rows, axis=1))
+    sums = (spread.sums or _sums_of(spread, exact)).and_of(falls)
+    return replace(spread, most=most, sums=sums, aligned=False)
+
+
+def _sums_of(spread: Spread, exact: Array) -> RowSums:
+    off = np.broadcast_to(spread.deviation.reshape(len(spread.deviation), -1), exact.shape)
+    if spread.aligned:
+        norms = np.linalg.norm(off, axis=1)
+        return RowSums(norms * np.linalg.norm(exact, axis=1), norms * exact.shape[1] ** 0.5)
+    return RowSums(np.linalg.norm(off * exact, axis=1), np.linalg.norm(off, axis=1))

@@ -1,0 +1,207 @@
+"""One block of a program that rounds as it declares: `OwnBlock` with those roundings.
+
+A step is computed on the nearest recorded points, rounded where the program says that it rounds, and held to
+what float32's rounding leaves beside that: `declared` says what may fall either way. numpy only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.arithmetic.formats import rounded
+from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
+from llama_ckpt.comparing.block_spreads import BlockSpreads, OwnBlock
+from llama_ckpt.comparing.declared import Declared, wider
+from llama_ckpt.comparing.nearest import step_reads
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.oracle.patched_oracle import PatchedOracle
+from llama_ckpt.points import POINTS
+
+__all__ = ["DeclaredBlock"]
+
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class DeclaredBlock(OwnBlock):
+    """A block's points, each step rounded as declared.
+
+    Attributes:
+        declared: what is rounded; never None.
+    """
+
+    in_parts: ClassVar[bool] = False
+
+    declared: Declared | None = None
+    _unrounded: dict[str, Array] = field(default_factory=dict)
+
+    @property
+    def by(self) -> Declared:
+        """What is rounded."""
+        assert self.declared is not None
+        return self.declared
+
+    def _made(self, point: str) -> Array:
+        self._unrounded[point] = self._attended(point) if point in ATTENDED else self._stepped(point)
+        return rounded(self._unrounded[point], self.by.result(point))
+
+    def unrounded(self, point: str) -> Array | None:
+        """A point before its result is rounded."""
+        self.compute(point)
+        return self._unrounded.get(point)
+
+    def _stepped(self, point: str) -> Array:
+        read, oracle = self.read(point), self.by.before
+        made: Array
+        if point in ("attn_norm", "ffn_norm"):
+            made = oracle.rms_norm(read[0], self.weight(point), eps=self.flow.config.rms_norm_eps)
+        elif point in WEIGHT_OF:
+            product = oracle.to_stream if point in ("attn_out", "ffn_out") else oracle.linear
+            made, heads = product(read[0], self.weight(point)), self._heads(point)
+            made = made if heads is None else made.reshape(len(made), heads, -1)
+        elif point in ("q_rope", "k_rope"):
+            made = oracle.rope(read[0], read[0][:, :0], self.flow.positions, self.frequencies)[0]
+        elif point == "ffn_swiglu":
+            made = oracle.gated(read[0], read[1])
+        elif POINTS[point].function == "add":
+            made = oracle.added(read[0], read[1])
+        else:
+            made = self._by_its_function(point)
+        return made
+
+    def _attended(self, point: str) -> Array:
+        made = [self._of_heads(point, head) for head in range(self.flow.config.n_kv_heads)]
+        stacked = np.concatenate(made).transpose(1, 0, 2)  # [n, heads, keys or head_dim]
+        return stacked.reshape(len(stacked), -1) if point == "attn_context" else stacked
+
+    def heads_of(self, point: str, kv_head: int) -> Array:
+        """What of a point belongs to a key head, heads first: `[heads, n, …]`."""
+        x = self.known(point)
+        assert x is not None
+        return self.part_of(point, x, kv_head)
+
+    def part_of(self, point: str, array: Array, kv_head: int) -> Array:
+        """The same of any array of a point's shape."""
+        x = np.asarray(array, np.float64)
+        if point in ("k_rope", "v"):
+            return x[:, kv_head : kv_head + 1].transpose(1, 0, 2)
+        group = self.flow.config.n_heads // self.flow.config.n_kv_heads
+        return x[:, kv_head * group : (kv_head + 1) * group].transpose(1, 0, 2)
+
+    def _of_heads(self, point: str, kv_head: int) -> Array:
+        """A part of attention for the query heads of one key head: memory holds their scores alone."""
+        oracle = self.by.before
+        q, k = self.heads_of("q_rope", kv_head), self.heads_of("k_rope", kv_head)
+        scores = oracle.scores(q, k)
+        if point == "attn_scores":
+            return np.asarray(scores)
+        known = self.heads_of("attn_scores", kv_head) if "attn_scores" in self.theirs else None
+        scores = rounded(scores, self.by.result("attn_scores")) if known is None else known
+        visible = oracle.visible(self.flow.positions, None)
+        probs = oracle.probabilities(np.where(visible, oracle.scaled(scores, q.shape[-1]), -np.inf))
+        if point == "attn_probs":
+            return np.asarray(probs)
+        if "attn_probs" in self.theirs:
+            probs = self.heads_of("attn_probs", kv_head)
+        else:
+            probs = rounded(probs, self.by.result("attn_probs"))
+        return np.asarray(oracle.mixed(probs, self.heads_of("v", kv_head)))
+
+    @property
+    def spreads(self) -> DeclaredSpreads:
+        """By neutral name."""
+        return DeclaredSpreads(self, self._spread_of, self._attention)
+
+    @property
+    def base(self) -> PatchedOracle:
+        """The oracle that rounds as declared."""
+        return self.by.oracle
+
+    def costs(self, point: str) -> float:
+        """How far the roundings put a point from the exact one on the same inputs, relative."""
+        exact = BlockRun._attended(self, point) if point in ATTENDED else super()._made(point)
+        o = self.compute(point)
+        norm = float(np.linalg.norm(exact))
+        return float(np.linalg.norm(o - exact)) / norm if o is not None and norm else 0.0
+
+    def forget(self) -> None:
+        """The same, and of what was not rounded yet."""
+        super().forget()
+        self._unrounded.clear()
+
+    def _anew(self, **changed: Any) -> Self:
+        fresh: dict[str, Any] = {"_computed": {}, "_floats": {}, "_spread_of": {}, "_attention": []}
+        return replace(self, **changed, **fresh, _unrounded={})
+
+
+@dataclass(frozen=True, eq=False)
+class DeclaredSpreads(BlockSpreads):
+    """What float32's rounding may leave, and what may fall to another neighbour."""
+
+    def _spread(self, point: str) -> Spread | None:
+        made, y, run = super()._spread(point), self.run.compute(point), self._block
+        if made is None or y is None:
+            return None
+        spread = wider(made, self._ties(point), y)
+        unrounded = run.unrounded(point)
+        if unrounded is None:
+            return spread
+        either = run.by.result_ties(point, unrounded, np.broadcast_to(spread.whole, unrounded.shape))
+        return wider(spread, either, y)
+
+    def _ties(self, point: str) -> Array | None:
+        """Of what is rounded before it goes into the step, or inside it."""
+        run = self._block
+        by, flow = run.by, run.flow
+        if point in ATTENDED:
+            parts = [self._head_ties(point, head) for head in range(flow.config.n_kv_heads)]
+            found = [part for part in parts if part is not None]
+            if not found:
+                return None
+            none = np.zeros_like(found[0])
+            stacked = np.concatenate([none if part is None else part for part in parts]).transpose(1, 0, 2)
+            return stacked.reshape(len(stacked), -1) if point == "attn_context" else stacked
+        read, off = run.read(point), [self._off_of(one) for one in step_reads(point)]
+        if point in ("attn_norm", "ffn_norm"):
+            return by.norm_ties(read[0], off[0], np.asarray(run.weight(point)), flow.config.rms_norm_eps)
+        if point in ("q_rope", "k_rope"):
+            return by.turn_ties(read[0], off[0], flow.positions, run.frequencies)
+        if point == "ffn_swiglu":
+            return by.gate_ties(read[0], read[1], off[0])
+        if point not in WEIGHT_OF:
+            return None
+        ties, y = by.product_ties(read[0], off[0], run.weight(point)), run.compute(point)
+        return None if ties is None or y is None else ties.reshape(y.shape)
+
+    def _head_ties(self, point: str, kv_head: int) -> Array | None:
+        """For the query heads of one key head, `[heads, n, …]`."""
+        run = self._block
+        if point == "attn_scores":
+            q, k = run.heads_of("q_rope", kv_head), run.heads_of("k_rope", kv_head)
+            found = run.by.score_ties(q, k, self._off_of("q_rope", kv_head), self._off_of("k_rope", kv_head))
+            shape = (len(q), q.shape[1], k.shape[1])
+        elif point == "attn_probs":
+            scores, probs = run.heads_of("attn_scores", kv_head), run.heads_of("attn_probs", kv_head)
+            found, shape = run.by.probability_ties(scores, run.flow.config.head_dim, probs), probs.shape
+        else:
+            probs, v = run.heads_of("attn_probs", kv_head), run.heads_of("v", kv_head)
+            off = self._off_of("attn_probs", kv_head), self._off_of("v", kv_head)
+            found = run.by.mixing_ties(probs, v, *off)
+            shape = (*probs.shape[:2], v.shape[-1])
+        return None if found is None else np.broadcast_to(found, shape)
+
+    def _off_of(self, point: str, kv_head: int | None = None) -> Array | None:
+        """How far a point that was not recorded may be off, of one key head's or of all."""
+        spread = None if point in self._block.theirs else self.off(point)
+        if spread is None or kv_head is None:
+            return None if spread is None else spread.whole
+        return self._block.part_of(point, spread.whole, kv_head)
+
+    @property
+    def _block(self) -> DeclaredBlock:
+        assert isinstance(self.run, DeclaredBlock)
+        return self.run
