@@ -1,12 +1,13 @@
 """Checkpoint 1B, RoPE: each pair of a head's features turned by an angle that grows with the position.
 
     angle[t, i] = positions[t] * theta^(-2i / head_dim) / scale / factors[i]
-    (q[2i], q[2i+1]) -> (q[2i] cos - q[2i+1] sin,  q[2i] sin + q[2i+1] cos)
+    (q[2i], q[2i+1]) -> (q[2i] cos - q[2i+1] sin,  q[2i] sin + q[2i+1] cos) * magnitude
     q [n, n_heads, head_dim], k [n, n_kv_heads, head_dim], frequencies [head_dim / 2]
 
 Pairs are neighbours, (2i, 2i+1): a GGUF file stores the rows of wq and wk in that order. Hugging Face
 stores them so that pairs are (i, i + head_dim/2); mixing the two is the commonest bug of all. Source:
-Su et al. 2021 (arXiv 2104.09864), equation 34; llama.cpp, `ggml_rope_ext` with mode 0.
+Su et al. 2021 (arXiv 2104.09864), equation 34; llama.cpp, `ggml_rope_ext` with mode 0. With YaRN (Peng et
+al. 2023, arXiv 2309.00071) fast pairs keep their frequency, slow ones are divided by the scale.
 
 torch has no rotary function; this stands on float64 `cos` and `sin` of position times frequency. Angles
 built in float32, or by repeated multiplication as llama.cpp does, are off by 1e-4 at position 4,000.
@@ -16,6 +17,7 @@ What goes wrong here: see `CHECKPOINT.mistakes`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,16 +26,40 @@ from torch import Tensor
 from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
 
-__all__ = ["CHECKPOINT", "rope", "rope_frequencies"]
+__all__ = ["CHECKPOINT", "rope", "rope_frequencies", "rope_magnitude"]
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
     """Radians a position for each pair of features: `[head_dim / 2]` float64."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
-    frequencies = config.rope_theta**-exponents / config.rope_scale
+    frequencies = config.rope_theta**-exponents
     if config.rope_factors:  # Llama 3: each frequency has a divisor of its own
         frequencies = frequencies / torch.tensor(config.rope_factors, dtype=torch.float64, device=device)
-    return frequencies
+    kept = unscaled(config, frequencies) if config.rope_yarn else 0.0
+    return frequencies / config.rope_scale * (1 - kept) + frequencies * kept
+
+
+def unscaled(config: LlamaConfig, like: Tensor) -> Tensor:
+    """YaRN: the share of each pair that the scale leaves alone, `[head_dim / 2]`: all of a fast pair."""
+    yarn, n_pairs = config.rope_yarn, config.head_dim // 2
+    assert yarn is not None
+
+    def pair_with(turns: float) -> float:  # that turns so often within the original context
+        return n_pairs * math.log(yarn.original_context / (2 * math.pi * turns)) / math.log(config.rope_theta)
+
+    first = max(0, math.floor(pair_with(yarn.beta_fast)))
+    last = min(2 * n_pairs - 1, math.ceil(pair_with(yarn.beta_slow)))
+    ramp = (torch.arange(n_pairs).to(like) - first) / max(0.001, last - first)
+    return (1 - ramp.clamp(0, 1)) * yarn.ext_factor
+
+
+def rope_magnitude(config: LlamaConfig) -> float:
+    """What turned queries and keys are multiplied by: 1 but with YaRN or a factor of the file's."""
+    if config.rope_yarn is None or config.rope_scale <= 1:
+        return config.rope_attention_factor
+    stretched = 0.1 * math.log(config.rope_scale)
+    yarn = (1 + stretched) / (1 + config.rope_yarn.log_multiplier * stretched)
+    return config.rope_attention_factor * yarn
 
 
 def rope(
@@ -41,6 +67,8 @@ def rope(
     k: Tensor,
     positions: Tensor,
     frequencies: Tensor,
+    *,
+    magnitude: float = 1.0,
     tap: Callable[[str, Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Rotate the pairs (2i, 2i+1) of every head of `q` and `k` by `positions * frequencies[i]`.
@@ -50,13 +78,14 @@ def rope(
         k: `[n, n_kv_heads, head_dim]`.
         positions: `[n]` int64.
         frequencies: `[head_dim / 2]` float64, radians a position.
+        magnitude: what the turned pairs are multiplied by.
         tap: unused; there are no inner points.
 
     Returns:
         q and k, rotated, in their shapes and dtypes.
     """
     angles = (positions.to(torch.float64)[:, None] * frequencies)[:, None, :]  # [n, 1, head_dim/2]
-    cos, sin = angles.cos(), angles.sin()
+    cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
 
     def turn(x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # half precision is rounded once, at the end
@@ -69,12 +98,15 @@ def rope(
 
 def cases(given: Given) -> Iterator[Case]:
     """Queries and keys of each block."""
+    magnitude = rope_magnitude(given.config)
+    magnified = {} if magnitude == 1.0 else {"magnitude": magnitude}  # a Llama-2's function need not know it
     for number in given.blocks:
         arguments = {
             "q": given[block_point(number, "q")],
             "k": given[block_point(number, "k")],
             "positions": given.positions,
             "frequencies": given.rope_frequencies,
+            **magnified,
         }
         yield Case("rope", arguments, (block_point(number, "q_rope"), block_point(number, "k_rope")))
 
@@ -95,6 +127,7 @@ CHECKPOINT = Checkpoint(
         "The angle has the wrong sign, or sin and cos are swapped.",
         "V is rotated too, or Q only.",
         "Llama 3's divisors of the frequencies are left out, or applied twice: right at first, wrong far on.",
+        "YaRN's attention factor is left out, or is applied to Q alone: every score is off by one factor.",
         "Angles are computed in float16 or float32: right at the start, wrong at position 4,000.",
     ),
 )

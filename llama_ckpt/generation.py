@@ -77,6 +77,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _prompt_ids(model: Model, prompt: str | bytes | Sequence[int]) -> Sequence[int]:
+    return model.tokenizer.encode(prompt) if isinstance(prompt, str | bytes) else prompt
+
+
 def generate(
     model: Model,
     prompt: str | bytes | Sequence[int],
@@ -105,6 +109,8 @@ def generate(
         OptionError, ContextLengthError: as `checkpoints.generate` and `pick_session`; another text of the
             same model is not at its end on the engine, which has one cache: see `Session.sequence`.
     """
+    if model.config.rope_long_factors:  # which list holds is chosen before the first token
+        model = model.for_context(len(_prompt_ids(model, prompt)) + max_tokens)
     session = pick_session(model, precision)
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with nullcontext(model) if session is None else session.sequence() as runner:

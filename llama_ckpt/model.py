@@ -11,7 +11,7 @@ The mathematics is in `checkpoints`; this module only puts a file, a device and 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -59,6 +59,10 @@ class Model:
     def tensor(self, token_ids: Sequence[int]) -> Tensor:
         """Token ids or positions as an int64 tensor on the model's device."""
         return torch.tensor(list(token_ids), dtype=torch.int64, device=self.device)
+
+    def for_context(self, context: int) -> Model:
+        """The model as it is in a run with a context of so many positions: see `LlamaConfig.for_context`."""
+        return replace(self, config=self.config.for_context(context))
 
     def new_cache(self, capacity: int) -> KVCache:
         """An empty KV cache for `capacity` tokens, in the model's dtype."""

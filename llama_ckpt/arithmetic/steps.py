@@ -41,7 +41,8 @@ def _norm(weight: str) -> Step:
 
 
 def _rope(oracle: PatchedOracle, weights: Any, config: Any, positions: Any, read: list[Array]) -> Array:
-    y: Array = oracle.rope(read[0], read[0], positions, oracle.rope_frequencies(config))[0]
+    turn = {"frequencies": oracle.rope_frequencies(config), "magnitude": oracle.rope_magnitude(config)}
+    y: Array = oracle.rope(read[0], read[0], positions, **turn)[0]
     return y
 
 

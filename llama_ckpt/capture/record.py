@@ -129,6 +129,7 @@ def capture_takes(
     The model's checksums are computed while llama.cpp runs: of 13 GB they take as long as it does.
     """
     file = open_gguf(model)
+    config = LlamaConfig.from_gguf(file)
     if cache not in CACHE_TYPES:
         raise OptionError("cache", got=repr(cache), wanted=" or ".join(CACHE_TYPES))
     requests = [
@@ -149,7 +150,7 @@ def capture_takes(
         record, entries = hashing.result(), []
         for number, (name, request, found) in enumerate(zip(names, requests, results, strict=True)):
             tensors = load_file(Path(scratch) / f"{number}.safetensors")
-            entry, producer = _entry(name, request, found), _producer(request, found)
+            entry, producer = _entry(name, request, found, config), _producer(request, found)
             if takes[number].last_logits_only:
                 del tensors["logits"]
                 entry = replace(entry, last_logits_only=True)
@@ -250,7 +251,7 @@ def _producer(request: Request, found: Mapping[str, Any]) -> Producer:
     )
 
 
-def _entry(name: str, request: Request, found: Mapping[str, Any]) -> DumpEntry:
+def _entry(name: str, request: Request, found: Mapping[str, Any], config: LlamaConfig) -> DumpEntry:
     n_layers, token_ids = int(found["n_layers"]), tuple(found["token_ids"])
     first = request.positions_from
     return DumpEntry(
@@ -267,6 +268,7 @@ def _entry(name: str, request: Request, found: Mapping[str, Any]) -> DumpEntry:
         continuation=_continuation(found["continuation"]),
         sampling=tuple(_sampling(setting) for setting in found["sampling"]),
         penalized=tuple(_sampling(setting) for setting in found["penalized"]),
+        context=int(found["context"]) if config.rope_long_factors else 0,
     )
 
 

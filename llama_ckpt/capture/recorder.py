@@ -50,6 +50,7 @@ def record(loaded: ReferenceModel, request: Request) -> tuple[dict[str, Any], Te
         tensors: Tensors = dict(tap.points(len(token_ids)))
         tensors["last_logits"] = context.logits(-1)
         result: dict[str, Any] = {"token_ids": token_ids, "n_layers": loaded.n_layers}
+        result["context"] = context.length
         result["greedy_tokens"] = [context.greedy(row) for row in range(len(token_ids))]
         result |= _sampling(library, token_ids, tensors)
         result["continuation"] = asdict(_continuation(context, request, token_ids))

@@ -121,6 +121,11 @@ class Context:
             complaints = " ".join(self.loaded.library.complaints[-3:])
             raise ReferenceError("llama_decode", got=f"status {status} {complaints}", wanted="status 0")
 
+    @property
+    def length(self) -> int:
+        """How many positions llama.cpp made room for: it rounds up what it is asked for."""
+        return int(self.api.llama_n_ctx(self.context))
+
     def logits(self, row: int) -> NDArray[np.float32]:
         """`[vocab]`: a copy of the logits that llama.cpp returns for a row of the last pass."""
         pointer = self.api.llama_get_logits_ith(self.context, row)

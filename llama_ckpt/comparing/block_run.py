@@ -147,7 +147,8 @@ class BlockRun(Mapping[str, Array]):
             return product if heads is None else product.reshape(len(product), heads, -1)
         if point in ("q_rope", "k_rope"):
             none = read[0][:, :0]
-            return oracle.rope(read[0], none, self.flow.positions, self.frequencies)[0]
+            larger = oracle.rope_magnitude(self.flow.config)
+            return oracle.rope(read[0], none, self.flow.positions, self.frequencies, magnitude=larger)[0]
         if point == "ffn_swiglu":
             return _swiglu(*read)
         if POINTS[point].function == "add":

@@ -77,7 +77,9 @@ class Flow:
         parameters = inspect.signature(getattr(oracle, step.function)).parameters.values()
         wanted = [one.name for one in parameters if one.default is one.empty]
         given = dict(zip(wanted, inputs, strict=False))
-        return given | {name: self._named(name, step, weights) for name in wanted[len(inputs) :]}
+        named = {name: self._named(name, step, weights) for name in wanted[len(inputs) :]}
+        magnitude = oracle.rope_magnitude(self.config) if step.function == "rope" else 1.0
+        return {**given, **named, **({} if magnitude == 1.0 else {"magnitude": magnitude})}
 
     def _named(self, name: str, step: FlowStep, weights: Any) -> Any:
         """An argument that is no recorded tensor: positions, a weight, or a number of the configuration."""

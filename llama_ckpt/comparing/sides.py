@@ -109,6 +109,9 @@ def open_sides(
     if reference is not None:
         _open_reference(sides, Path(reference), dump)
     _lint_the_run(sides, dump)
+    if sides.config is not None and sides.positions:
+        own = max(sides.positions) + 1 if sides.dump is None else sides.dump.entry.needed_context
+        sides.config = sides.config.for_context(own)
     sides.sizes = _sizes(sides)
     sides.dtype = _dtype(sides.theirs, dtype)
     _declare(sides, sides.theirs.declared.arithmetic if arithmetic is None else arithmetic)

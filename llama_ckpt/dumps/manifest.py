@@ -138,6 +138,7 @@ class DumpEntry:
             nothing: enough to hold a full-size model's own run against, in a megabyte.
         last_logits_only: True where of the logits no more is kept than `last_logits`: a row for each token
             would be most of a long prompt's dump.
+        context: positions that llama.cpp's context had, where the model's numbers hang on it: LongRoPE.
     """
 
     name: str
@@ -155,6 +156,12 @@ class DumpEntry:
     penalized: tuple[Sampling, ...] = ()
     last_row: bool = False
     last_logits_only: bool = False
+    context: int = 0
+
+    @property
+    def needed_context(self) -> int:
+        """The context of the run, as far as it is known: what its tokens need, if no more is said."""
+        return self.context or max(self.positions) + 1
 
 
 @dataclass(frozen=True)
@@ -180,7 +187,7 @@ def manifest_text(manifest: Manifest) -> str:
     """The manifest as JSON text: fields in a fixed order, a list of numbers on one line."""
     document = {"schema": SCHEMA, **asdict(manifest)}
     for entry in document["dumps"]:
-        for part in ("last_row", "last_logits_only"):
+        for part in ("last_row", "last_logits_only", "context"):
             if not entry[part]:
                 del entry[part]  # whole dumps are the rule
     text = json.dumps(document, indent=1, ensure_ascii=True)

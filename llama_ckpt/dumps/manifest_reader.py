@@ -62,7 +62,7 @@ def _record(kind: Any, value: object, where: str) -> Any:
     made = {}
     for name, annotation in _annotations(kind).items():
         # A field with a default in Python is wanted in the file all the same: only these came later.
-        if name in fields or name not in ("last_row", "last_logits_only"):
+        if name in fields or name not in ("last_row", "last_logits_only", "context"):
             made[name] = _field(annotation, _found(fields, name, where), f"{where}: {name}")
     record = kind(**made)
     if isinstance(record, DumpEntry):

@@ -206,12 +206,13 @@ class DumpSet:
         Raises:
             DumpError: one differs.
         """
-        for name, recorded in self.manifest.model.hyperparameters.items():
-            if hyperparameters.get(name) != recorded:
+        recorded = self.manifest.model.hyperparameters
+        for name in dict.fromkeys((*recorded, *hyperparameters)):  # those that most models lack, either way
+            if hyperparameters.get(name) != recorded.get(name):
                 raise DumpError(
                     f"{name} of {model}",
                     got=hyperparameters.get(name),
-                    wanted=f"{recorded}, as {self.path} was recorded with",
+                    wanted=f"{recorded.get(name)}, as {self.path} was recorded with",
                     hint="mend the file's metadata, or record it: llama-ckpt capture",
                 )
 

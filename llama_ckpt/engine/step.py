@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from checkpoints.c01b_rope import rope_frequencies
+from checkpoints.c01b_rope import rope_frequencies, rope_magnitude
 from checkpoints.c08_logits import Tap, block_tap
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.kernels.choosing import choose_kernel
@@ -122,7 +122,8 @@ class Buffers:
         # at position 4,000 that shows in cos and sin.
         positions = torch.arange(max(config.context_length, capacity), dtype=torch.float64, device=device)
         angles = positions[:, None] * rope_frequencies(config, device)
-        self.turns = torch.stack((angles.cos(), angles.sin()), dim=-1).float().contiguous()
+        turns = torch.stack((angles.cos(), angles.sin()), dim=-1) * rope_magnitude(config)
+        self.turns = turns.float().contiguous()
 
 
 class Step:

@@ -87,7 +87,8 @@ class _Stream:
     def block(self, weights: Any, run: RoundedRun) -> dict[str, Array]:
         config, made = run.config, dict[str, Array]()
         at = {"positions": run.positions}
-        turn = {**at, "frequencies": oracle.rope_frequencies(config)}
+        turn: dict[str, Any] = {**at, "frequencies": oracle.rope_frequencies(config)}
+        turn["magnitude"] = oracle.rope_magnitude(config)
         heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
 
         def norm(point: str, x: Array, weight: ArrayLike) -> None:

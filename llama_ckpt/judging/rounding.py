@@ -141,10 +141,14 @@ def _qkv(c: _Call) -> dict[str, Spread]:
 
 def _rope(c: _Call) -> dict[str, Spread]:
     at = c.arguments["positions"], c.arguments["frequencies"]
-    return {
-        f"{x}_rope": turned_spread(c.argument(x), c[f"{x}_rope"], *at, c.p, c.exact_angles, c.carried.get(x))
-        for x in ("q", "k")
-    }
+    larger = c.arguments.get("magnitude", 1.0)
+
+    def spread(x: str) -> Spread:
+        came = c.carried.get(x)
+        came = came if came is None or larger == 1.0 else came.times(larger)
+        return turned_spread(larger * c.argument(x), c[f"{x}_rope"], *at, c.p, c.exact_angles, came)
+
+    return {f"{x}_rope": spread(x) for x in ("q", "k")}
 
 
 def _attention(c: _Call) -> dict[str, Spread]:
@@ -206,7 +210,8 @@ def _block(c: _Call) -> dict[str, Spread]:
     norm = {"x": c.arguments["x"], "weight": weights.attn_norm, **eps}
     step(_rms_norm, norm, ("attn_norm",), {"x": BLOCK_INPUT})
     step(_qkv, parts, ("q", "k", "v"), {"x": "attn_norm"})
-    turn = {**at, "frequencies": oracle.rope_frequencies(config)}
+    turn: dict[str, Any] = {**at, "frequencies": oracle.rope_frequencies(config)}
+    turn["magnitude"] = oracle.rope_magnitude(config)
     step(_rope, turn, ("q_rope", "k_rope"), {"q": "q", "k": "k"})
     step(_attention, {**at, **parts}, ("attn_out",), {"q": "q_rope", "k": "k_rope", "v": "v"})
 

@@ -71,6 +71,26 @@ class Spread:
         """What a product adds up as chance does; the mode goes through it as one."""
         return self.whole if self.apart is None else self.apart
 
+    def times(self, factor: float) -> Spread:
+        """Of the tensor times a number; shares of it stay."""
+
+        def scaled(array: Any) -> Any:
+            return None if array is None else factor * array
+
+        def scaled_sums(sums: RowSums | None, power: int) -> RowSums | None:
+            return None if sums is None else RowSums(factor**power * sums.along, factor * sums.plain)
+
+        return replace(
+            self,
+            deviation=factor * self.deviation,
+            most=scaled(self.most),
+            lean=factor * self.lean,
+            mode=scaled(self.mode),
+            apart=scaled(self.apart),
+            sums=scaled_sums(self.sums, 2),
+            onward=scaled_sums(self.onward, 1),
+        )
+
     def last_row(self) -> Spread:
         """Of the last row alone."""
         return self.rows(slice(-1, None))

@@ -137,8 +137,9 @@ def recorded_subjects(
         for dumps in group:
             dumps.require_hyperparameters(model.config.hyperparameters, str(file))
         weights = oracle_weights(model.file, model.config, model.weights, model.device)
-        recordings = [recording for dumps in group for recording in open_all(dumps, model, weights)]
-        yield Subject(group[0].path.name, model, weights, tuple(recordings))
+        for one, names in by_context(model, group).items():
+            recordings = [open_one(dumps, name, one, weights) for dumps, name in names]
+            yield Subject(group[0].path.name, one, weights, tuple(recordings))
 
 
 def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
@@ -148,13 +149,22 @@ def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
     return known[0] if known else weights_sha256(file)
 
 
-def open_all(dumps: DumpSet, model: Model, weights: OracleWeights) -> Iterator[Recording]:
-    """Every dump of a folder that was recorded from the model's weights."""
-    for name in dumps.names:
-        if dumps.entry(name).last_row:
-            yield from_last_row(dumps, name, model, weights)
-        else:
-            yield from_dump(dumps, name, model, weights, tight=dumps.manifest.tight)
+def by_context(model: Model, group: Sequence[DumpSet]) -> dict[Model, list[tuple[DumpSet, str]]]:
+    """The dumps of some folders, by the model as it was in their runs: LongRoPE hangs on the context."""
+    found: dict[bool, tuple[Model, list[tuple[DumpSet, str]]]] = {}
+    for dumps in group:
+        for name in dumps.names:
+            own = model.for_context(dumps.entry(name).needed_context)
+            known = found.setdefault(own.config == model.config, (own, []))
+            known[1].append((dumps, name))
+    return dict(found.values())
+
+
+def open_one(dumps: DumpSet, name: str, model: Model, weights: OracleWeights) -> Recording:
+    """A dump that was recorded from the model's weights."""
+    if dumps.entry(name).last_row:
+        return from_last_row(dumps, name, model, weights)
+    return from_dump(dumps, name, model, weights, tight=dumps.manifest.tight)
 
 
 def derivable(path: Path, dumps: DumpSet) -> bool:

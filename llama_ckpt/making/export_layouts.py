@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile
+from llama_ckpt.making.hf_scaling import hf_scaling
+from llama_ckpt.oracle.llama import rope_magnitude
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.rope_factors import llama3_scaling_of
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, ROPE_FACTORS, expected_shapes
+from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, ROPE_LISTS, expected_shapes
 
 __all__ = ["LAYOUTS", "configuration", "exported_tensors", "halves_from_pairs", "ordered"]
 
@@ -59,7 +61,7 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[tuple[str, st
     """The tensors to write: the name in the file, the GGUF file's own, the shape."""
     shapes = expected_shapes(config)
     for name, shape in shapes.items():
-        if name == ROPE_FACTORS and layout != "gguf":
+        if name in ROPE_LISTS and layout != "gguf":
             continue  # the others say them in their configuration
         yield _exported_name(name, layout), name, shape
     if layout == "meta" and config.tied_output:  # Meta's program has no tie: the matrix is there twice
@@ -105,7 +107,7 @@ def configuration(
 
 def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any]:
     """What `transformers` needs to build the same model."""
-    scaling = _hf_scaling(config)
+    scaling = hf_scaling(config)
     ids = dict(_special_ids(file))
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -129,32 +131,6 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
         "torch_dtype": dtype,
         "dtype": dtype,
         **ids,
-    }
-
-
-def _hf_scaling(config: LlamaConfig) -> dict[str, Any] | None:
-    """How `transformers` scales RoPE in the same way; None for not at all."""
-    if not config.rope_factors:
-        plain = config.rope_scale == 1.0
-        return None if plain else {"rope_type": "linear", "factor": config.rope_scale}
-    known = llama3_scaling_of(config.rope_factors, config.head_dim, config.rope_theta)
-    if known is not None and config.rope_scale == 1.0:
-        return {
-            "rope_type": "llama3",
-            "factor": known.factor,
-            "low_freq_factor": known.low,
-            "high_freq_factor": known.high,
-            "original_max_position_embeddings": known.original_context,
-        }
-    divisors = [factor * config.rope_scale for factor in config.rope_factors]
-    # LongRoPE with one list for every length, and nothing done to the attention: divisors and no more.
-    return {
-        "rope_type": "longrope",
-        "factor": 1.0,
-        "short_factor": divisors,
-        "long_factor": divisors,
-        "attention_factor": 1.0,
-        "original_max_position_embeddings": config.context_length,
     }
 
 
@@ -189,10 +165,11 @@ def _meta_params(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _meta_scaling(config: LlamaConfig) -> dict[str, Any]:
-    if not config.rope_factors:
+    magnified = rope_magnitude(config) != 1.0
+    if not (config.rope_factors or config.rope_yarn or magnified):
         return {}
     known = llama3_scaling_of(config.rope_factors, config.head_dim, config.rope_theta)
-    if known is None:
+    if known is None or config.rope_yarn is not None or magnified:
         raise OptionError(
             "the layout of a model with divisors of RoPE's frequencies",
             got="meta, whose program knows Llama 3's own alone",

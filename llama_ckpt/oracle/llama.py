@@ -15,8 +15,8 @@ Axes: `n` tokens come first and are flat; a weight is `[out, in]`, as a GGUF fil
 
 `weights` is any record with the attributes named in `block` and `logits`; its matrices are arrays, or
 whatever implements numpy's `__array_ufunc__` for `matmul`. Where a function takes
-`tap`, it calls `tap(point, array)` for what it computes on the way, not for what it returns. It
-imports numpy and nothing of ours: code shared with a layer would share the layer's mistakes.
+`tap`, it calls `tap(point, array)` for what it computes on the way, not for what it returns. The
+oracle imports numpy and nothing of ours: code shared with a layer would share the layer's mistakes.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.oracle.c01b_rope import rope_frequencies, rope_magnitude
 
 __all__ = [
     "argmax",
@@ -39,6 +41,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_frequencies",
+    "rope_magnitude",
     "softmax",
     "swiglu",
 ]
@@ -78,28 +81,23 @@ def rms_norm(x: ArrayLike, weight: ArrayLike, *, eps: float, tap: Tap | None = N
     return normed * _float64(weight)
 
 
-def rope_frequencies(config: Any) -> Array:
-    """Radians by which each pair of a head turns per position, `[head_dim / 2]`.
-
-    theta^(-2i/d) for pair i of d / 2; linear scaling by a factor s stretches positions, so / s; and each
-    pair may have a divisor of its own.
-    """
-    pair = np.arange(config.head_dim // 2, dtype=np.float64)
-    turned = _float64(config.rope_theta ** (-2.0 * pair / config.head_dim) / config.rope_scale)
-    factors = getattr(config, "rope_factors", ())  # a Llama-2's record of sizes has none
-    return turned / _float64(factors) if len(factors) else turned
-
-
 def rope(
-    q: ArrayLike, k: ArrayLike, positions: ArrayLike, frequencies: ArrayLike, tap: Tap | None = None
+    q: ArrayLike,
+    k: ArrayLike,
+    positions: ArrayLike,
+    frequencies: ArrayLike,
+    *,
+    magnitude: float = 1.0,
+    tap: Tap | None = None,
 ) -> tuple[Array, Array]:
     """Turn each pair of `q [n, n_heads, head_dim]` and `k [n, n_kv_heads, head_dim]` by its angle.
 
     Pair i is the neighbours (2i, 2i+1) of a head: in a GGUF file the rows of wq and wk are ordered
-    for that. Its angle is `positions[n] * frequencies[i]`; the value vectors are never turned.
+    for that. Its angle is `positions[n] * frequencies[i]`; the value vectors are never turned. What is
+    turned is multiplied by `magnitude`.
     """
     cos, sin = _cos_and_sin(positions, frequencies)
-    return _turned(_float64(q), cos, sin), _turned(_float64(k), cos, sin)
+    return _turned(_float64(q), cos, sin) * magnitude, _turned(_float64(k), cos, sin) * magnitude
 
 
 def _cos_and_sin(positions: ArrayLike, frequencies: ArrayLike) -> tuple[Array, Array]:
@@ -257,7 +255,7 @@ def block(
     tap("q", q)
     tap("k", k)
     tap("v", v)
-    q, k = rope(q, k, positions, rope_frequencies(config))
+    q, k = rope(q, k, positions, rope_frequencies(config), magnitude=rope_magnitude(config))
     tap("q_rope", q)
     tap("k_rope", k)
     attn_out = attention(q, k, v, weights.wo, positions=positions, sequence_ids=sequence_ids, tap=tap)

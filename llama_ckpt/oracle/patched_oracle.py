@@ -13,6 +13,7 @@ float32 sums is a program as it comes from the field, with a bug and with roundi
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import FunctionType
 from typing import Any, TypeAlias
@@ -97,8 +98,13 @@ def _fresh_namespace() -> dict[str, Any]:
 
 
 def _bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
+    knows_magnitudes = "magnitude" in inspect.signature(patch).parameters
+
     def replacement(*args: Any, **options: Any) -> Any:
-        return patch(right, *args, **options)
+        magnitude = 1.0 if knows_magnitudes else options.pop("magnitude", 1.0)
+        made = patch(right, *args, **options)
+        # A rotation that says nothing of a magnitude is wrong in another way: it gets the right one.
+        return made if magnitude == 1.0 else tuple(magnitude * np.asarray(one) for one in made)
 
     return replacement
 

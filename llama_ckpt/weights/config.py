@@ -7,17 +7,16 @@ divides by zero heads; what llama.cpp ignores in a Llama is ignored here too.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from gguf import GGMLQuantizationType
 
-from llama_ckpt.errors import LlamaCkptError, ModelFileError, UnsupportedModelError
+from llama_ckpt.errors import UnsupportedModelError
 from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.foreign import OTHER_FILES
-from llama_ckpt.weights.tensor_names import ROPE_FACTORS
+from llama_ckpt.weights.metadata_keys import MetadataKeys
+from llama_ckpt.weights.rope_scaling import Yarn, read_scaling
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -49,7 +48,11 @@ class LlamaConfig:
         rope_theta: base of RoPE's frequencies; the file's float32 value.
         rope_scale: linear RoPE scaling: angle = position * frequency / rope_scale.
         rope_factors: a divisor of each of the `head_dim / 2` frequencies, as Llama 3.1 has them (the file's
-            `rope_freqs.weight`); empty where there are none.
+            `rope_freqs.weight`); empty where there are none. Of LongRoPE those that hold for the run.
+        rope_long_factors: LongRoPE's divisors for a run whose context is longer than `original_context`.
+        rope_yarn: YaRN's numbers, or None.
+        rope_attention_factor: what is turned is multiplied by it, beside what YaRN does by itself.
+        original_context: positions before any scaling; 0 where the file does not say, for `context_length`.
         tied_output: the output matrix is the token embedding.
         name: `general.name`, or nothing.
         defaulted: GGUF keys that the file left out and that took llama.cpp's default.
@@ -67,6 +70,10 @@ class LlamaConfig:
     rope_theta: float = _ROPE_THETA
     rope_scale: float = 1.0
     rope_factors: tuple[float, ...] = ()
+    rope_long_factors: tuple[float, ...] = ()
+    rope_yarn: Yarn | None = None
+    rope_attention_factor: float = 1.0
+    original_context: int = 0
     tied_output: bool = False
     name: str = ""
     defaulted: tuple[str, ...] = ()
@@ -76,7 +83,25 @@ class LlamaConfig:
         """What decides the numbers and cannot be read off the weights: two files with the same weights
         and other values here are other models."""
         names = ("n_heads", "n_kv_heads", "head_dim", "rms_norm_eps", "rope_theta", "rope_scale")
-        return {name: float(getattr(self, name)) for name in names}
+        plain = {name: float(getattr(self, name)) for name in names}
+        return plain | self._rare_hyperparameters()
+
+    def _rare_hyperparameters(self) -> dict[str, float]:
+        """Those that most Llamas lack, and their recordings' manifests too."""
+        rare: dict[str, float] = {}
+        if self.rope_attention_factor != 1.0:
+            rare["rope_attention_factor"] = self.rope_attention_factor
+        if self.rope_yarn is not None:
+            rare |= {f"yarn_{name}": float(value) for name, value in vars(self.rope_yarn).items()}
+        if self.rope_long_factors:
+            rare["original_context"] = float(self.original_context)
+        return rare
+
+    def for_context(self, context: int) -> LlamaConfig:
+        """The configuration of a run with a context of so many positions: LongRoPE's divisors hang on it."""
+        if context > (self.original_context or self.context_length) and self.rope_long_factors:
+            return replace(self, rope_factors=self.rope_long_factors)
+        return self
 
     @property
     def q_width(self) -> int:
@@ -105,6 +130,8 @@ class LlamaConfig:
         if n_heads % n_kv_heads:
             raise keys.wrong("llama.attention.head_count_kv", n_kv_heads, f"a divisor of {n_heads} heads")
         head_dim = keys.head_dim(width, n_heads)
+        context_length = keys.integer("llama.context_length", _POSITIONS)
+        scaling = read_scaling(keys, head_dim, context_length)
         return cls(
             n_layers=keys.integer("llama.block_count", _LAYERS),
             n_heads=n_heads,
@@ -113,91 +140,32 @@ class LlamaConfig:
             width=width,
             ffn=keys.integer("llama.feed_forward_length", _SIZE, per_block=True),
             vocab_size=keys.vocab_size(),
-            context_length=keys.integer("llama.context_length", _POSITIONS),
+            context_length=context_length,
             rms_norm_eps=keys.positive("llama.attention.layer_norm_rms_epsilon"),
             rope_theta=keys.positive("llama.rope.freq_base", default=_ROPE_THETA),
-            rope_scale=keys.rope_scale(),
-            rope_factors=keys.rope_factors(head_dim),
+            rope_scale=scaling.scale,
+            rope_factors=scaling.factors,
+            rope_long_factors=scaling.long_factors,
+            rope_yarn=scaling.yarn,
+            rope_attention_factor=scaling.attention_factor,
+            original_context=scaling.original_context,
             tied_output=bool(file.tensors) and "output.weight" not in file.tensors,
             name=keys.text("general.name", default=""),
             defaulted=keys.all_defaulted(),
         )
 
 
-class _Keys:
-    """Typed, bounded access to the metadata; remembers which keys took their default."""
-
-    def __init__(self, file: GGUFFile) -> None:
-        self._file, self._metadata = file, file.metadata
-        self._defaulted: list[str] = []
-
-    def wrong(
-        self,
-        key: str,
-        got: object,
-        wanted: str,
-        kind: type[LlamaCkptError] = ModelFileError,
-        hint: str | None = None,
-    ) -> LlamaCkptError:
-        return kind(f"{self._file.path}: {key}", got=got, wanted=wanted, hint=hint)
-
-    def _absent(self, key: str, default: Any, wanted: str) -> Any:
-        if default is None:
-            raise self.wrong(key, "no such key", wanted)
-        self._defaulted.append(key)
-        return default
-
-    def integer(self, key: str, high: int, *, default: int | None = None, per_block: bool = False) -> int:
-        """An integer from 1 to `high`; where `per_block`, also an array with that value for every block."""
-        wanted = f"an integer from 1 to {high}"
-        if key not in self._metadata:
-            return int(self._absent(key, default, wanted))
-        value = self._metadata[key]
-        if per_block and isinstance(value, np.ndarray) and value.size and value.dtype.kind in "iu":
-            self._check_length(key, value)
-            if (value != value[0]).any():
-                raise self.wrong(
-                    key, "different values for different blocks", "one value", UnsupportedModelError
-                )
-            value = int(value[0])
-        if type(value) is not int or not 1 <= value <= high:
-            raise self.wrong(key, shown(value), wanted)
-        return value
-
-    def _check_length(self, key: str, values: np.ndarray) -> None:
-        """An array has one value a block, no fewer and no more: llama.cpp refuses any other."""
-        blocks = self._metadata.get("llama.block_count")
-        if len(values) != blocks:
-            raise self.wrong(key, f"an array of {len(values)}", f"one value, or {blocks}, one for each block")
-
-    def positive(self, key: str, *, default: float | None = None) -> float:
-        """A positive, finite number: the float32 nearest to it."""
-        wanted = "a positive, finite number"
-        if key not in self._metadata:
-            return float(self._absent(key, default, wanted))
-        value = self._metadata[key]
-        if not isinstance(value, float):
-            raise self.wrong(key, shown(value), wanted)
-        with np.errstate(all="ignore"):
-            value = float(np.float32(value))
-        if not (math.isfinite(value) and value > 0):
-            raise self.wrong(key, shown(value), wanted)
-        return value
-
-    def text(self, key: str, *, default: str) -> str:
-        value = self._metadata.get(key, default)
-        if not isinstance(value, str):
-            raise self.wrong(key, shown(value), "text")
-        return value
+class _Keys(MetadataKeys):
+    """A Llama's keys."""
 
     def refuse_other_architectures(self) -> None:
         for key in ("general.type", "general.architecture"):
-            kind = self._metadata.get(key)
+            kind = self.metadata.get(key)
             kind = {"clip": "mmproj"}.get(kind, kind) if isinstance(kind, str) else None
             if kind is not None and kind in OTHER_FILES:
                 what, hint = OTHER_FILES[kind]
                 raise self.wrong(key, what, "a model's own file", UnsupportedModelError, hint)
-        got = self._metadata.get("general.architecture", "no such key")
+        got = self.metadata.get("general.architecture", "no such key")
         if not isinstance(got, str) or got != "llama":
             raise self.wrong(
                 "general.architecture", shown(got), "'llama'", hint="only Llama models are computed here"
@@ -206,13 +174,13 @@ class _Keys:
     def refuse_variants(self) -> None:
         """Refuse what llama.cpp computes for a Llama and the checkpoints do not."""
         for key, plain, wanted in _PLAIN:
-            value = self._metadata.get(key, plain)
+            value = self.metadata.get(key, plain)
             if isinstance(value, np.ndarray) or value != plain:
                 raise self.wrong(key, shown(value), wanted, UnsupportedModelError)
 
     def head_dim(self, width: int, n_heads: int) -> int:
         key = "llama.attention.key_length"
-        if key not in self._metadata and width % n_heads:
+        if key not in self.metadata and width % n_heads:
             raise self.wrong(
                 key, "no such key", f"one, since {n_heads} heads do not divide the width {width}"
             )
@@ -228,49 +196,21 @@ class _Keys:
 
     def vocab_size(self) -> int:
         """llama.cpp's order: the tokens themselves; without a vocabulary the key, then the embedding."""
-        key, tokens = "llama.vocab_size", self._metadata.get("tokenizer.ggml.tokens")
+        key, tokens = "llama.vocab_size", self.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, list) and tokens:
-            if key not in self._metadata:
-                self._defaulted.append(key)
+            if key not in self.metadata:
+                self.defaulted.append(key)
             return len(tokens)
-        embedding = self._file.tensors.get("token_embd.weight")
+        embedding = self.file.tensors.get("token_embd.weight")
         return self.integer(key, _SIZE, default=embedding.shape[0] if embedding else None)
 
-    def rope_scale(self) -> float:
-        key, old = "llama.rope.scaling.type", "llama.rope.scale_linear"
-        kind = self.text(key, default="linear")
-        if kind not in ("none", "linear"):
-            raise self.wrong(key, shown(kind), "'none' or 'linear'", UnsupportedModelError)
-        factor = "llama.rope.scaling.factor"
-        used = factor if factor in self._metadata or old not in self._metadata else old
-        value = self._metadata.get(used)
-        if isinstance(value, float) and value == 0:  # llama.cpp: zero means unscaled
-            return 1.0
-        scale = self.positive(used, default=1.0)
-        return scale if kind == "linear" else 1.0
-
-    def rope_factors(self, head_dim: int) -> tuple[float, ...]:
-        info = self._file.tensors.get(ROPE_FACTORS)
-        if info is None:
-            return ()
-        what = f"the tensor {ROPE_FACTORS}"
-        if info.shape != (head_dim // 2,) or info.type != GGMLQuantizationType.F32:
-            got = f"{info.type.name} {list(info.shape)}"
-            raise self.wrong(what, got, f"F32 {[head_dim // 2]}, a divisor for each pair of a head")
-        factors = self._file.float32(ROPE_FACTORS)
-        bad = ~(np.isfinite(factors) & (factors > 0))
-        if bad.any():
-            raise self.wrong(what, factors[bad][0], "positive, finite numbers")
-        return tuple(map(float, factors))
-
     def all_defaulted(self) -> tuple[str, ...]:
-        absent = [key for key in _TOKENIZER_KEYS if key not in self._metadata]
-        return (*self._defaulted, *absent)
+        absent = [key for key in _TOKENIZER_KEYS if key not in self.metadata]
+        return (*self.defaulted, *absent)
 
 
 _PLAIN: Final = (
     ("llama.expert_count", 0, "0, since mixtures of experts are not supported"),
     ("llama.attention.causal", True, "causal attention"),
     ("llama.nextn_predict_layers", 0, "0, since layers for multi-token prediction are not supported"),
-    ("llama.rope.scaling.attn_factor", 1.0, "1.0"),
 )

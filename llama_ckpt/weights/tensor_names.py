@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLOCK_TENSORS",
+    "LONG_FACTORS",
     "MODEL_TENSORS",
     "ROPE_FACTORS",
+    "ROPE_LISTS",
+    "SHORT_FACTORS",
     "block_tensor",
     "expected_shapes",
     "unsupported_reason",
@@ -30,6 +33,13 @@ MODEL_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
 
 ROPE_FACTORS: Final = "rope_freqs.weight"
 """A divisor of each of RoPE's frequencies, where a file has them; part of the configuration."""
+
+SHORT_FACTORS: Final = "rope_factors_short.weight"
+LONG_FACTORS: Final = "rope_factors_long.weight"
+"""LongRoPE's divisors: for runs within the original context, and for longer ones."""
+
+ROPE_LISTS: Final = (ROPE_FACTORS, SHORT_FACTORS, LONG_FACTORS)
+"""Tensors that are part of the configuration."""
 
 BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -47,7 +57,8 @@ BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
 """Field of a block's weights to the tensor's name without `blk.N.`."""
 
 _REASONS: Final = {
-    "rope_factors": "LongRoPE is not supported",
+    "rope_factors": "LongRoPE's divisors are used where rope.scaling.type is longrope",
+    "rope_freqs": "LongRoPE has lists of its own",
     "_exps": "mixtures of experts are not supported",
     "ffn_gate_inp": "mixtures of experts are not supported",
     "attn_qkv": "one tensor for Q, K and V is not supported",
@@ -86,7 +97,9 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     for number in range(config.n_layers):
         shapes |= {block_tensor(number, field): shape for field, shape in block.items()}
     shapes[MODEL_TENSORS["output_norm"]] = (width,)
-    if config.rope_factors:
+    if config.rope_long_factors:
+        shapes |= dict.fromkeys((SHORT_FACTORS, LONG_FACTORS), (len(config.rope_long_factors),))
+    elif config.rope_factors:
         shapes[ROPE_FACTORS] = (len(config.rope_factors),)
     if not config.tied_output:
         shapes[MODEL_TENSORS["output"]] = (config.vocab_size, width)

@@ -167,7 +167,7 @@ def other_theta(x: Tensor, weights: Any, *, config: Any, **options: Any) -> Tens
 
 
 def positions_one_late_for_keys(x: Tensor, weights: Any, **options: Any) -> Tensor:
-    def late(q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor) -> Any:
+    def late(q: Tensor, k: Tensor, positions: Tensor, frequencies: Tensor, **more: Any) -> Any:
         first = rope(q, k, positions, frequencies)[0]
         return first, rope(q, k, positions + 1, frequencies)[1]
 

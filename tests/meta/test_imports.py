@@ -38,7 +38,7 @@ ARROWS: dict[str, str] = {
     "judging": "errors json_values oracle points precisions",
     "dumps": "errors judging listing points precisions",
     "capture": "dumps errors gguf points spawning weights",
-    "making": "capture errors gguf reference_dumps spawning weights",
+    "making": "capture errors gguf oracle reference_dumps spawning weights",
     "checkpoints": "errors points tokens weights",
     "model": "checkpoints errors gguf precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
@@ -257,11 +257,16 @@ def test_a_helper_is_written_once(helper: str) -> None:
 
 
 def test_oracle_imports_numpy_and_nothing_of_ours() -> None:
-    path = modules()["llama_ckpt.oracle.llama"]
-    ours = [i for i in imports("llama_ckpt.oracle.llama", path) if is_within(i, *PACKAGES)]
-    assert not ours, f"the oracle imports {ours}; it must owe the layers nothing"
-    roots = {i.partition(".")[0] for i in imports("llama_ckpt.oracle.llama", path)}
-    assert roots <= {"numpy", *sys.stdlib_module_names}, f"the oracle imports {roots}"
+    rooms = [
+        name for name in modules() if name.startswith(("llama_ckpt.oracle.llama", "llama_ckpt.oracle.c"))
+    ]
+    assert {"llama_ckpt.oracle.llama", "llama_ckpt.oracle.c01b_rope"} <= set(rooms)
+    for name in rooms:
+        seen = [i for i in imports(name, modules()[name]) if not is_within(i, *rooms)]
+        ours = [i for i in seen if is_within(i, *PACKAGES)]
+        assert not ours, f"{name} imports {ours}; the oracle must owe the layers nothing"
+        roots = {i.partition(".")[0] for i in seen}
+        assert roots <= {"numpy", *sys.stdlib_module_names}, f"{name} imports {roots}"
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if n.startswith("checkpoints")])

@@ -69,10 +69,10 @@ def wired(**wrong: Any) -> Patch:
         q, k, v = right.qkv(normed, weights.wq, weights.wk, weights.wv, **heads)
         for point, array in (("q", q), ("k", k), ("v", v)):
             show(point, array)
-        frequencies = right.rope_frequencies(config)
+        turn = {"frequencies": right.rope_frequencies(config), "magnitude": right.rope_magnitude(config)}
         if wires.turns_values:
-            v = right.rope(q, v, positions, frequencies)[1]
-        q, k = right.rope(q, k, positions, frequencies)
+            v = right.rope(q, v, positions, **turn)[1]
+        q, k = right.rope(q, k, positions, **turn)
         show("q_rope", q)
         show("k_rope", k)
         places = {"positions": positions, "sequence_ids": sequence_ids}
