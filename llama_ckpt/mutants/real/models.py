@@ -39,6 +39,7 @@ SEEDED: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "q8_0": ("Q8_0", _WIDE),
     "q4_0": ("Q4_0", _WIDE),
     "q4_1": ("Q4_1", _WIDE),
+    "q5_0": ("Q5_0", _WIDE),
     "q4_k_m": ("Q4_K_M", _WIDE | {"n_layers": 4}),
 }
 """Type and sizes. 12 blocks, so that some have two digits; a feed-forward network that no tile divides."""

@@ -25,17 +25,16 @@ class Decoding(Port):
     """Decodes what is in blocks itself, so that a fault of the decoder is an override.
 
     Attributes:
-        only: which matrices a fault concerns, a part of their names.
+        only: which matrices a fault concerns, a part of their names; a method for each type of blocks, of
+            the type's name in small letters.
     """
 
     only: ClassVar[str] = "blk."
 
     def load(self) -> None:
         file = open_gguf(self.model)
-        decoders = {"Q8_0": self.q8_0, "Q4_0": self.q4_0, "Q4_1": self.q4_1}
-        decoders |= {"Q4_K": self.q4_k, "Q6_K": self.q6_k}
         for name, info in file.tensors.items():
-            decode = decoders.get(info.type.name)
+            decode = getattr(self, info.type.name.lower(), None)
             if decode is not None and self.only in name:
                 self.w[name] = decode(file.raw(name)).reshape(info.shape).astype(F)
 
@@ -225,6 +224,21 @@ class FirstBlockOnly(Decoding):
     def q6_k(self, raw: Array) -> Array:
         out = super().q6_k(raw)
         out[1:] = 0
+        return out
+
+
+@PACKED.bug(
+    "1bit-MONSTER/1bit-MONSTER#734",
+    "of each half of a Q6_K block the first 32 of 128 elements are written, the others stay zero",
+    at="blk.2.v",
+    right=r"zero|never|not written|first 32|only .*(quarter|32)|(columns?|inputs?).*(missing|left out)",
+    wrong=r"transpos|another block",
+    models=("q4_k_m",),
+)
+class QuarterOfSixBits(Decoding):
+    def q6_k(self, raw: Array) -> Array:
+        out = super().q6_k(raw).reshape(-1, 4, 32).copy()
+        out[:, 1:] = 0
         return out
 
 

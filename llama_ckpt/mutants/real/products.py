@@ -85,7 +85,7 @@ class FusedCutEvenly(Port):
     "epfLLM/Megatron-LLM#45 Lightning-AI/litgpt#891",
     "a fused matrix that interleaves q, k and v by group is cut as if q, k and v lay one after the other",
     at="blk.0.q",
-    right=r"fused|interleav|rows? .*(attn_k|attn_v|of k|of v)|cut",
+    right=r"fused|interleav|(attn_k|attn_v|of wk|of wv)",
     wrong=r"transpos|another block",
 )
 class FusedQkvCutWrongly(Port):

@@ -27,7 +27,7 @@ Naming: TypeAlias = Literal["rightly", "half", "not named", "wrongly"]
 HEDGED = re.compile(r"a part of it|all but |something else|nothing (known |of .{0,40})?(fits|explains)")
 """What marks a sentence as no name, or not the whole of it."""
 
-PLACE = re.compile(
+PLACE = re.compile(r"^only [a-zA-Z ]+\d[^:]* (is|are) off")
     r"^(only )?(the )?(tokens?|rows?|heads?|KV heads?|features?|columns?|elements?|keys?|queries) \d"
 )
 """A sentence that says where, not what."""
@@ -110,10 +110,19 @@ def _said(report: Comparison) -> str:
     return "; ".join(filter(None, [looks, *(one.message for one in report.findings)]))
 
 
+def _first_wrong(report: Comparison) -> tuple[str, str]:
+    """The first wrong point and where its error is made; a tensor of another shape is a finding of its own."""
+    first = report.first_wrong
+    if first is not None:
+        return first.name, first.made
+    shapes = [one.point for one in report.findings if one.kind == "shape"]
+    return (shapes[0], "here") if shapes else ("", "")
+
+
 def _run(bench: Bench, one: RealBug | RightPort, model: str, prompt: Prompt) -> RealRun:
     dump = bench.dump(one.program, model, prompt)
     report = bench.compared(dump, model, prompt, one.dtype)
-    first = report.first_wrong
+    at, made = _first_wrong(report)
     plain = bench.plain(model, prompt)
     with np.errstate(all="ignore"):
         rivals = frozenset(
@@ -122,8 +131,8 @@ def _run(bench: Bench, one: RealBug | RightPort, model: str, prompt: Prompt) -> 
     return RealRun(
         f"{model}/{prompt.n}",
         report.verdict == "fail",
-        "" if first is None else first.name,
-        "" if first is None else first.made,
+        at,
+        made,
         _said(report),
         rivals=rivals,
         seconds=report.seconds,
