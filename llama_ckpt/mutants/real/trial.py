@@ -28,8 +28,6 @@ HEDGED = re.compile(r"a part of it|all but |something else|nothing (known |of .{
 """What marks a sentence as no name, or not the whole of it."""
 
 PLACE = re.compile(r"^only [a-zA-Z ]+\d[^:]* (is|are) off")
-    r"^(only )?(the )?(tokens?|rows?|heads?|KV heads?|features?|columns?|elements?|keys?|queries) \d"
-)
 """A sentence that says where, not what."""
 
 
@@ -111,7 +109,7 @@ def _said(report: Comparison) -> str:
 
 
 def _first_wrong(report: Comparison) -> tuple[str, str]:
-    """The first wrong point and where its error is made; a tensor of another shape is a finding of its own."""
+    """The first wrong point and where its error is made; a tensor of another shape is a finding."""
     first = report.first_wrong
     if first is not None:
         return first.name, first.made
