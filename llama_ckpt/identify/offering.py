@@ -78,11 +78,12 @@ def rows_off(product: Product) -> Array:
     return np.flatnonzero(_elements_off(product).any(axis=1))
 
 
-def offered(product: Product, p: Array, change: Change) -> Iterator[Offer]:
+def offered(product: Product, p: Array, change: Change, *, part: bool = True) -> Iterator[Offer]:
     """The change everywhere, if that is near; else where the tensor is off; else as a part of the truth.
 
     Args:
         p: what the product would be with the change, `[n, out]`.
+        part: whether it may be named as a part of the truth; what was fitted with many numbers may not.
     """
     if not np.isfinite(p).all():
         return
@@ -103,7 +104,7 @@ def offered(product: Product, p: Array, change: Change) -> Iterator[Offer]:
         if product.fits(some):
             yield _in_a_part(product, some, change, where, row_part + feature_part)
             return
-    if product.share(p) >= PART:
+    if part and product.share(p) >= PART:
         yield Offer(p, change, change.columns)
 
 

@@ -98,8 +98,8 @@ class Product:
 
     @property
     def heads(self) -> int:
-        """Into how many heads the outputs are divided; 1 where they are not."""
-        return self.shape[1] if len(self.shape) == 3 else 1
+        """Into how many heads the outputs are divided; 0 where they are not."""
+        return self.shape[1] if len(self.shape) == 3 else 0
 
     def fits(self, p: Array, slack: float = 2.0) -> bool:
         """Whether a prediction is about as near as rounding leaves it: worth to be weighed."""

@@ -121,7 +121,9 @@ def _looked_up(product: Product, sources: Sequence[Source]) -> Iterator[Offer]:
     for j in off[known]:
         source = sources[taken_from[j]]
         p[:, j] = 0.0 if source.zero else source.made[:, row[j]]
-    yield from offered(product, p, _said(product, sources, taken_from, row))
+    if ((taken_from == own) & (row == np.arange(len(row)))).all():
+        return
+    yield from offered(product, p, _said(product, sources, taken_from, row), part=False)
 
 
 def _said(product: Product, sources: Sequence[Source], taken_from: Array, row: Array) -> Change:

@@ -56,8 +56,8 @@ def shifted(n: int, by: int) -> Order:
 
 
 @lru_cache(maxsize=16)
-def orders(n: int, heads: int = 1) -> tuple[Order, ...]:
-    """The orders of n things that lie in so many heads, the likeliest first; each once."""
+def orders(n: int, heads: int = 0) -> tuple[Order, ...]:
+    """The orders of n things that lie in so many heads, 0 for none, the likeliest first; each once."""
     found: list[Order] = []
     seen = {np.arange(n).tobytes()}
     for order in _all(n, heads):
@@ -70,7 +70,7 @@ def orders(n: int, heads: int = 1) -> tuple[Order, ...]:
     return tuple(found)
 
 
-def named_order(taken: Array, heads: int = 1) -> Order | None:
+def named_order(taken: Array, heads: int = 0) -> Order | None:
     """The order among `orders` that a permutation is, or a shift; None where it is none of them."""
     n = len(taken)
     steps = np.unique((np.asarray(taken) - np.arange(n)) % n)
@@ -80,9 +80,10 @@ def named_order(taken: Array, heads: int = 1) -> Order | None:
 
 
 def _all(n: int, heads: int) -> Iterator[Order]:
-    within = n // heads
+    within = n // max(heads, 1)
     yield Order(np.arange(n)[::-1], "are taken in reverse", 0)
-    yield from _of_pairs(n, heads)
+    if heads:
+        yield from _of_pairs(n, heads)
     if heads > 1:
         yield from _of_heads(n, heads)
     yield from _within(n, heads)
@@ -130,7 +131,9 @@ def _spread(heads: Array, within: int) -> Array:
 
 def _within(n: int, heads: int) -> Iterator[Order]:
     """Moved along, exchanged or turned round within blocks of one length."""
-    sizes = dict.fromkeys([n // heads, BLOCK, *(1 << i for i in range(1, n.bit_length())), *divisors(n)])
+    sizes = dict.fromkeys(
+        [n // max(heads, 1), BLOCK, *(1 << i for i in range(1, n.bit_length())), *divisors(n)]
+    )
     for size in sizes:
         if size < 2 or n % size or size > n:
             continue

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
+from llama_ckpt.identify.affine import another_factor, other_factors
+from llama_ckpt.identify.columns import other_columns
+from llama_ckpt.identify.inputs import another_input
 from llama_ckpt.identify.offering import Offer
 from llama_ckpt.identify.operands import Product, products_of, tensors
 from llama_ckpt.identify.output_rows import other_rows
 from llama_ckpt.identify.places import NOWHERE
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.identify.rounded_products import rounded_products
 from llama_ckpt.judging.matching import passes
 from llama_ckpt.listing import listed
 
@@ -21,7 +25,14 @@ __all__ = ["product_guesses"]
 
 Family: TypeAlias = Callable[[Product], Iterator[Offer]]
 
-FAMILIES: tuple[Family, ...] = (other_rows,)
+FAMILIES: tuple[Family, ...] = (
+    another_factor,
+    other_rows,
+    another_input,
+    other_columns,
+    other_factors,
+    rounded_products,
+)
 """What may have been done to a product, the cheapest first."""
 
 
@@ -44,7 +55,12 @@ def product_guesses(asked: Asked) -> Iterator[Guess]:
 
 def _offers(product: Product) -> Iterator[Offer]:
     for family in FAMILIES:
-        yield from family(product)
+        fits = False
+        for offer in family(product):
+            fits |= product.fits(offer.p)
+            yield offer
+        if fits:  # the families are too different to explain the same
+            return
 
 
 def _together(asked: Asked, whole: Mapping[str, Sequence[Offer]]) -> Iterator[Guess]:

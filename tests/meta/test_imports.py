@@ -44,7 +44,7 @@ ARROWS: dict[str, str] = {
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions tokens weights",
     # which operator was applied, and what a wrong tensor looks like
-    "identify": "json_values judging listing oracle points",
+    "identify": "arithmetic json_values judging listing oracle points",
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
         "arithmetic diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
