@@ -27,8 +27,8 @@ Naming: TypeAlias = Literal["rightly", "half", "not named", "wrongly"]
 HEDGED = re.compile(r"a part of it|all but |something else|nothing (known |of .{0,40})?(fits|explains)")
 """What marks a sentence as no name, or not the whole of it."""
 
-PLACE = re.compile(r"^only [a-zA-Z ]+\d[^:]* (is|are) off")
-"""A sentence that says where, not what."""
+PLACE = re.compile(r"^only [a-zA-Z ]+\d[^:]* (is|are) off|^[\w.]+: shape \[|^[\w.]+\[[\d, ]+\] is ")
+"""A sentence that says where, or of which shape, not what."""
 
 
 @dataclass(frozen=True)
