@@ -1,7 +1,7 @@
 """Putting somebody's array into the axes that a point has, and saying what had to be done for it.
 
 Heads that lie flat and a batch of one say the same thing in other words: they are read as meant, with a
-note. Axes in ggml's order, keys padded to the cache's size or a shape that fits nothing are findings:
+note. Axes in ggml's order, keys or a vocabulary that are padded, or a shape that fits nothing are findings:
 what can be put right is put right and judged, but the dump fails. numpy only.
 """
 
@@ -94,11 +94,19 @@ def fit(name: str, x: Array, sizes: Mapping[str, int], expected: Callable[[], Ar
 
 
 def _padded(name: str, x: Array, shape: tuple[int, ...], axes: Sequence[str]) -> Fitted | None:
-    """Keys up to the cache's size where only those of the prompt were asked for."""
-    if axes[-1] != "key" or x.ndim != len(shape) or x.shape[:-1] != shape[:-1] or x.shape[-1] <= shape[-1]:
+    """Keys up to the cache's size where the prompt's were asked for, logits of a padded vocabulary."""
+    if x.ndim != len(shape) or x.shape[:-1] != shape[:-1] or x.shape[-1] <= shape[-1]:
         return None
-    message = f"{name} has {x.shape[-1]} keys for {shape[-1]} tokens: the cache's padding was recorded too"
-    return Fitted(x[..., : shape[-1]], LintFinding("padded", name, message, "record the first keys only"))
+    got, wanted = x.shape[-1], shape[-1]
+    if axes[-1] == "key":
+        message = f"{name} has {got} keys for {wanted} tokens: the cache's padding was recorded too"
+        hint = "record the first keys only"
+    elif axes[-1] == "vocab":
+        message = f"{name} has {got} columns for a vocabulary of {wanted}: the head is padded"
+        hint = "cut them off before a token is chosen: one that is not there must never be"
+    else:
+        return None
+    return Fitted(x[..., :wanted], LintFinding("padded", name, message, hint))
 
 
 def _reordered(
@@ -138,4 +146,6 @@ def _shape_finding(name: str, x: Array, shape: tuple[int, ...], axes: Sequence[s
     message = f"{name}: shape {list(x.shape)}, wanted {list(shape)} [{', '.join(axes)}]"
     if x.ndim == len(shape) and x.shape[1:] == shape[1:]:
         message += f": {x.shape[0]} tokens for {shape[0]}"
+    elif axes[-1] == "vocab" and x.ndim == len(shape) and x.shape[-1] < shape[-1]:
+        message += f": the vocabulary is cut, {shape[-1] - x.shape[-1]} tokens have no logit"
     return LintFinding("shape", name, message, MAP_HINT)

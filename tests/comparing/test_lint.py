@@ -323,6 +323,18 @@ def test_padded_keys(tmp_path: Path) -> None:
     assert "blk.0.attn_scores has 32 keys for 8 tokens" in finding.message
 
 
+def test_a_padded_vocabulary_is_judged_without_its_padding(tmp_path: Path) -> None:
+    def change(name: str, x: np.ndarray) -> np.ndarray:
+        return np.pad(x, ((0, 0), (0, 64))) if name == "logits" else x
+
+    report = judged(tmp_path, changed(change))
+    message = only(report, "padded").message
+    assert message == "logits has 32064 columns for a vocabulary of 32000: the head is padded"
+    assert report.points[-1].name == "logits" and not report.points[-1].made
+    finding = only(judged(tmp_path, changed(lambda n, x: x[:, :31990] if n == "logits" else x)), "shape")
+    assert finding.message.endswith("the vocabulary is cut, 10 tokens have no logit")
+
+
 def test_a_shape_that_fits_nothing(tmp_path: Path) -> None:
     finding = only(judged(tmp_path, changed(lambda n, x: x[:7] if n == "blk.3.out" else x)), "shape")
     assert "shape [7, 64], wanted [8, 64] [token, width]: 7 tokens for 8" in finding.message

@@ -114,7 +114,7 @@ class HeadIsTheEmbedding(Port):
     "mirage-project/mirage#751",
     "the head is padded to a multiple of 128 with rows of zeros: logits of tokens that are not there",
     at="logits",
-    right=r"padd|vocabulary",
+    right=r"padded|vocabulary",
     wrong=r"transpos|norm",
 )
 class PaddedVocabulary(Port):

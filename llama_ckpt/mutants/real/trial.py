@@ -113,7 +113,7 @@ def _first_wrong(report: Comparison) -> tuple[str, str]:
     first = report.first_wrong
     if first is not None:
         return first.name, first.made
-    shapes = [one.point for one in report.findings if one.kind == "shape"]
+    shapes = [one.point for one in report.findings if one.kind in ("shape", "padded")]
     return (shapes[0], "here") if shapes else ("", "")
 
 
