@@ -25,14 +25,18 @@ from llama_ckpt.identify.record import Asked, Guess, Identified, Identifier
 from llama_ckpt.identify.residual import residual_guesses
 from llama_ckpt.identify.rope import rope_guesses, turned_too
 from llama_ckpt.identify.weighing import weigh
+from llama_ckpt.identify.whole_block import whole_block_guesses
 
 __all__ = ["Identification", "identify"]
 
 IDENTIFIERS: Mapping[str, tuple[Identifier, ...]] = {
     "embed": (logits_guesses,),
-    "rms_norm": (norm_guesses,),
+    "rms_norm": (
+        norm_guesses,
+        whole_block_guesses,
+    ),
     "rope": (rope_guesses,),
-    "qkv": (turned_too, product_guesses),
+    "qkv": (turned_too, product_guesses, whole_block_guesses),
     "attention": (attention_guesses, product_guesses),
     "swiglu": (product_guesses, activation_guesses),
     "block": (residual_guesses,),

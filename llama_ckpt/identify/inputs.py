@@ -106,7 +106,7 @@ def _columns_in_order(product: Product) -> Iterator[Offer]:
         change = Change(
             "product.column_order", said, order.numbers, {"inputs": order.taken.tolist()}, _code(product)
         )
-        yield from offered(product, product.a[:, order.taken] @ w.T, change)
+        yield from offered(product, product.a[:, order.taken] @ w.T, change, part=False)
 
 
 def _heads_of_input(product: Product) -> int:

@@ -90,7 +90,7 @@ def _in_another_order(product: Product) -> Iterator[Offer]:
             continue
         said = f"outputs {order.sentence}"
         change = Change("product.order", said, order.numbers, {"rows": order.taken.tolist()}, PERMUTED)
-        yield from offered(product, product.o[:, order.taken], change)
+        yield from offered(product, product.o[:, order.taken], change, part=False)
 
 
 def _moved(product: Product) -> Sequence[Any]:
