@@ -17,7 +17,7 @@ DOWN = "blk.0.ffn_out"
 
 @PRODUCTS.bug(
     "ggml-org/llama.cpp#27450 ml-explore/mlx#3912",
-    "the kernel's last tile reads past the row's end: elements of the next row count as its own",
+    "the kernel's last tile reads past the ends of rows, of both operands: what the next rows begin with counts",
     at=DOWN,
     right=r"tile|past|beyond|tail|extra|(columns?|inputs?) .*\d",
     wrong=r"scale|transpos|another block",
@@ -25,12 +25,12 @@ DOWN = "blk.0.ffn_out"
 )
 class LastTileReadsOn(Port):
     def product(self, x: Array, name: str) -> Array:
-        out = super().product(x, name)
-        short = -x.shape[1] % 64
-        if short and not name.startswith(("output", "token_embd")):
-            after = np.concatenate([x[1:], x[:1]])[:, :short]
-            out = out + after @ self.w[f"{name}.weight"][:, :short].T
-        return out
+        w, short = self.w[f"{name}.weight"], -x.shape[1] % 64
+        if not short:
+            return super().product(x, name)
+        # In memory the next row follows, of activations and of weights; behind the last there is nothing.
+        after = [np.concatenate([rows[1:, :short], np.zeros((1, short), F)]) for rows in (x, w)]
+        return super().product(x, name) + after[0] @ after[1].T
 
 
 @PRODUCTS.bug(
