@@ -17,7 +17,7 @@ DOWN = "blk.0.ffn_out"
 
 @PRODUCTS.bug(
     "ggml-org/llama.cpp#27450 ml-explore/mlx#3912",
-    "the kernel's last tile reads past the ends of rows, of both operands: what the next rows begin with counts",
+    "the kernel's last tile reads past the rows of both operands: what the next rows begin with counts",
     at=DOWN,
     right=r"tile|past|beyond|tail|extra|(columns?|inputs?) .*\d",
     wrong=r"scale|transpos|another block",
