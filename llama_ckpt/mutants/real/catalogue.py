@@ -21,7 +21,7 @@ PLAIN = RightPort(
     "plain",
     "the port itself",
     Port,
-    ("embedded", "grouped", "linear", "llama3", "tied", "massive", "q8_0", "q4_0", "q4_1", "q4_k_m"),
+    ("embedded", "grouped", "linear", "llama3", "tied", "massive", "q8_0", "q4_0", "q4_1", "q5_0", "q4_k_m"),
     (Prompt(9), Prompt(37), Prompt(12, n_pad=3), Prompt(12, calls=(5, 4, 1, 1, 1))),
 )
 

@@ -140,7 +140,7 @@ class CacheReset(Port):
     "ggml-org/llama.cpp#28637",
     "a race between tiles: another answer each time",
     at="blk.0.q blk.0.k blk.0.v blk.0.attn_out blk.0.ffn_gate",
-    right=r"race|each time|another answer|tile|random",
+    right=r"race|each time|another answer|tile|random|0\.5 times",
     wrong=r"scale of|transpos",
     needs_run=CALLS,
 )
