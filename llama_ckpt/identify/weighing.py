@@ -145,4 +145,4 @@ def _with_what_tells(guess: Guess) -> str:
 def _cannot_be_told_apart(a: _Weighed, b: _Weighed, wrong: Sequence[Evidence]) -> bool:
     """Both explain it, the other with no more numbers."""
     both = a.found.explained and b.found.explained
-    return both and a.guess.kind != b.guess.kind and b.guess.free_numbers <= a.guess.free_numbers
+    return both and b.guess.free_numbers <= a.guess.free_numbers
