@@ -14,26 +14,17 @@ from numpy.typing import NDArray
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.verdict import judge
 
-__all__ = ["without_weight"]
+__all__ = ["was_read_without", "with_weight"]
 
 Array: TypeAlias = NDArray[Any]
 
 
-def without_weight(
-    x: Array,
-    o: Array,
-    weight: Array,
-    theirs: Mapping[str, Array],
-    readers: Mapping[str, Array],
-    limit: Limit,
-) -> Array | None:
-    """`x * weight` where x is a norm recorded before its weight; None where it is anything else.
+def with_weight(x: Array, o: Array, weight: Array, limit: Limit) -> Array | None:
+    """`x * weight` where that is right and x is not; None where it is anything else.
 
     Args:
         x: their norm `[n, width]`; `o` the oracle's.
         weight: of the norm, `[width]`.
-        theirs: their other tensors by neutral name.
-        readers: the matrices `[out, width]` that the norm is multiplied with, by the point they make.
         limit: what holds at the norm.
     """
     if x.shape != o.shape or not np.isfinite(x).all() or np.allclose(weight, 1.0, rtol=1e-3, atol=0.0):
@@ -43,15 +34,26 @@ def without_weight(
     repaired = np.asarray(x, np.float64) * weight
     if judge("", repaired, o, limit=limit, dtype=limit.dtype).verdict == "fail":
         return None
-    for point, matrix in readers.items():
-        read = theirs.get(point)
-        if read is None or not np.isfinite(read).all():
-            continue
-        flat = np.asarray(read, np.float64).reshape(len(read), -1)
-        early, forgotten = repaired @ matrix.T, np.asarray(x, np.float64) @ matrix.T
-        if flat.shape != early.shape:
-            continue
-        # Whatever is wrong with the reader itself, it is nearer to what it was computed from.
-        if np.linalg.norm(flat - forgotten) < np.linalg.norm(flat - early):
-            return None
     return repaired
+
+
+def was_read_without(
+    theirs: Mapping[str, Array], without: Mapping[str, Array], repaired: Mapping[str, Array], norm: str
+) -> bool:
+    """Whether what they recorded after a norm was computed from it as it stands, without its weight.
+
+    Args:
+        theirs: their tensors by neutral name.
+        without: the points on the norm as it stands; repaired: on the norm with its weight.
+        norm: its neutral name.
+    """
+    for point, x in theirs.items():
+        if point == norm or point not in without or not np.isfinite(x).all():
+            continue
+        forgotten, early = without[point], repaired[point]
+        if forgotten.shape != x.shape or forgotten is early or np.array_equal(forgotten, early):
+            continue  # not computed from it
+        # Whatever is wrong with the reader itself, it is nearer to what it was computed from.
+        if np.linalg.norm(x - forgotten) < np.linalg.norm(x - early):
+            return True
+    return False

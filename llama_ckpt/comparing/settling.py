@@ -6,7 +6,7 @@ habit would be reported as an error of every point after it. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from llama_ckpt.comparing.head_run import HeadRun
 from llama_ckpt.comparing.lint import find_shift
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
-from llama_ckpt.comparing.recorded_early import without_weight
+from llama_ckpt.comparing.recorded_early import was_read_without, with_weight
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
 from llama_ckpt.judging.rounded_run import RoundedRun
@@ -142,13 +142,9 @@ class Settling(PointJudge):
             run = run.on(self.reliable(theirs))
         if weights is None:
             return theirs, run
-        # `readers` are the products that read the norm: they tell a norm recorded too early from one that is
-        # wrong.
-        for point, weight, readers in (
-            ("attn_norm", weights.attn_norm, {"q": weights.wq, "k": weights.wk, "v": weights.wv}),
-            ("ffn_norm", weights.ffn_norm, {"ffn_gate": weights.w_gate, "ffn_up": weights.w_up}),
-        ):
-            repaired = self.recorded_early(block_point(number, point), theirs, run, weight, readers)
+        for point in ("attn_norm", "ffn_norm"):
+            name, weight = block_point(number, point), getattr(weights, point)
+            repaired = self.recorded_early(name, theirs, run, weight, run.on)
             if repaired is not None:
                 theirs[point] = repaired
                 run = run.on(self.reliable(theirs))
@@ -160,19 +156,29 @@ class Settling(PointJudge):
         theirs: Mapping[str, Array],
         run: OwnRun,
         weight: Array,
-        readers: Mapping[str, Array],
+        on: Callable[[Mapping[str, Array]], OwnRun],
     ) -> Array | None:
-        """A norm that was recorded before its weight: with its weight; None where it was not."""
+        """A norm that was recorded before its weight: with its weight; None where it was not.
+
+        Args:
+            name: of the norm; theirs: their tensors by neutral name.
+            run: on these; on: the same on others.
+            weight: of the norm, `[width]`.
+        """
         point = split_name(name)[1]
         x, o = theirs.get(point), run.get(point)
         if x is None or o is None:
             return None
         limit = self._limit(name, "total" if run.is_far(point) else "own")
-        repaired = without_weight(x, o, weight, theirs, readers, limit)
-        if repaired is not None:
-            message = f"{name} was recorded before its weight was multiplied in"
-            hint = "record what the norm hands on, after its weight"
-            self._once(LintFinding("norm_before_weight", name, message, hint))
+        repaired = with_weight(x, o, weight, limit)
+        if repaired is None:
+            return None
+        meant = on(self.reliable({**theirs, point: repaired}))
+        if was_read_without(self.reliable(theirs), run, meant, point):
+            return None
+        message = f"{name} was recorded before its weight was multiplied in"
+        hint = "record what the norm hands on, after its weight"
+        self._once(LintFinding("norm_before_weight", name, message, hint))
         return repaired
 
     def _is_half_split(

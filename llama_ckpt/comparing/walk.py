@@ -154,12 +154,14 @@ class Walk(Settling):
         own = self.head_on(given, self.reliable(theirs), last=self.last_row)
         # As in `settle`: put right what was recorded before its weight, then compute again what reads it.
         if sides.weights is not None and "output_norm" in theirs and "output_norm" in own:
-            readers = {} if self.last_row else {"logits": sides.weights.output}
-            weight = sides.weights.output_norm
-            repaired = self.recorded_early("output_norm", theirs, own, weight, readers)
+
+            def on(others: Mapping[str, Array]) -> HeadRun:
+                return replace(own, theirs=others, _made={})
+
+            repaired = self.recorded_early("output_norm", theirs, own, sides.weights.output_norm, on)
             if repaired is not None:
                 theirs["output_norm"] = repaired
-                own = replace(own, theirs=self.reliable(theirs), _made={})
+                own = on(self.reliable(theirs))
         self._judge_step(theirs, right, own, None)
         if "logits" in theirs:
             self._choices(theirs["logits"], right)

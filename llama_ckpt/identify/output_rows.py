@@ -118,6 +118,8 @@ def _looked_up(product: Product, sources: Sequence[Source]) -> Iterator[Offer]:
     taken_from = np.full(product.o.shape[1], own)
     row = np.arange(product.o.shape[1])
     taken_from[off[known]], row[off[known]] = source_of[known], row_of[known]
+    if (taken_from == own).all() and (row == np.arange(len(row))).all():
+        return  # each is its own row still, off by something else
     for j in off[known]:
         source = sources[taken_from[j]]
         p[:, j] = 0.0 if source.zero else source.made[:, row[j]]
