@@ -23,6 +23,9 @@ from tools.other_llamas.models import prompt
 
 __all__ = ["DriverError", "Errors", "Judged", "judged"]
 
+CONDEMNED = OTHERS / "condemned"
+"""Dumps of right programs that did not pass."""
+
 DRIVER_SECONDS = 1800.0
 COMPARE_SECONDS = 1800.0
 
@@ -105,8 +108,13 @@ def judged(
         prompts = tuple((prompt(files, length), str(out)) for length, out in outs.items())
         _drive(Job(key, files, dtype, prompts), Path(scratch) / "job.json")
         for length, out in outs.items():
-            yield _judged(key, files, dtype, length, _compared(out, files, reference, length))
-            out.unlink()
+            found = _judged(key, files, dtype, length, _compared(out, files, reference, length))
+            if found.passed or program(key).deviates:
+                out.unlink()
+            else:  # somebody will want to look at it
+                CONDEMNED.mkdir(exist_ok=True)
+                out.replace(CONDEMNED / f"{'-'.join(map(str, found.run))}.safetensors")
+            yield found
 
 
 def _drive(job: Job, path: Path) -> None:
