@@ -20,7 +20,7 @@ from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
-from llama_ckpt.judging.step_spreads import scores_spread
+from llama_ckpt.judging.step_spreads import FUSED, scores_spread
 
 __all__ = ["Attention", "Part"]
 
@@ -223,9 +223,11 @@ class Attention:
             sums.see(one, part.queries, towards, through)
         came = self.off.get("v")
         mode = modes.reshape(n, -1) if came is not None and came.mode is not None else None
+        # Where probabilities were not recorded, they may never have lain anywhere.
+        fused = FUSED * self._p.u if self.probs is None else 0.0
         if self.off:
-            return Spread(made.reshape(n, -1), mode=mode, aligned=True)
-        return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward)
+            return Spread(made.reshape(n, -1), mode=mode, aligned=True, everywhere=fused)
+        return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward, everywhere=fused)
 
     def _context_part(self, part: Part, context: Array) -> ContextPart:
         s_probs, shared = self.probs_deviation(part)

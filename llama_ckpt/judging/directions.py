@@ -7,6 +7,7 @@ are not always apart:
     a column's       a norm's weight is rounded once, in half precision, for all tokens
     all elements     a constant, such as the scores' scale, is rounded once
     along a row      an error made before a product goes through weights that may share a direction
+    columns alike    a vocabulary's untrained tokens have nearly the same weights, so their logits err alike
     rows alike       equal tokens are wrong alike; in half precision similar ones too, since a rounded weight
                      errs with every row that it multiplies
 
@@ -23,12 +24,18 @@ from numpy.typing import NDArray
 
 from llama_ckpt.judging.spread import Spread
 
-__all__ = ["Directions", "column_step", "gain_and_bias", "rows_alike", "shortened"]
+__all__ = ["Directions", "column_step", "columns_alike", "gain_and_bias", "rows_alike", "shortened"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 LOOKED_AT = 2048
 """Columns of a row that are compared with another row's, at most."""
+
+ROWS_LOOKED_AT = 8
+"""Rows that columns are compared in, at most."""
+
+CLOSE = 1 / 8
+"""Elements are alike that are apart by less than this share of what one of the row may be off."""
 
 PROJECTED = 32
 """Numbers that stand for a row where rows are compared: a cosine is known to 1/sqrt(32)."""
@@ -89,8 +96,10 @@ class Directions:
         elif spread.sums is not None:
             gains, biases = (spread.sums.along / scale**2) ** 2, (spread.sums.plain / scale) ** 2
         else:
-            both = off * o
-            gains, biases = np.einsum("rc,rc->r", both, both), np.einsum("rc,rc->r", off, off)
+            both, alone = off * o, off
+            if (groups := columns_alike(o, off)) is not None:
+                both, alone = (_added_up(each, groups) for each in (both, off))
+            gains, biases = np.einsum("rc,rc->r", both, both), np.einsum("rc,rc->r", alone, alone)
         sums = o.sum(axis=1) if spread.shared is not None or spread.everywhere else np.zeros(len(o))
         if spread.shared is not None:
             shared = np.broadcast_to(spread.shared, (len(o), 1))[:, 0] ** 2
@@ -112,6 +121,31 @@ class Directions:
         gain = gain / norm**4 + self._everywhere**2
         bias = (bias + (self._everywhere * self._sum) ** 2) / norm**2
         return gain**0.5, (bias / max(size, 1)) ** 0.5
+
+
+def columns_alike(o: Array, off: Array) -> NDArray[np.int64] | None:
+    """For each column the number of its group, whose elements are wrong alike; None where each stands alone.
+
+    Alike are those that lie together in every row that is looked at, closer than they may be off.
+    """
+    some = slice(None, None, -(-len(o) // ROWS_LOOKED_AT))
+    steps = CLOSE * np.sqrt(np.mean(np.square(off[some]), axis=1, keepdims=True))
+    cells = np.rint(np.divide(o[some], steps, where=steps > 0, out=np.zeros_like(o[some])))
+    keys = _odd(len(cells)) @ cells.astype(np.int64)  # that wrap around
+    groups, of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
+    sizes[groups == 0] = 1  # nothing there, as where no key is seen
+    return None if (sizes == 1).all() else of
+
+
+def _odd(n: int) -> NDArray[np.int64]:
+    return np.random.default_rng(1).integers(1, 2**40, n) * 2 + 1
+
+
+def _added_up(x: Array, groups: NDArray[np.int64]) -> Array:
+    """The columns of each group as one."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    return np.asarray(np.add.reduceat(x[:, order], starts, axis=1))
 
 
 def compared(o: Array) -> Array:

@@ -35,9 +35,27 @@ from llama_ckpt.judging.rounding_steps import (
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.oracle import llama as oracle
 
-__all__ = ["gated_spread", "norm_spread", "product_spread", "scores_spread", "sum_spread", "turned_spread"]
+__all__ = [
+    "FUSED",
+    "gated_spread",
+    "norm_spread",
+    "product_spread",
+    "scores_spread",
+    "sum_spread",
+    "turned_spread",
+]
 
 Array: TypeAlias = NDArray[np.float64]
+
+# What a GPU's functions err by on average, in roundings: they are not rounded correctly, and lean one way.
+ROOT = 0.25
+"""A reciprocal root: rows were 0.45 too small on average (CUDA's rsqrt, 600 rows)."""
+
+TURNED = 0.07
+"""Cosines and sines: what they turned was 0.16 too long (CUDA's cosf and sinf), a third of it a deviation."""
+
+FUSED = 4.0
+"""Exponentials, sum and its reciprocal inside a fused attention: contexts were off by up to 6.5."""
 
 
 def norm_spread(
@@ -46,7 +64,11 @@ def norm_spread(
     """Of an RMS norm `[n, width]`: a row has its root in common, a column its weight, in half precision."""
     factor = np.asarray(weight, np.float64)
     own = norm_deviation(x, factor, y, eps, p)
-    common: dict[str, Any] = {"shared": norm_shared(y.shape[1], p), "columns": p.half}
+    common: dict[str, Any] = {
+        "shared": norm_shared(y.shape[1], p),
+        "columns": p.half,
+        "everywhere": ROOT * p.u,
+    }
     if came is None:
         mode = norm_mode(x, factor, y, eps, p)
         return Spread(own, mode=mode, apart=norm_apart(factor, y, p), **common)
@@ -91,12 +113,13 @@ def turned_spread(
     own = turned_deviation(x, p)
     most, lean = (None, 0.0) if exact_angles else turned_most(x, positions, frequencies)
     if came is None:
-        return Spread(own, most, lean)
+        return Spread(own, most, lean, everywhere=TURNED * p.u)
     whole = turned_deviation(x, p, came.whole)
     mode = came.mode
     if mode is not None:
         mode = oracle.rope(mode, mode[:, :0], positions, frequencies)[0]
-    return Spread(whole, most, lean, mode=mode, sums=aligned_sums(y, own, whole))
+    sums = aligned_sums(y, own, whole)
+    return Spread(whole, most, lean, mode=mode, sums=sums, everywhere=TURNED * p.u)
 
 
 def scores_spread(deviation: Any, p: Precision, *, aligned: bool) -> Spread:
