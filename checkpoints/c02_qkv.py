@@ -1,6 +1,6 @@
 """Checkpoint 2, QKV: the normalized vector projected to queries, keys and values.
 
-    q = x Wq^T,  k = x Wk^T,  v = x Wv^T     x [n, width], Wq [n_heads * head_dim, width]
+    q = x Wq^T,  k = x Wk^T,  v = x Wv^T     x [n, width], Wq [n_heads * head_dim, width]; a bias where one is
                                              Wk, Wv [n_kv_heads * head_dim, width]
 
 Head h is the run of rows h * head_dim to (h + 1) * head_dim. With grouped heads there are fewer keys
@@ -32,6 +32,9 @@ def qkv(
     *,
     n_heads: int,
     n_kv_heads: int,
+    bq: Tensor | None = None,
+    bk: Tensor | None = None,
+    bv: Tensor | None = None,
     tap: Callable[[str, Tensor], object] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Project `x` to queries, keys and values and split them into heads.
@@ -41,15 +44,16 @@ def qkv(
         wq: `[n_heads * head_dim, width]`.
         wk, wv: `[n_kv_heads * head_dim, width]`.
         n_heads, n_kv_heads: how many heads the projections hold.
+        bq, bk, bv: added to each, as long as its matrix has rows; a Llama-2 has none.
         tap: unused; there are no inner points.
 
     Returns:
         q `[n, n_heads, head_dim]`, k and v `[n, n_kv_heads, head_dim]`, dtype of x, before RoPE.
     """
     n = x.shape[0]
-    q = linear(x, wq).view(n, n_heads, -1)
-    k = linear(x, wk).view(n, n_kv_heads, -1)
-    v = linear(x, wv).view(n, n_kv_heads, -1)
+    q = linear(x, wq, bq).view(n, n_heads, -1)
+    k = linear(x, wk, bk).view(n, n_kv_heads, -1)
+    v = linear(x, wv, bv).view(n, n_kv_heads, -1)
     return q, k, v
 
 
@@ -59,7 +63,8 @@ def cases(given: Given) -> Iterator[Case]:
     for number in given.blocks:
         weights = given.weights.blocks[number]
         x = given[block_point(number, "attn_norm")]
-        arguments = {"x": x, "wq": weights.wq, "wk": weights.wk, "wv": weights.wv, **heads}
+        biases = weights.biases("bq", "bk", "bv")
+        arguments = {"x": x, "wq": weights.wq, "wk": weights.wk, "wv": weights.wv, **heads, **biases}
         yield Case("qkv", arguments, tuple(block_point(number, point) for point in ("q", "k", "v")))
 
 
@@ -76,6 +81,7 @@ CHECKPOINT = Checkpoint(
         "A projection is transposed; with square weights no shape complains.",
         "K and V are swapped, or Q and K.",
         "Heads are split as [head_dim, n_heads] instead of [n_heads, head_dim].",
+        "A bias of the file's is left out, or permuted otherwise than its matrix.",
         "With grouped heads, K and V are split by n_heads.",
         "Weights of Hugging Face's layout are used with GGUF's rotary pairs.",
         "A quantized weight is read as the neighbouring block format, or a scale as its minimum.",

@@ -38,6 +38,7 @@ def attention(
     positions: Tensor,
     cache: LayerCache | None = None,
     sequence_ids: Tensor | None = None,
+    bo: Tensor | None = None,
     tap: Callable[[str, Tensor], object] | None = None,
 ) -> Tensor:
     """Causal attention over this call's tokens and, with a cache, all those before them.
@@ -49,6 +50,7 @@ def attention(
         positions: `[n]` int64.
         cache: this layer's cache, its slots reserved; k and v are written to it.
         sequence_ids: `[n]` int64; tokens see their own sequence only. None: all are of one.
+        bo: `[width]`, added to what is returned; a Llama-2 has none.
         tap: gets "attn_scores" and "attn_probs" `[n, n_heads, n_keys]`, "attn_context".
 
     Returns:
@@ -68,7 +70,7 @@ def attention(
         context = context[0].transpose(0, 1).flatten(1)  # [n, n_heads * head_dim]
     else:
         context = step_by_step(q, k, v, visible, tap)
-    return linear(context, wo)
+    return linear(context, wo, bo)
 
 
 def step_by_step(
@@ -100,6 +102,7 @@ def cases(given: Given) -> Iterator[Case]:
             "wo": given.weights.blocks[number].wo,
             "positions": given.positions,
         }
+        arguments |= given.weights.blocks[number].biases("bo")
         inner = ("attn_scores", "attn_probs", "attn_context")
         taps = {point: block_point(number, point) for point in inner}
         yield Case("attention", arguments, (block_point(number, "attn_out"),), taps)

@@ -30,6 +30,10 @@ def swiglu(
     w_gate: Weight,
     w_up: Weight,
     w_down: Weight,
+    *,
+    b_gate: Tensor | None = None,
+    b_up: Tensor | None = None,
+    b_down: Tensor | None = None,
     tap: Callable[[str, Tensor], object] | None = None,
 ) -> Tensor:
     """The feed-forward network on normalized vectors.
@@ -38,18 +42,19 @@ def swiglu(
         x: `[n, width]`.
         w_gate, w_up: `[ffn, width]`.
         w_down: `[width, ffn]`.
+        b_gate, b_up, b_down: added to each product; a Llama-2 has none.
         tap: gets "ffn_gate" (before silu), "ffn_up" and "ffn_swiglu", each `[n, ffn]`.
 
     Returns:
         `[n, width]`, dtype of x.
     """
-    gate, up = linear(x, w_gate), linear(x, w_up)
+    gate, up = linear(x, w_gate, b_gate), linear(x, w_up, b_up)
     product = F.silu(gate) * up
     if tap is not None:
         tap("ffn_gate", gate)
         tap("ffn_up", up)
         tap("ffn_swiglu", product)
-    return linear(product, w_down)
+    return linear(product, w_down, b_down)
 
 
 def cases(given: Given) -> Iterator[Case]:
@@ -62,6 +67,7 @@ def cases(given: Given) -> Iterator[Case]:
             "w_up": weights.w_up,
             "w_down": weights.w_down,
         }
+        arguments |= weights.biases("b_gate", "b_up", "b_down")
         taps = {point: block_point(number, point) for point in ("ffn_gate", "ffn_up", "ffn_swiglu")}
         yield Case("swiglu", arguments, (block_point(number, "ffn_out"),), taps)
 

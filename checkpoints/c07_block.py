@@ -58,20 +58,23 @@ def block(
     see = tap or (lambda point, tensor: None)
     h = rms_norm(x, weights.attn_norm, eps=config.rms_norm_eps)
     see("attn_norm", h)
-    q, k, v = qkv(h, weights.wq, weights.wk, weights.wv, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads)
+    heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads, **weights.biases("bq", "bk", "bv")}
+    q, k, v = qkv(h, weights.wq, weights.wk, weights.wv, **heads)
     for point, tensor in (("q", q), ("k", k), ("v", v)):
         see(point, tensor)
     turns, magnitude = rope_frequencies(config, x.device), rope_magnitude(config)
     q, k = rope(q, k, positions, turns, magnitude=magnitude)
     see("q_rope", q)
     see("k_rope", k)
-    h = attention(q, k, v, weights.wo, positions=positions, cache=cache, sequence_ids=sequence_ids, tap=tap)
+    places = {"positions": positions, "cache": cache, "sequence_ids": sequence_ids, **weights.biases("bo")}
+    h = attention(q, k, v, weights.wo, **places, tap=tap)
     see("attn_out", h)
     x = x + h
     see("ffn_inp", x)
     h = rms_norm(x, weights.ffn_norm, eps=config.rms_norm_eps)
     see("ffn_norm", h)
-    h = swiglu(h, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
+    biases = weights.biases("b_gate", "b_up", "b_down")
+    h = swiglu(h, weights.w_gate, weights.w_up, weights.w_down, **biases, tap=tap)
     see("ffn_out", h)
     return x + h
 

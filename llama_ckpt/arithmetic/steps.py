@@ -24,9 +24,16 @@ Step: TypeAlias = Callable[[PatchedOracle, Any, Any, Any, list[Array]], Array]
 """Of an oracle, a block's weights, the model's configuration, the positions, and what is read."""
 
 
+def bias_field(weight: str) -> str:
+    """The field of the bias that belongs to a matrix's."""
+    return weight.replace("w_", "b_").replace("w", "b")
+
+
 def _product(weight: str, heads: str = "", by: str = "linear") -> Step:
     def step(oracle: PatchedOracle, weights: Any, config: Any, positions: Any, read: list[Array]) -> Array:
         y: Array = getattr(oracle, by)(read[0], getattr(weights, weight))
+        if (bias := getattr(weights, bias_field(weight), None)) is not None:
+            y = y + bias
         return y.reshape(len(y), getattr(config, heads), -1) if heads else y
 
     return step

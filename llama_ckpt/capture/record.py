@@ -134,7 +134,7 @@ def capture_takes(
         raise OptionError("cache", got=repr(cache), wanted=" or ".join(CACHE_TYPES))
     requests = [
         replace(
-            _request(file, take, n_threads, n_gpu_layers),
+            _request(file, config, take, n_threads, n_gpu_layers),
             cache=cache,
             flash_attention=flash_attention,
             repacked=repacked,
@@ -158,7 +158,7 @@ def capture_takes(
     return entries
 
 
-def _request(file: GGUFFile, take: Take, n_threads: int, n_gpu_layers: int) -> Request:
+def _request(file: GGUFFile, config: LlamaConfig, take: Take, n_threads: int, n_gpu_layers: int) -> Request:
     """What one take asks of the recorder's process, checked."""
     request = Request(
         model=str(Path(file.paths[0]).absolute()),  # resolved, a link would lose a part's name
@@ -170,6 +170,9 @@ def _request(file: GGUFFile, take: Take, n_threads: int, n_gpu_layers: int) -> R
         blocks=None if take.blocks is None else tuple(sorted(set(take.blocks))),
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
+        biases=config.biases,
+        fused_qkv=config.fused_qkv,
+        qkv_widths=(config.q_width, config.kv_width),
     )
     _check(request, take.tokens, _n_layers(file))
     return request

@@ -42,7 +42,7 @@ def record(loaded: ReferenceModel, request: Request) -> tuple[dict[str, Any], Te
     if request.forced:
         token_ids += _greedy(loaded, replace(request, max_tokens=request.forced), token_ids).token_ids
     blocks = range(loaded.n_layers) if request.blocks is None else request.blocks
-    tap = PointTap(library, loaded.n_layers, blocks, fused=request.flash_attention)
+    tap = PointTap(library, loaded.n_layers, blocks, request)
     with Context(loaded, request, len(token_ids), tap) as context:
         tap.recording = True
         context.decode(token_ids, request.positions_from)
@@ -59,7 +59,7 @@ def record(loaded: ReferenceModel, request: Request) -> tuple[dict[str, Any], Te
 
 def _greedy(loaded: ReferenceModel, request: Request, token_ids: tuple[int, ...]) -> Continuation:
     """llama.cpp's own continuation, without a recording."""
-    tap = PointTap(loaded.library, loaded.n_layers, ())
+    tap = PointTap(loaded.library, loaded.n_layers, (), request)
     with Context(loaded, request, len(token_ids), tap) as context:
         context.decode(token_ids, request.positions_from)
         return _continuation(context, request, token_ids)

@@ -31,6 +31,9 @@ class Request:
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
         cache: what keys and values are cached in, a key of CACHE_TYPES.
         flash_attention: whether attention is one fused kernel, which shows no scores and no probabilities.
+        biases: fields of the biases that every block has: what is named is then the sum, not the product.
+        fused_qkv: one tensor holds Q, K and V, and llama.cpp names the product of all three alone.
+        qkv_widths: the widths of Q, and of K or V.
         repacked: whether weights are laid out anew for the machine, as llama.cpp does by itself.
     """
 
@@ -46,6 +49,9 @@ class Request:
     cache: str = "f32"
     flash_attention: bool = False
     repacked: bool = False
+    biases: tuple[str, ...] = ()
+    fused_qkv: bool = False
+    qkv_widths: tuple[int, int] = (0, 0)
 
 
 def write_requests(requests: Sequence[Request], path: Path) -> None:
@@ -60,4 +66,5 @@ def read_requests(path: Path) -> list[Request]:
 
 def _request(fields: dict[str, Any]) -> Request:
     blocks, token_ids = fields.pop("blocks"), tuple(fields.pop("token_ids"))
+    fields |= {name: tuple(fields[name]) for name in ("biases", "qkv_widths")}
     return Request(**fields, token_ids=token_ids, blocks=None if blocks is None else tuple(blocks))

@@ -6,12 +6,13 @@ point is known by name and op together. It reuses memory too: values are copied 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.capture.library import Library
+from llama_ckpt.capture.request import Request
 from llama_ckpt.capture.tensors import TensorReader
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, Point, block_point, split_name
@@ -29,11 +30,10 @@ class PointTap:
         recording: while False, llama.cpp computes without being asked for anything.
     """
 
-    def __init__(
-        self, library: Library, n_layers: int, blocks: Iterable[int], *, fused: bool = False
-    ) -> None:
+    def __init__(self, library: Library, n_layers: int, blocks: Iterable[int], request: Request) -> None:
         self._reader = TensorReader(library)
-        self._wanted = _names_of_points(n_layers, frozenset(blocks), fused)
+        self._request = request
+        self._wanted = _names_of_points(n_layers, frozenset(blocks), request)
         self._seen: dict[str, Float32] = {}
         self._error: Exception | None = None
         self.recording = False
@@ -54,7 +54,8 @@ class PointTap:
                 got=f"{len(self._seen)} of {len(self._wanted)}",
                 wanted=", ".join(f"{name} from {op}" for name, op in missing[:4]),
             )
-        shaped = {name: _shaped(name, array, n_tokens) for name, array in self._seen.items()}
+        seen = _parted(self._seen, self._request)
+        shaped = {name: _shaped(name, array, n_tokens) for name, array in seen.items()}
         _split_heads(shaped)
         return shaped
 
@@ -85,15 +86,51 @@ def points_of(*, fused: bool) -> tuple[Point, ...]:
     )
 
 
-def _names_of_points(n_layers: int, blocks: frozenset[int], fused: bool) -> dict[tuple[str, str], str]:
+_SUMS = {
+    "bq": ("q", "Qcur"),
+    "bk": ("k", "Kcur"),
+    "bv": ("v", "Vcur"),
+    "bo": ("attn_out", "attn_out"),
+    "b_gate": ("ffn_gate", "ffn_gate_b"),
+    "b_up": ("ffn_up", "ffn_up_b"),
+    "b_down": ("ffn_out", "ffn_out"),
+}
+"""The point that a bias belongs to, and llama.cpp's name of the sum."""
+
+_ALL_THREE = "qkv"
+
+
+def _names_of_points(n_layers: int, blocks: frozenset[int], request: Request) -> dict[tuple[str, str], str]:
     """llama.cpp's name and op of every tensor to record, and its full neutral name."""
     wanted = {(point.llama_cpp, point.op): point.name for point in MODEL_POINTS}
+    named = {point.name: (point.llama_cpp, point.op) for point in points_of(fused=request.flash_attention)}
+    if request.flash_attention:
+        named["attn_context"] = (named["attn_context"][0], "RESHAPE")
+    for bias in request.biases:
+        point, name = _SUMS[bias]
+        named[point] = (name, "ADD")
+    if request.fused_qkv:
+        named = {point: key for point, key in named.items() if point not in ("q", "k", "v")}
+        named[_ALL_THREE] = ("wqkv_b", "ADD") if "bq" in request.biases else ("wqkv", "MUL_MAT")
     for block in range(n_layers):
-        for point in points_of(fused=fused):
-            if block in blocks or point.name == "out":
-                op = "RESHAPE" if fused and point.name == "attn_context" else point.op
-                wanted[f"{point.llama_cpp}-{block}", op] = block_point(block, point.name)
+        for point, (name, op) in named.items():
+            if block in blocks or point == "out":
+                wanted[f"{name}-{block}", op] = block_point(block, point)
     return wanted
+
+
+def _parted(seen: Mapping[str, Float32], request: Request) -> dict[str, Float32]:
+    """The points, the product of Q, K and V together cut into three."""
+    q, kv = request.qkv_widths
+    found: dict[str, Float32] = {}
+    for name, array in seen.items():
+        block, point = split_name(name)
+        if block is None or point != _ALL_THREE:
+            found[name] = array
+            continue
+        for part, columns in zip(("q", "k", "v"), np.split(array, (q, q + kv), axis=-1), strict=True):
+            found[block_point(block, part)] = np.ascontiguousarray(columns)
+    return found
 
 
 def _shaped(name: str, array: Float32, n_tokens: int) -> Float32:

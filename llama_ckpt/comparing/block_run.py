@@ -27,6 +27,7 @@ from llama_ckpt.diagnose.patched_oracle import answers
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
+from llama_ckpt.weights.tensor_names import BIAS_OF
 
 __all__ = ["ATTENDED", "MATRICES", "WEIGHT_OF", "BlockRun", "Given"]
 
@@ -143,6 +144,8 @@ class BlockRun(Mapping[str, Array]):
             return oracle.rms_norm(read[0], self.weight(point), eps=self.flow.config.rms_norm_eps)
         if point in WEIGHT_OF:
             product: Array = np.matmul(read[0], self.weight(point).T)
+            if (bias := self.bias(point)) is not None:
+                product = product + bias
             heads = self._heads(point)
             return product if heads is None else product.reshape(len(product), heads, -1)
         if point in ("q_rope", "k_rope"):
@@ -248,6 +251,10 @@ class BlockRun(Mapping[str, Array]):
     def weight(self, point: str) -> Any:
         """What a point is made with."""
         return getattr(self.weights, WEIGHT_OF[point])
+
+    def bias(self, point: str) -> Any:
+        """What is added to the product that makes a point; None for most models."""
+        return getattr(self.weights, BIAS_OF.get(WEIGHT_OF[point], ""), None)
 
     @cached_property
     def frequencies(self) -> Array:

@@ -21,9 +21,9 @@ from llama_ckpt.judging.rounding import case_spreads
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.judging.step_spreads import (
+    biased_spread,
     gated_spread,
     norm_spread,
-    product_spread,
     sum_spread,
     turned_spread,
 )
@@ -87,7 +87,7 @@ class BlockSpreads(Mapping[str, Spread]):
         if point in ("attn_norm", "ffn_norm"):
             return norm_spread(read[0], run.weight(point), y, run.flow.config.rms_norm_eps, self._p, off[0])
         if point in WEIGHT_OF:
-            return product_spread(read[0], run.weight(point), y, self._p, off[0])
+            return biased_spread(read[0], run.weight(point), y, run.bias(point), run.flow.dtype, off[0])
         if point in ("q_rope", "k_rope"):
             at = run.flow.positions, run.frequencies
             return turned_spread(read[0], y, *at, self._p, False, off[0])

@@ -74,12 +74,14 @@ class Flow:
 
     def _arguments(self, step: FlowStep, inputs: Sequence[Array], weights: Any) -> dict[str, Any]:
         """What the step's function takes: the points it reads come first, the rest goes by name."""
-        parameters = inspect.signature(getattr(oracle, step.function)).parameters.values()
-        wanted = [one.name for one in parameters if one.default is one.empty]
+        parameters = inspect.signature(getattr(oracle, step.function)).parameters
+        wanted = [name for name, one in parameters.items() if one.default is one.empty]
         given = dict(zip(wanted, inputs, strict=False))
         named = {name: self._named(name, step, weights) for name in wanted[len(inputs) :]}
         magnitude = oracle.rope_magnitude(self.config) if step.function == "rope" else 1.0
-        return {**given, **named, **({} if magnitude == 1.0 else {"magnitude": magnitude})}
+        biases = [name for name, one in parameters.items() if name.startswith("b") and one.default is None]
+        more = {name: bias for name in biases if (bias := getattr(weights, name, None)) is not None}
+        return {**given, **named, **more, **({} if magnitude == 1.0 else {"magnitude": magnitude})}
 
     def _named(self, name: str, step: FlowStep, weights: Any) -> Any:
         """An argument that is no recorded tensor: positions, a weight, or a number of the configuration."""

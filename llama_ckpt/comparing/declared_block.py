@@ -62,9 +62,12 @@ class DeclaredBlock(OwnBlock):
         elif point in WEIGHT_OF:
             product = oracle.to_stream if point in ("attn_out", "ffn_out") else oracle.linear
             made, heads = product(read[0], self.weight(point)), self._heads(point)
+            if (bias := self.bias(point)) is not None:
+                made = made + bias
             made = made if heads is None else made.reshape(len(made), heads, -1)
         elif point in ("q_rope", "k_rope"):
-            made = oracle.rope(read[0], read[0][:, :0], self.flow.positions, self.frequencies)[0]
+            turn = {"frequencies": self.frequencies, "magnitude": oracle.rope_magnitude(self.flow.config)}
+            made = oracle.rope(read[0], read[0][:, :0], self.flow.positions, **turn)[0]
         elif point == "ffn_swiglu":
             made = oracle.gated(read[0], read[1])
         elif POINTS[point].function == "add":

@@ -95,14 +95,19 @@ class _Stream:
             self._step(run, made, oracle.rms_norm, (point,), x=x, weight=weight, eps=config.rms_norm_eps)
 
         norm("attn_norm", self.x, weights.attn_norm)
-        matrices = {name: getattr(weights, name) for name in ("wq", "wk", "wv")}
+        matrices = {name: getattr(weights, name) for name in ("wq", "wk", "wv")} | _biases(
+            weights, "bq", "bk", "bv"
+        )
         self._step(run, made, oracle.qkv, ("q", "k", "v"), x=made["attn_norm"], **matrices, **heads)
         self._step(run, made, oracle.rope, ("q_rope", "k_rope"), q=made["q"], k=made["k"], **turn)
         read = {"q": made["q_rope"], "k": made["k_rope"], "v": made["v"]}
-        self._step(run, made, oracle.attention, ("attn_out",), **read, wo=weights.wo, **at)
+        self._step(
+            run, made, oracle.attention, ("attn_out",), **read, wo=weights.wo, **at, **_biases(weights, "bo")
+        )
         made["ffn_inp"] = self._sum(self.x, made["attn_out"], run)
         norm("ffn_norm", made["ffn_inp"], weights.ffn_norm)
         matrices = {name: getattr(weights, name) for name in ("w_gate", "w_up", "w_down")}
+        matrices |= _biases(weights, "b_gate", "b_up", "b_down")
         self._step(run, made, oracle.swiglu, ("ffn_out",), x=made["ffn_norm"], **matrices)
         made["out"] = self.x = self._sum(made["ffn_inp"], made["ffn_out"], run)
         return made
@@ -132,6 +137,10 @@ class _Stream:
 
     def _sum(self, a: Array, b: Array, run: RoundedRun) -> Array:
         return _put_off(a + b, sum_spread(a, b, run.dtype), self.draw)
+
+
+def _biases(weights: Any, *names: str) -> dict[str, Any]:
+    return {name: bias for name in names if (bias := getattr(weights, name, None)) is not None}
 
 
 def _put_off(array: Array, spread: Spread, draw: np.random.Generator) -> Array:

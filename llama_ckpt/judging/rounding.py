@@ -33,6 +33,7 @@ from llama_ckpt.judging.attention_spreads import AttentionSpreads, ContextSums
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision, angle_error, gated
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import (
+    biased_spread,
     gated_spread,
     norm_spread,
     product_spread,
@@ -136,7 +137,11 @@ def _rms_norm(c: _Call) -> dict[str, Spread]:
 def _qkv(c: _Call) -> dict[str, Spread]:
     weights = {"q": "wq", "k": "wk", "v": "wv"}
     x, came = c["x"], c.carried.get("x")
-    return {y: product_spread(x, c.arguments[w], c[y], c.p, came) for y, w in weights.items()}
+    biases = {"q": "bq", "k": "bk", "v": "bv"}
+    return {
+        y: biased_spread(x, c.arguments[w], c[y], c.arguments.get(biases[y]), c.dtype, came)
+        for y, w in weights.items()
+    }
 
 
 def _rope(c: _Call) -> dict[str, Spread]:
@@ -160,7 +165,9 @@ def _attention(c: _Call) -> dict[str, Spread]:
         "attn_scores": scores_spread(heads.scores, c.p, aligned=bool(c.carried)),
         "attn_probs": heads.probs_spread,
         "attn_context": heads.context_spread,
-        "attn_out": product_spread(heads.context, wo, out, c.p, heads.context_spread),
+        "attn_out": biased_spread(
+            heads.context, wo, out, c.arguments.get("bo"), c.dtype, heads.context_spread
+        ),
     }
 
 
@@ -177,13 +184,16 @@ def _visible(arguments: Mapping[str, Any]) -> NDArray[np.bool_]:
 def _swiglu(c: _Call) -> dict[str, Spread]:
     x, w_gate, w_up, w_down = (c.arguments[name] for name in ("x", "w_gate", "w_up", "w_down"))
     x, came = np.asarray(x, np.float64), c.carried.get("x")
-    gate = c["ffn_gate"] if "ffn_gate" in c.answers else np.matmul(x, w_gate.T)
-    up = c["ffn_up"] if "ffn_up" in c.answers else np.matmul(x, w_up.T)
-    s_gate = product_spread(x, w_gate, gate, c.p, came)
-    s_up = product_spread(x, w_up, up, c.p, came)
+    shown = dict(c.answers)
+    if not {"ffn_gate", "ffn_up"} <= set(shown):
+        oracle.swiglu(**{**c.arguments, "tap": shown.__setitem__})
+    gate, up = (np.asarray(shown[name], np.float64) for name in ("ffn_gate", "ffn_up"))
+    b_gate, b_up, b_down = (c.arguments.get(name) for name in ("b_gate", "b_up", "b_down"))
+    s_gate = biased_spread(x, w_gate, gate, b_gate, c.dtype, came)
+    s_up = biased_spread(x, w_up, up, b_up, c.dtype, came)
     spread = gated_spread(gate, up, c.p, s_gate, s_up)
     product = c["ffn_swiglu"] if "ffn_swiglu" in c.answers else gated(gate, up, None, None, c.p)[0]
-    out = product_spread(product, w_down, c["ffn_out"], c.p, spread)
+    out = biased_spread(product, w_down, c["ffn_out"], b_down, c.dtype, spread)
     return {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
 
 
@@ -207,6 +217,7 @@ def _block(c: _Call) -> dict[str, Spread]:
 
     at = {"positions": positions, "sequence_ids": c.arguments.get("sequence_ids")}
     eps, parts = {"eps": config.rms_norm_eps}, {f: getattr(weights, f) for f in MATRICES}
+    parts |= {f: getattr(weights, f, None) for f in BIASES}
     norm = {"x": c.arguments["x"], "weight": weights.attn_norm, **eps}
     step(_rms_norm, norm, ("attn_norm",), {"x": BLOCK_INPUT})
     step(_qkv, parts, ("q", "k", "v"), {"x": "attn_norm"})
@@ -225,6 +236,7 @@ def _block(c: _Call) -> dict[str, Spread]:
     return found
 
 
+BIASES = ("bq", "bk", "bv", "bo", "b_gate", "b_up", "b_down")
 MATRICES = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
 
 

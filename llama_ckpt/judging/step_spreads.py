@@ -37,6 +37,7 @@ from llama_ckpt.oracle import llama as oracle
 
 __all__ = [
     "FUSED",
+    "biased_spread",
     "gated_spread",
     "norm_spread",
     "product_spread",
@@ -98,6 +99,17 @@ def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None
         flat = y.reshape(len(y), -1)
         sums = sums.and_of(RowSums(np.abs(np.sum(onward * flat, axis=1)), np.abs(onward.sum(axis=1))))
     return Spread(whole, mode=mode, sums=sums)
+
+
+def biased_spread(x: Array, w: Any, y: Array, bias: Any, dtype: str, came: Spread | None = None) -> Spread:
+    """Of y = x w^T + bias, `[n, ...]`; without a bias as `product_spread`."""
+    p = PRECISIONS[dtype]
+    if bias is None:
+        return product_spread(x, w, y, p, came)
+    added = np.broadcast_to(np.asarray(bias, np.float64).reshape(y.shape[1:]), y.shape)
+    product = product_spread(x, w, y - added, p, came)
+    once = p.half * added  # what the bias loses in half precision, a column alike
+    return sum_spread(y - added, added, dtype, product, Spread(np.abs(once), mode=once))
 
 
 def turned_spread(

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.making.export_layouts import LAYOUTS, configuration, exported_tensors, ordered
+from llama_ckpt.making.export_layouts import LAYOUTS, configuration, exported_tensors
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 
@@ -105,17 +105,17 @@ def _write(
     tensors = list(exported_tensors(config, layout))
     header: dict[str, Any] = {"__metadata__": metadata}
     place = 0
-    for exported, _, shape in tensors:
-        end = place + size * int(np.prod(shape))
-        header[exported] = {"dtype": kind, "shape": list(shape), "data_offsets": [place, end]}
+    for one in tensors:
+        end = place + size * int(np.prod(one.shape))
+        header[one.name] = {"dtype": kind, "shape": list(one.shape), "data_offsets": [place, end]}
         place = end
     text = json.dumps(header).encode("utf-8")
     text += b" " * (-len(text) % 8)
     stream.write(struct.pack("<Q", len(text)) + text)
-    for number, (_, name, _) in enumerate(tensors):
+    for number, one in enumerate(tensors):
         if progress:
-            progress(name, number, len(tensors))
-        stream.write(_encoded(name, ordered(name, file.float32(name), config, layout), dtype))
+            progress(one.name, number, len(tensors))
+        stream.write(_encoded(one.name, one.values(file), dtype))
 
 
 def _encoded(name: str, values: NDArray[np.float32], dtype: str) -> bytes:

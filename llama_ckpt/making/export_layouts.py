@@ -8,6 +8,7 @@ meta    Meta's names, consolidated (`layers.0.attention.wq.weight`), neighbours,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,18 @@ from llama_ckpt.making.hf_scaling import hf_scaling
 from llama_ckpt.oracle.llama import rope_magnitude
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.rope_factors import llama3_scaling_of
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, ROPE_LISTS, expected_shapes
+from llama_ckpt.weights.tensor_names import (
+    BIAS_OF,
+    BLOCK_TENSORS,
+    MODEL_TENSORS,
+    QKV,
+    ROPE_LISTS,
+    expected_shapes,
+    fused_tensor,
+    rows_of,
+)
 
-__all__ = ["LAYOUTS", "configuration", "exported_tensors", "halves_from_pairs", "ordered"]
+__all__ = ["LAYOUTS", "configuration", "Exported", "exported_tensors", "halves_from_pairs"]
 
 LAYOUTS = ("gguf", "hf", "meta")
 """How the exported tensors may be named and ordered."""
@@ -57,34 +67,76 @@ MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
 BLOCKS = {"hf": "model.layers", "meta": "layers"}
 
 
-def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """The tensors to write: the name in the file, the GGUF file's own, the shape."""
-    shapes = expected_shapes(config)
-    for name, shape in shapes.items():
-        if name in ROPE_LISTS and layout != "gguf":
-            continue  # the others say them in their configuration
-        yield _exported_name(name, layout), name, shape
+@dataclass(frozen=True)
+class Exported:
+    """A tensor to write.
+
+    Attributes:
+        name: in the file that is written.
+        source: the GGUF file's tensor; None for zeros.
+        shape: its own.
+        rows: those of the source; None for all.
+        turned_heads: heads whose rows are put from pairs into halves; 0 for none.
+    """
+
+    name: str
+    source: str | None
+    shape: tuple[int, ...]
+    rows: slice | None = None
+    turned_heads: int = 0
+
+    def values(self, file: GGUFFile) -> NDArray[np.float32]:
+        """What is written, in float32."""
+        if self.source is None:
+            return np.zeros(self.shape, np.float32)
+        values = file.float32(self.source)
+        values = values if self.rows is None else values[self.rows]
+        return halves_from_pairs(values, self.turned_heads) if self.turned_heads else values
+
+
+def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[Exported]:
+    """The tensors to write, in the order of the GGUF file.
+
+    Raises:
+        OptionError: the layout has no place for some of them.
+    """
+    plain = replace(config, fused_qkv=layout == "gguf" and config.fused_qkv, biases=_biases(config, layout))
+    for name, shape in expected_shapes(plain).items():
+        if layout == "gguf":
+            yield Exported(name, name, shape)
+        elif name not in ROPE_LISTS:  # the others say them in their configuration
+            yield _exported(name, shape, config, layout)
     if layout == "meta" and config.tied_output:  # Meta's program has no tie: the matrix is there twice
         embedding = MODEL_TENSORS["token_embd"]
-        yield "output.weight", embedding, shapes[embedding]
+        yield Exported("output.weight", embedding, (config.vocab_size, config.width))
 
 
-def _exported_name(name: str, layout: str) -> str:
+def _biases(config: LlamaConfig, layout: str) -> tuple[str, ...]:
+    """Those to write; `transformers` has all of attention's or none; so has the feed-forward's."""
+    if layout == "meta" and config.biases:
+        raise OptionError(
+            "the layout of a model with biases", got="meta, which has none", wanted="hf or gguf"
+        )
     if layout == "gguf":
-        return name
+        return config.biases
+    groups = (("bq", "bk", "bv", "bo"), ("b_gate", "b_up", "b_down"))
+    return tuple(name for group in groups if set(group) & set(config.biases) for name in group)
+
+
+def _exported(name: str, shape: tuple[int, ...], config: LlamaConfig, layout: str) -> Exported:
     for field, own in MODEL_TENSORS.items():
         if name == own:
-            return f"{MODEL_NAMES[layout][field]}.weight"
+            return Exported(f"{MODEL_NAMES[layout][field]}.weight", name, shape)
     _, number, suffix = name.split(".", 2)
-    field = next(field for field, own in BLOCK_TENSORS.items() if own == suffix)
-    return f"{BLOCKS[layout]}.{number}.{BLOCK_NAMES[layout][field]}.weight"
-
-
-def ordered(name: str, values: NDArray[np.float32], config: LlamaConfig, layout: str) -> NDArray[np.float32]:
-    """A tensor's values with its rows as the layout has them; `name` is the GGUF file's."""
-    heads = {BLOCK_TENSORS["wq"]: config.n_heads, BLOCK_TENSORS["wk"]: config.n_kv_heads}
-    n_heads = heads.get(name.split(".", 2)[-1])
-    return values if n_heads is None or layout != "hf" else halves_from_pairs(values, n_heads)
+    kind = suffix.rpartition(".")[2]  # "weight" or "bias"
+    field = next(field for field, own in BLOCK_TENSORS.items() if own == suffix.replace(".bias", ".weight"))
+    exported = f"{BLOCKS[layout]}.{number}.{BLOCK_NAMES[layout][field]}.{kind}"
+    turned = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(field, 0) if layout == "hf" else 0
+    if kind == "bias" and BIAS_OF[field] not in config.biases:
+        return Exported(exported, None, shape)
+    if config.fused_qkv and field in QKV:
+        return Exported(exported, fused_tensor(int(number), kind), shape, rows_of(field, config), turned)
+    return Exported(exported, name, shape, turned_heads=turned)
 
 
 def halves_from_pairs(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
@@ -126,8 +178,8 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
         "rope_scaling": scaling,
         "tie_word_embeddings": config.tied_output,
         "hidden_act": "silu",
-        "attention_bias": False,
-        "mlp_bias": False,
+        "attention_bias": bool({"bq", "bk", "bv", "bo"} & set(config.biases)),
+        "mlp_bias": bool({"b_gate", "b_up", "b_down"} & set(config.biases)),
         "torch_dtype": dtype,
         "dtype": dtype,
         **ids,

@@ -65,6 +65,10 @@ def _linear(x: Array, w: Any) -> Array:
     return y
 
 
+def _biased(x: Array, bias: ArrayLike | None) -> Array:
+    return x if bias is None else x + _float64(bias)
+
+
 def embed(token_ids: ArrayLike, weight: ArrayLike, tap: Tap | None = None) -> Array:
     """Look up a row of `weight [vocab, width]` for each of `token_ids [n]` -> `[n, width]`."""
     return _float64(np.asarray(weight)[np.asarray(token_ids, dtype=np.int64)])
@@ -122,14 +126,17 @@ def qkv(
     *,
     n_heads: int,
     n_kv_heads: int,
+    bq: ArrayLike | None = None,
+    bk: ArrayLike | None = None,
+    bv: ArrayLike | None = None,
     tap: Tap | None = None,
 ) -> tuple[Array, Array, Array]:
     """Project `x [n, width]` to q `[n, n_heads, head_dim]`, k and v `[n, n_kv_heads, head_dim]`."""
     x = _float64(x)
     n = len(x)
-    q = _linear(x, wq).reshape(n, n_heads, -1)  # heads are contiguous runs of wq's rows
-    k = _linear(x, wk).reshape(n, n_kv_heads, -1)
-    v = _linear(x, wv).reshape(n, n_kv_heads, -1)
+    q = _biased(_linear(x, wq), bq).reshape(n, n_heads, -1)  # heads are contiguous runs of wq's rows
+    k = _biased(_linear(x, wk), bk).reshape(n, n_kv_heads, -1)
+    v = _biased(_linear(x, wv), bv).reshape(n, n_kv_heads, -1)
     return q, k, v
 
 
@@ -141,6 +148,7 @@ def attention(
     *,
     positions: ArrayLike,
     sequence_ids: ArrayLike | None = None,
+    bo: ArrayLike | None = None,
     tap: Tap | None = None,
 ) -> Array:
     """Causal attention with grouped heads: softmax(q k^T / sqrt(head_dim)) v, then wo -> `[n, width]`.
@@ -167,7 +175,7 @@ def attention(
 
     context = _mixed(probs, values).transpose(1, 0, 2).reshape(n, n_heads * head_dim)
     tap("attn_context", context)
-    return _to_stream(context, wo)
+    return _biased(_to_stream(context, wo), bo)
 
 
 def _scores(queries: Array, keys: Array) -> Array:
@@ -205,7 +213,15 @@ def _normalized_exp(x: Array) -> Array:
 
 
 def swiglu(
-    x: ArrayLike, w_gate: ArrayLike, w_up: ArrayLike, w_down: ArrayLike, tap: Tap | None = None
+    x: ArrayLike,
+    w_gate: ArrayLike,
+    w_up: ArrayLike,
+    w_down: ArrayLike,
+    tap: Tap | None = None,
+    *,
+    b_gate: ArrayLike | None = None,
+    b_up: ArrayLike | None = None,
+    b_down: ArrayLike | None = None,
 ) -> Array:
     """w_down (silu(w_gate x) * (w_up x)) for `x [n, width]`, with silu(a) = a * sigmoid(a).
 
@@ -213,13 +229,13 @@ def swiglu(
     """
     tap = tap or _ignore
     x = _float64(x)
-    gate = _linear(x, w_gate)
+    gate = _biased(_linear(x, w_gate), b_gate)
     tap("ffn_gate", gate)
-    up = _linear(x, w_up)
+    up = _biased(_linear(x, w_up), b_up)
     tap("ffn_up", up)
     product = _gated(gate, up)
     tap("ffn_swiglu", product)
-    return _to_stream(product, w_down)
+    return _biased(_to_stream(product, w_down), b_down)
 
 
 def _gated(gate: Array, up: Array) -> Array:
@@ -242,32 +258,38 @@ def block(
 ) -> Array:
     """One block, `[n, width]` to `[n, width]`: attention, then feed-forward, each beside a residual.
 
-    `weights` has attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down.
+    `weights` has attn_norm, wq, wk, wv, wo, ffn_norm, w_gate, w_up, w_down, and biases where there are.
     Taps every point of a block but the last, `out`, which is returned.
     """
     tap = tap or _ignore
     x = _float64(x)
     normed = rms_norm(x, weights.attn_norm, eps=config.rms_norm_eps)
     tap("attn_norm", normed)
-    q, k, v = qkv(
-        normed, weights.wq, weights.wk, weights.wv, n_heads=config.n_heads, n_kv_heads=config.n_kv_heads
-    )
+    heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads, **_biases(weights, "bq", "bk", "bv")}
+    q, k, v = qkv(normed, weights.wq, weights.wk, weights.wv, **heads)
     tap("q", q)
     tap("k", k)
     tap("v", v)
     q, k = rope(q, k, positions, rope_frequencies(config), magnitude=rope_magnitude(config))
     tap("q_rope", q)
     tap("k_rope", k)
-    attn_out = attention(q, k, v, weights.wo, positions=positions, sequence_ids=sequence_ids, tap=tap)
+    places = {"positions": positions, "sequence_ids": sequence_ids, **_biases(weights, "bo")}
+    attn_out = attention(q, k, v, weights.wo, **places, tap=tap)
     tap("attn_out", attn_out)
 
     ffn_inp = _added(x, attn_out)
     tap("ffn_inp", ffn_inp)
     normed = rms_norm(ffn_inp, weights.ffn_norm, eps=config.rms_norm_eps)
     tap("ffn_norm", normed)
-    ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap)
+    biases = _biases(weights, "b_gate", "b_up", "b_down")
+    ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap, **biases)
     tap("ffn_out", ffn_out)
     return _added(ffn_inp, ffn_out)
+
+
+def _biases(weights: Any, *names: str) -> dict[str, Any]:
+    """Those of the named biases that there are; a Llama-2 has none."""
+    return {name: bias for name in names if (bias := getattr(weights, name, None)) is not None}
 
 
 def _to_stream(x: Array, w: Any) -> Array:

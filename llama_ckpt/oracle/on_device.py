@@ -9,7 +9,6 @@ with those that `gguf` reads from the file before it is believed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import cached_property
 from typing import Any, Final, SupportsIndex, overload
 
@@ -21,11 +20,11 @@ from torch import Tensor
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.block_parts import block_minima
-from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
+from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights, block_weights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import ModelWeights
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
+from llama_ckpt.weights.tensor_names import MODEL_TENSORS, QKV, block_tensor
 
 __all__ = ["DeviceMatrix", "DeviceOracleWeights", "oracle_weights"]
 
@@ -160,7 +159,7 @@ class DeviceOracleWeights(OracleWeights):
         self._file = file
         self._head = DeviceMatrix(weights.output)
         self._head.check(file, MODEL_TENSORS["token_embd" if config.tied_output else "output"])
-        self.blocks = _DeviceBlocks(file, weights)
+        self.blocks = _DeviceBlocks(file, config, weights)
 
     @cached_property
     def token_embd(self) -> Any:
@@ -176,8 +175,8 @@ class DeviceOracleWeights(OracleWeights):
 class _DeviceBlocks(Sequence[OracleBlockWeights]):
     """The blocks of a model on a device; norms are arrays."""
 
-    def __init__(self, file: GGUFFile, weights: ModelWeights) -> None:
-        self._file, self._weights = file, weights
+    def __init__(self, file: GGUFFile, config: LlamaConfig, weights: ModelWeights) -> None:
+        self._file, self._config, self._weights = file, config, weights
         self._checked: set[int] = set()
 
     def __len__(self) -> int:
@@ -198,21 +197,16 @@ class _DeviceBlocks(Sequence[OracleBlockWeights]):
         return (self._block(number) for number in range(len(self)))
 
     def _block(self, number: int) -> OracleBlockWeights:
-        values: dict[str, Any] = {}
-        for field in fields(OracleBlockWeights):
-            name = block_tensor(number, field.name)
-            weight = getattr(self._weights.blocks[number], field.name)
-            if field.name in NORMS:
-                values[field.name] = self._file.float64(name)
-                continue
-            values[field.name] = DeviceMatrix(weight)
-            if number not in self._checked:
-                values[field.name].check(self._file, name)
+        def matrix(field: str) -> DeviceMatrix:
+            made = DeviceMatrix(getattr(self._weights.blocks[number], field))
+            fused = self._config.fused_qkv and field in QKV  # its rows stand in another tensor
+            if number not in self._checked and not fused:
+                made.check(self._file, block_tensor(number, field))
+            return made
+
+        block = block_weights(self._file, self._config, number, matrix)
         self._checked.add(number)
-        return OracleBlockWeights(**values)
-
-
-NORMS: Final = frozenset(field for field in BLOCK_TENSORS if field.endswith("_norm"))
+        return block
 
 
 def oracle_weights(

@@ -97,16 +97,40 @@ def _fresh_namespace() -> dict[str, Any]:
     return namespace
 
 
+_ADDED = {"bq": 0, "bk": 1, "bv": 2, "bo": 0, "b_down": 0}
+"""A bias, and which of a function's values it is added to."""
+
+
 def _bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
-    knows_magnitudes = "magnitude" in inspect.signature(patch).parameters
+    parameters = inspect.signature(patch).parameters.values()
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
+    known = {one.name for one in parameters}
 
     def replacement(*args: Any, **options: Any) -> Any:
-        magnitude = 1.0 if knows_magnitudes else options.pop("magnitude", 1.0)
-        made = patch(right, *args, **options)
-        # A rotation that says nothing of a magnitude is wrong in another way: it gets the right one.
-        return made if magnitude == 1.0 else tuple(magnitude * np.asarray(one) for one in made)
+        rare = (
+            {} if takes_all else {name: options.pop(name) for name in list(options) if name in _RARE - known}
+        )
+        return _with_rare(patch(right, *args, **options), rare)
 
     return replacement
+
+
+_RARE = frozenset({"magnitude", "b_gate", "b_up", *_ADDED})
+
+
+def _with_rare(made: Any, rare: Mapping[str, Any]) -> Any:
+    """What a wrong function made, with what it does not know of: a Llama-2 has no biases and no magnitude."""
+    biases = {name: value for name, value in rare.items() if value is not None and name != "magnitude"}
+    if biases.keys() & {"b_gate", "b_up"}:  # they stand in the middle of it
+        raise DoesNotApply
+    magnitude = rare.get("magnitude", 1.0)
+    if not biases and magnitude == 1.0:
+        return made
+    values = [magnitude * np.asarray(one) for one in (made if isinstance(made, tuple) else (made,))]
+    for name, bias in biases.items():
+        one = values[_ADDED[name]]
+        values[_ADDED[name]] = one + np.asarray(bias).reshape(one.shape[1:])
+    return tuple(values) if isinstance(made, tuple) else values[0]
 
 
 RIGHT = PatchedOracle({})

@@ -19,7 +19,7 @@ from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.block_parts import block_minima, half_scaled
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor
+from llama_ckpt.weights.tensor_names import BIAS_OF, BLOCK_TENSORS, MODEL_TENSORS, block_tensor, fused_tensor
 
 __all__ = ["KEPT_BYTES", "FileMatrix", "OracleBlockWeights", "OracleWeights"]
 
@@ -41,10 +41,10 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
     _kept: dict[str, Any]
 
     @classmethod
-    def read(cls, file: GGUFFile, name: str) -> FileMatrix:
-        """A tensor of a file."""
-        matrix = file.float64(name).view(cls)
-        matrix.weight_type, matrix._raw = file.info(name).type.name, lambda: file.raw(name)
+    def read(cls, file: GGUFFile, name: str, rows: slice = slice(None)) -> FileMatrix:
+        """A tensor of a file, or some of its rows."""
+        matrix = file.float32(name, rows).astype(np.float64).view(cls)
+        matrix.weight_type, matrix._raw = file.info(name).type.name, lambda: file.raw(name)[rows]
         return matrix
 
     def __array_finalize__(self, whole: Any) -> None:
@@ -90,6 +90,47 @@ class OracleBlockWeights:
     w_gate: Array
     w_up: Array
     w_down: Array
+    bq: Array | None = None
+    bk: Array | None = None
+    bv: Array | None = None
+    bo: Array | None = None
+    b_gate: Array | None = None
+    b_up: Array | None = None
+    b_down: Array | None = None
+
+    def biases(self, *names: str) -> dict[str, Any]:
+        """Those of the named biases that there are: keyword arguments of the function that adds them."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
+def block_weights(
+    file: GGUFFile, config: LlamaConfig, number: int, matrix: Callable[[str], Any] | None = None
+) -> OracleBlockWeights:
+    """A block's weights of a file; `matrix` makes those of a field in another way."""
+    rows = {"wq": config.q_width, "wk": config.kv_width, "wv": config.kv_width}
+    ends = dict(zip(rows, np.cumsum(list(rows.values())), strict=True))
+
+    def part(field: str) -> slice:
+        return slice(int(ends[field]) - rows[field], int(ends[field]))
+
+    def of_file(field: str) -> Any:
+        if field.endswith("_norm"):
+            return file.float64(block_tensor(number, field))
+        if config.fused_qkv and field in rows:
+            return FileMatrix.read(file, fused_tensor(number), part(field))
+        return FileMatrix.read(file, block_tensor(number, field))
+
+    def bias(field: str) -> Array:
+        if config.fused_qkv and field in rows:
+            return file.float64(fused_tensor(number, "bias"))[part(field)]
+        return file.float64(block_tensor(number, BIAS_OF[field]))
+
+    made = {
+        field: (matrix or of_file)(field) if not field.endswith("_norm") else of_file(field)
+        for field in BLOCK_TENSORS
+    }
+    biases = {name: bias(field) for field, name in BIAS_OF.items() if name in config.biases}
+    return OracleBlockWeights(**made, **biases)
 
 
 class OracleWeights:
@@ -105,7 +146,7 @@ class OracleWeights:
     def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
         check_llama(file, config)
         self._file, self._tied = file, config.tied_output
-        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config.n_layers)
+        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config)
 
     @cached_property
     def token_embd(self) -> Array:
@@ -126,9 +167,10 @@ class OracleWeights:
 class _Blocks(Sequence[OracleBlockWeights]):
     """The blocks of a file, dequantized one at a time."""
 
-    def __init__(self, file: GGUFFile, n_layers: int) -> None:
-        self._file, self._n_layers = file, n_layers
-        elements = sum(np.prod(file.info(block_tensor(0, field)).shape) for field in BLOCK_TENSORS)
+    def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
+        self._file, self._config, self._n_layers = file, config, config.n_layers
+        n_layers, tensors = config.n_layers, [name for name in file.tensors if name.startswith("blk.0.")]
+        elements = sum(np.prod(file.info(name).shape) for name in tensors)
         self._keep = 8 * int(elements) * n_layers <= KEPT_BYTES
         self._kept: dict[int, OracleBlockWeights] = {}
 
@@ -153,12 +195,7 @@ class _Blocks(Sequence[OracleBlockWeights]):
     def _block(self, number: int) -> OracleBlockWeights:
         if number in self._kept:
             return self._kept[number]
-        values = {field: self._tensor(block_tensor(number, field)) for field in BLOCK_TENSORS}
-        block = OracleBlockWeights(**values)
+        block = block_weights(self._file, self._config, number)
         if self._keep:
             self._kept[number] = block
         return block
-
-    def _tensor(self, name: str) -> Array:
-        is_norm = len(self._file.info(name).shape) == 1
-        return self._file.float64(name) if is_norm else FileMatrix.read(self._file, name)

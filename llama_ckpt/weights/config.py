@@ -17,6 +17,7 @@ from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.foreign import OTHER_FILES
 from llama_ckpt.weights.metadata_keys import MetadataKeys
 from llama_ckpt.weights.rope_scaling import Yarn, read_scaling
+from llama_ckpt.weights.tensor_names import BIAS_TENSORS, fused_tensor
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -53,6 +54,8 @@ class LlamaConfig:
         rope_yarn: YaRN's numbers, or None.
         rope_attention_factor: what is turned is multiplied by it, beside what YaRN does by itself.
         original_context: positions before any scaling; 0 where the file does not say, for `context_length`.
+        biases: fields of the biases that every block has, such as "bq"; a Llama-2 has none.
+        fused_qkv: one tensor in the file holds Q, K and V of a block.
         tied_output: the output matrix is the token embedding.
         name: `general.name`, or nothing.
         defaulted: GGUF keys that the file left out and that took llama.cpp's default.
@@ -74,6 +77,8 @@ class LlamaConfig:
     rope_yarn: Yarn | None = None
     rope_attention_factor: float = 1.0
     original_context: int = 0
+    biases: tuple[str, ...] = ()
+    fused_qkv: bool = False
     tied_output: bool = False
     name: str = ""
     defaulted: tuple[str, ...] = ()
@@ -149,6 +154,8 @@ class LlamaConfig:
             rope_yarn=scaling.yarn,
             rope_attention_factor=scaling.attention_factor,
             original_context=scaling.original_context,
+            biases=_biases(file),
+            fused_qkv=fused_tensor(0) in file.tensors,
             tied_output=bool(file.tensors) and "output.weight" not in file.tensors,
             name=keys.text("general.name", default=""),
             defaulted=keys.all_defaulted(),
@@ -207,6 +214,14 @@ class _Keys(MetadataKeys):
     def all_defaulted(self) -> tuple[str, ...]:
         absent = [key for key in _TOKENIZER_KEYS if key not in self.metadata]
         return (*self.defaulted, *absent)
+
+
+def _biases(file: GGUFFile) -> tuple[str, ...]:
+    """The biases of block 0; that every other block has them too is held with the shapes."""
+    fused = ("bq", "bk", "bv") if fused_tensor(0, "bias") in file.tensors else ()
+    return tuple(
+        bias for bias in BIAS_TENSORS if bias in fused or f"blk.0.{BIAS_TENSORS[bias]}" in file.tensors
+    )
 
 
 _PLAIN: Final = (

@@ -117,13 +117,14 @@ Weight = Tensor | PackedWeight
 """A weight matrix [out, in]: a tensor, or the file's blocks."""
 
 
-def linear(x: Tensor, w: Weight) -> Tensor:
-    """x · wᵀ: [..., in] and a weight [out, in] → [..., out], in the dtype and on the device of x.
+def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
+    """x · wᵀ + bias: [..., in] and a weight [out, in] → [..., out], in the dtype and on the device of x.
 
-    The weight is brought to the dtype of x first. Stands on `torch.nn.functional.linear`.
+    The weight, and the bias [out] where there is one, are brought to the dtype of x first. Stands on
+    `torch.nn.functional.linear`.
     """
     values = w.dequantize(x.dtype) if isinstance(w, PackedWeight) else w.to(x.dtype)
-    return functional.linear(x, values)
+    return functional.linear(x, values, None if bias is None else bias.to(x.dtype))
 
 
 def embedding_rows(token_ids: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ there, q, k and v under one another, rows of gate and up in turn. Norm weights a
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,15 @@ from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from llama_ckpt.weights.loading import Progress, fill
 from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
-from llama_ckpt.weights.tensor_names import MODEL_TENSORS, block_tensor
+from llama_ckpt.weights.tensor_names import (
+    BIAS_OF,
+    BIAS_TENSORS,
+    MODEL_TENSORS,
+    QKV,
+    block_tensor,
+    fused_tensor,
+    rows_of,
+)
 
 __all__ = ["BlockWeights", "ModelWeights", "load_weights", "unpacked"]
 
@@ -38,6 +47,7 @@ class BlockWeights:
         w_gate: [ffn, width].
         w_up: [ffn, width].
         w_down: [width, ffn].
+        bq, bk, bv, bo, b_gate, b_up, b_down: float32, as long as the matrix has rows, or None.
     """
 
     attn_norm: Tensor
@@ -49,6 +59,17 @@ class BlockWeights:
     w_gate: Weight
     w_up: Weight
     w_down: Weight
+    bq: Tensor | None = None
+    bk: Tensor | None = None
+    bv: Tensor | None = None
+    bo: Tensor | None = None
+    b_gate: Tensor | None = None
+    b_up: Tensor | None = None
+    b_down: Tensor | None = None
+
+    def biases(self, *names: str) -> dict[str, Any]:
+        """Those of the named biases that there are: keyword arguments of the layer that adds them."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +109,7 @@ def load_weights(
     token_embd = _matrix(file, MODEL_TENSORS["token_embd"], places)
     return ModelWeights(
         token_embd=token_embd,
-        blocks=tuple(_block(file, number, places) for number in range(config.n_layers)),
+        blocks=tuple(_block(file, config, number, places) for number in range(config.n_layers)),
         output_norm=_vector(file, MODEL_TENSORS["output_norm"], places),
         output=token_embd if config.tied_output else _matrix(file, MODEL_TENSORS["output"], places),
     )
@@ -107,8 +128,8 @@ def unpacked(weights: ModelWeights, dtype: torch.dtype) -> ModelWeights:
         return made[id(w)]
 
     def block(packed: BlockWeights) -> BlockWeights:
-        norms = ("attn_norm", "ffn_norm")
-        names = [one.name for one in fields(packed) if one.name not in norms]
+        vectors = ("attn_norm", "ffn_norm", *BIAS_TENSORS)
+        names = [one.name for one in fields(packed) if one.name not in vectors]
         return replace(packed, **{name: matrix(getattr(packed, name)) for name in names})
 
     return ModelWeights(
@@ -127,9 +148,8 @@ def _places(
         return {name: _mapped(file, name) for name in file.tensors}
     places: dict[str, Tensor] = {}
     for number in range(config.n_layers):
-        places |= _under_one_another(
-            file, [block_tensor(number, field) for field in ("wq", "wk", "wv")], device
-        )
+        if not config.fused_qkv:
+            places |= _under_one_another(file, [block_tensor(number, field) for field in QKV], device)
         places |= _in_turn(file, [block_tensor(number, field) for field in ("w_gate", "w_up")], device)
     for name, info in file.tensors.items():
         if name not in places:
@@ -158,12 +178,21 @@ def _in_turn(file: GGUFFile, names: list[str], device: torch.device) -> dict[str
     return dict(zip(names, whole.unbind(1), strict=True))
 
 
-def _block(file: GGUFFile, number: int, places: dict[str, Tensor]) -> BlockWeights:
+def _block(file: GGUFFile, config: LlamaConfig, number: int, places: dict[str, Tensor]) -> BlockWeights:
     def vector(field: str) -> Tensor:
         return _vector(file, block_tensor(number, field), places)
 
     def matrix(field: str) -> Weight:
+        if config.fused_qkv and field in QKV:
+            return _matrix(file, fused_tensor(number), places, rows_of(field, config))
         return _matrix(file, block_tensor(number, field), places)
+
+    def bias(field: str) -> Tensor | None:
+        if BIAS_OF[field] not in config.biases:
+            return None
+        if config.fused_qkv and field in QKV:
+            return _vector(file, fused_tensor(number, "bias"), places)[rows_of(field, config)]
+        return vector(BIAS_OF[field])
 
     return BlockWeights(
         attn_norm=vector("attn_norm"),
@@ -175,15 +204,15 @@ def _block(file: GGUFFile, number: int, places: dict[str, Tensor]) -> BlockWeigh
         w_gate=matrix("w_gate"),
         w_up=matrix("w_up"),
         w_down=matrix("w_down"),
+        **{name: bias(field) for field, name in BIAS_OF.items()},
     )
 
 
-def _matrix(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Weight:
-    info, raw = file.info(name), places[name]
+def _matrix(file: GGUFFile, name: str, places: dict[str, Tensor], rows: slice = slice(None)) -> Weight:
+    info, raw = file.info(name), places[name][rows]
     if info.type in PLAIN_DTYPES:
         return raw.view(PLAIN_DTYPES[info.type])
-    out, width = info.shape
-    return PackedWeight(raw, info.type, (out, width))
+    return PackedWeight(raw, info.type, (len(raw), info.shape[1]))
 
 
 def _vector(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Tensor:

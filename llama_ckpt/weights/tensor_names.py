@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = [
+    "BIAS_OF",
+    "BIAS_TENSORS",
+    "FUSED",
+    "QKV",
+    "fused_tensor",
+    "rows_of",
     "BLOCK_TENSORS",
     "LONG_FACTORS",
     "MODEL_TENSORS",
@@ -56,13 +62,34 @@ BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Field of a block's weights to the tensor's name without `blk.N.`."""
 
+BIAS_OF: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "wq": "bq",
+        "wk": "bk",
+        "wv": "bv",
+        "wo": "bo",
+        "w_gate": "b_gate",
+        "w_up": "b_up",
+        "w_down": "b_down",
+    }
+)
+"""Field of a matrix to the field of the bias that may be added to its product."""
+
+BIAS_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {bias: BLOCK_TENSORS[field].replace(".weight", ".bias") for field, bias in BIAS_OF.items()}
+)
+"""Field of a bias to the tensor's name without `blk.N.`."""
+
+FUSED: Final = "attn_qkv"
+"""What one tensor for Q, K and V is called, the rows of one under those of another; `.weight` or `.bias`."""
+
 _REASONS: Final = {
     "rope_factors": "LongRoPE's divisors are used where rope.scaling.type is longrope",
     "rope_freqs": "LongRoPE has lists of its own",
     "_exps": "mixtures of experts are not supported",
     "ffn_gate_inp": "mixtures of experts are not supported",
-    "attn_qkv": "one tensor for Q, K and V is not supported",
-    ".bias": "biases are not supported",
+    "attn_qkv": "it stands beside Q, K and V of their own",
+    ".bias": "a bias here, or one that not every block has, is not supported",
     "attn_q_norm": "norms of queries and keys are not supported",
     "attn_k_norm": "norms of queries and keys are not supported",
     "sub_norm": "norms within attention and the feed-forward network, as BitNet has, are not supported",
@@ -72,7 +99,12 @@ _REASONS: Final = {
 
 def block_tensor(block: int, field: str) -> str:
     """A block's tensor in the file: `block_tensor(3, "wq")` is `"blk.3.attn_q.weight"`."""
-    return f"blk.{block}.{BLOCK_TENSORS[field]}"
+    return f"blk.{block}.{BLOCK_TENSORS.get(field) or BIAS_TENSORS[field]}"
+
+
+def fused_tensor(block: int, kind: str = "weight") -> str:
+    """The tensor that holds Q, K and V of a block, or its bias."""
+    return f"blk.{block}.{FUSED}.{kind}"
 
 
 def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
@@ -93,9 +125,11 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "w_up": (ffn, width),
         "w_down": (width, ffn),
     }
+    block |= {bias: block[field][:1] for field, bias in BIAS_OF.items() if bias in config.biases}
     shapes: dict[str, tuple[int, ...]] = {MODEL_TENSORS["token_embd"]: (config.vocab_size, width)}
     for number in range(config.n_layers):
-        shapes |= {block_tensor(number, field): shape for field, shape in block.items()}
+        named = {block_tensor(number, field): shape for field, shape in block.items()}
+        shapes |= _with_fused(named, number, config) if config.fused_qkv else named
     shapes[MODEL_TENSORS["output_norm"]] = (width,)
     if config.rope_long_factors:
         shapes |= dict.fromkeys((SHORT_FACTORS, LONG_FACTORS), (len(config.rope_long_factors),))
@@ -104,6 +138,32 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     if not config.tied_output:
         shapes[MODEL_TENSORS["output"]] = (config.vocab_size, width)
     return shapes
+
+
+def _with_fused(
+    named: dict[str, tuple[int, ...]], number: int, config: LlamaConfig
+) -> dict[str, tuple[int, ...]]:
+    """A block's tensors with Q, K and V in one."""
+    parts = {block_tensor(number, field) for field in (*QKV, *(BIAS_OF[field] for field in QKV))}
+    shapes: dict[str, tuple[int, ...]] = {}
+    rows = config.q_width + 2 * config.kv_width
+    for name, shape in named.items():
+        fused = fused_tensor(number, name.rpartition(".")[2])
+        if name in parts:
+            shapes[fused] = (rows, *shape[1:])
+        else:
+            shapes[name] = shape
+    return shapes
+
+
+def rows_of(field: str, config: LlamaConfig) -> slice:
+    """The rows of Q, K or V in one tensor for all three."""
+    q, kv = config.q_width, config.kv_width
+    return {"wq": slice(0, q), "wk": slice(q, q + kv), "wv": slice(q + kv, q + 2 * kv)}[field]
+
+
+QKV: Final = ("wq", "wk", "wv")
+"""The fields that one tensor may hold together."""
 
 
 def unsupported_reason(name: str, n_layers: int) -> str | None:
