@@ -20,7 +20,13 @@ from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 from llama_ckpt.weights.quants import PackedWeight, Weight, linear
 from llama_ckpt.weights.records import BlockWeights, ModelWeights, load_weights, unpacked
-from llama_ckpt.weights.tensor_names import BLOCK_TENSORS, MODEL_TENSORS, block_tensor, expected_shapes
+from llama_ckpt.weights.tensor_names import (
+    BIAS_TENSORS,
+    BLOCK_TENSORS,
+    MODEL_TENSORS,
+    block_tensor,
+    expected_shapes,
+)
 from tests.gguf_files import write_llama
 
 TYPES = sorted((*PLAIN_DTYPES, *BLOCK_DECODERS))
@@ -43,8 +49,9 @@ def values(weight: Weight) -> np.ndarray:
 
 
 def test_fields_and_tensors_correspond() -> None:
-    assert [field.name for field in dataclasses.fields(BlockWeights)] == list(BLOCK_TENSORS)
-    assert [field.name for field in dataclasses.fields(OracleBlockWeights)] == list(BLOCK_TENSORS)
+    names = [field.name for field in dataclasses.fields(BlockWeights)]
+    assert names == [*BLOCK_TENSORS, *BIAS_TENSORS]
+    assert [field.name for field in dataclasses.fields(OracleBlockWeights)] == names
     assert {field.name for field in dataclasses.fields(ModelWeights)} == {*MODEL_TENSORS, "blocks"}
 
 

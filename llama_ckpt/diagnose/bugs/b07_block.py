@@ -66,6 +66,7 @@ def wired(**wrong: Any) -> Patch:
 
         normed = show("attn_norm", norm(x, wires.norms[0]))
         heads = {"n_heads": config.n_heads, "n_kv_heads": config.n_kv_heads}
+        heads |= right.biases(weights, "bq", "bk", "bv")
         q, k, v = right.qkv(normed, weights.wq, weights.wk, weights.wv, **heads)
         for point, array in (("q", q), ("k", k), ("v", v)):
             show(point, array)
@@ -75,13 +76,14 @@ def wired(**wrong: Any) -> Patch:
         q, k = right.rope(q, k, positions, **turn)
         show("q_rope", q)
         show("k_rope", k)
-        places = {"positions": positions, "sequence_ids": sequence_ids}
+        places = {"positions": positions, "sequence_ids": sequence_ids, **right.biases(weights, "bo")}
         attn_out = show("attn_out", right.attention(q, k, v, weights.wo, **places, tap=show))
         ffn_inp = wires.first(x, normed, attn_out)
         show("ffn_inp", wires.shown(x, ffn_inp))
         read = normed if wires.same_norm else norm(wires.ffn_reads(x, ffn_inp), wires.norms[1])
         show("ffn_norm", read)
-        ffn_out = right.swiglu(read, weights.w_gate, weights.w_up, weights.w_down, tap=show)
+        matrices, biases = (weights.w_gate, weights.w_up, weights.w_down), ("b_gate", "b_up", "b_down")
+        ffn_out = right.swiglu(read, *matrices, tap=show, **right.biases(weights, *biases))
         return wires.second(x, ffn_inp, show("ffn_out", ffn_out))
 
     return block
