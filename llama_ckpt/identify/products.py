@@ -12,6 +12,7 @@ from typing import TypeAlias
 from llama_ckpt.identify.affine import another_factor, other_factors
 from llama_ckpt.identify.columns import other_columns
 from llama_ckpt.identify.inputs import another_input
+from llama_ckpt.identify.misread import misread_matrix
 from llama_ckpt.identify.offering import Offer
 from llama_ckpt.identify.operands import Product, products_of, tensors
 from llama_ckpt.identify.output_rows import other_rows
@@ -29,6 +30,7 @@ FAMILIES: tuple[Family, ...] = (
     another_factor,
     other_rows,
     another_input,
+    misread_matrix,
     other_columns,
     other_factors,
     rounded_products,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.block_parts import block_minima, half_scaled
+from llama_ckpt.oracle.integer_blocks import BlockParts, integer_blocks
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 from llama_ckpt.weights.tensor_names import BIAS_OF, BLOCK_TENSORS, MODEL_TENSORS, block_tensor, fused_tensor
@@ -69,6 +70,15 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
             return np.asarray(self)
         made: Array = self.kept("half scales", lambda: half_scaled(np.asarray(self), raw(), kind))
         return made
+
+    @property
+    def parts(self) -> BlockParts | None:
+        """Its integers, scales and minima; None for a type that has none, or that is not read so."""
+        raw, kind = self._raw, self.weight_type
+        if raw is None or kind is None:
+            return None
+        parts: BlockParts | None = self.kept("parts", lambda: integer_blocks(raw(), kind))
+        return parts
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
         """Something that is made of the matrix once, for as long as it lives."""

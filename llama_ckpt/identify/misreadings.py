@@ -1,0 +1,209 @@
+"""Ways to misread a quantized matrix: each gives the matrix's parts as a wrong program takes them.
+
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.oracle.integer_blocks import IQ4, BlockParts
+
+__all__ = ["Misreading", "misreadings"]
+
+Array: TypeAlias = NDArray[Any]
+
+AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
+"""In which order eight integers of 4 bits lie in 32 bits as AWQ packs them."""
+
+
+@dataclass(frozen=True)
+class Misreading:
+    """A way to misread a matrix.
+
+    Attributes:
+        kind: what is misread: "zero", "sign", "scale", "minimum", "order", "bits".
+        sentence: a clause.
+        read: the parts as they are taken.
+    """
+
+    kind: str
+    sentence: str
+    read: Callable[[BlockParts], BlockParts]
+
+
+def misreadings(parts: BlockParts) -> Iterator[Misreading]:
+    """All that make sense for these parts, the commonest first."""
+    yield from _meanings(parts)
+    yield from _scales(parts)
+    if parts.minimum is not None:
+        yield from _minima(parts)
+    yield from _orders(parts)
+
+
+def _meanings(parts: BlockParts) -> Iterator[Misreading]:
+    n, right = len(parts.meaning), parts.meaning
+    levels = np.arange(n, dtype=np.float64)
+    half = n // 2
+    signed = np.where(levels < half, levels, levels - n)
+
+    def means(kind: str, sentence: str, meaning: Array) -> Iterator[Misreading]:
+        if not np.array_equal(meaning, right):
+            yield Misreading(kind, sentence, lambda p: replace(p, meaning=meaning))
+
+    zero = float(-right[0])
+    yield from means("sign", "integers are read as two's complement", signed)
+    yield from means("zero", f"the zero point is not subtracted: integers are too large by {half}", levels)
+    yield from means("zero", f"integers are read less {half}", levels - half)
+    if parts.bits < 8:
+        for by in (-1, 1):
+            said = f"the zero point is {zero - by:g}, not {zero:g}: integers are too large by {by}"
+            yield from means("zero", said, right + by)
+    yield from means("sign", "the sign of every integer is turned", -right)
+    if n == 16:
+        yield from means("bits", "integers of 4 bits are read by the table of the IQ4 types", IQ4)
+    for bits in range(2, parts.bits):
+        kept = levels.astype(np.int64) & ((1 << bits) - 1)
+        said = f"only the lowest {bits} bits of each integer are read"
+        yield from means("bits", said, right[kept])
+        yield from means("bits", said + f", less {1 << (bits - 1)}", kept - float(1 << (bits - 1)))
+
+
+def _scales(parts: BlockParts) -> Iterator[Misreading]:
+    group = parts.group
+    if parts.scale.shape[1] > 1:
+        for by, whose in ((-1, "next"), (1, "previous")):
+            said = f"each group of {group} has the scale of the {whose} one"
+            yield Misreading("scale", f"{said} in its row", _moved(by, flat=False))
+            yield Misreading("scale", f"{said}, across rows", _moved(by, flat=True))
+        yield Misreading("scale", "all groups of a row have the scale of the first", _first)
+        yield Misreading("scale", "the scales' rows and groups are exchanged", _exchanged)
+    for by, whose in ((-1, "next"), (1, "previous")):
+        yield Misreading("scale", f"each row has the scales of the {whose} row", _of_rows(by))
+    if parts.scales is not None and parts.d is not None:
+        yield from _small_scales(parts)
+
+
+def _moved(by: int, *, flat: bool) -> Callable[[BlockParts], BlockParts]:
+    def read(p: BlockParts) -> BlockParts:
+        axis = None if flat else 1
+        minimum = None if p.minimum is None else np.roll(p.minimum, by, axis=axis)
+        return replace(p, scale=np.roll(p.scale, by, axis=axis), minimum=minimum)
+
+    return read
+
+
+def _of_rows(by: int) -> Callable[[BlockParts], BlockParts]:
+    return lambda p: replace(p, scale=np.roll(p.scale, by, axis=0))
+
+
+def _first(p: BlockParts) -> BlockParts:
+    return replace(p, scale=np.broadcast_to(p.scale[:, :1], p.scale.shape))
+
+
+def _exchanged(p: BlockParts) -> BlockParts:
+    rows, groups = p.scale.shape
+    return replace(p, scale=p.scale.reshape(groups, rows).T)
+
+
+def _small_scales(parts: BlockParts) -> Iterator[Misreading]:
+    """Of the small integers that a super-block's groups have for scales."""
+    each = parts.integers.shape[1] // 256
+    groups = parts.scale.shape[1] // max(each, 1)
+
+    def small(change: Callable[[Array], Array]) -> Callable[[BlockParts], BlockParts]:
+        def read(p: BlockParts) -> BlockParts:
+            assert p.scales is not None and p.d is not None
+            blocks = p.scales.reshape(len(p.scales), -1, groups)
+            changed = change(blocks).reshape(p.scales.shape)
+            return replace(p, scale=p.d * changed)
+
+        return read
+
+    def without_top(blocks: Array) -> Array:
+        kept = blocks.copy()
+        kept[..., groups // 2 :] = blocks[..., groups // 2 :].astype(np.int64) & 15
+        return kept
+
+    yield Misreading("scale", "the groups' own scales are not applied", small(np.ones_like))
+    yield Misreading("scale", "the groups' scales are those in reverse", small(lambda b: b[..., ::-1]))
+    for by, whose in ((-1, "next"), (1, "previous")):
+        said = f"each group has the small scale of the {whose} one in its block of 256"
+        yield Misreading("scale", said, small(lambda b, by=by: np.roll(b, by, axis=-1)))  # type: ignore[misc]
+    if parts.minima is not None:
+        said = "the top bits of the scales of the second half of each block of 256 are lost"
+        yield Misreading("scale", said, small(without_top))
+        yield Misreading("scale", "the groups' scales and minima are exchanged", _scales_for_minima)
+        yield Misreading("scale", "d and dmin are exchanged", _d_for_dmin)
+    else:
+        said = "the groups' scales are read without their sign"
+        yield Misreading("scale", said, small(lambda b: np.where(b < 0, b + 256, b)))
+        pairs = "each two groups of 16 share the scale of the first"
+        yield Misreading("scale", pairs, small(lambda b: np.repeat(b[..., ::2], 2, axis=-1)))
+
+
+def _scales_for_minima(p: BlockParts) -> BlockParts:
+    assert p.scales is not None and p.minima is not None and p.d is not None and p.dmin is not None
+    return replace(p, scale=p.d * p.minima, minimum=-p.dmin * p.scales)
+
+
+def _d_for_dmin(p: BlockParts) -> BlockParts:
+    assert p.scales is not None and p.minima is not None and p.d is not None and p.dmin is not None
+    return replace(p, scale=p.dmin * p.scales, minimum=-p.d * p.minima)
+
+
+def _minima(parts: BlockParts) -> Iterator[Misreading]:
+    def changed(change: Callable[[Array], Array]) -> Callable[[BlockParts], BlockParts]:
+        return lambda p: replace(p, minimum=None if p.minimum is None else change(p.minimum))
+
+    yield Misreading("minimum", "the minimum of a group is not added", changed(np.zeros_like))
+    yield Misreading("minimum", "the minimum of a group has the other sign", changed(np.negative))
+    if parts.minimum is not None and parts.minimum.shape[1] > 1:
+        for by, whose in ((-1, "next"), (1, "previous")):
+            said = f"each group has the minimum of the {whose} one"
+            yield Misreading("minimum", said, changed(lambda m, by=by: np.roll(m, by, axis=1)))  # type: ignore[misc]
+    said = f"integers are read less {len(parts.meaning) // 2}, beside the minimum"
+    half = len(parts.meaning) // 2
+    yield Misreading("minimum", said, lambda p: replace(p, meaning=p.meaning - half))
+
+
+def _orders(parts: BlockParts) -> Iterator[Misreading]:
+    """Integers of a block in another order; scales stay where they are."""
+    width = parts.integers.shape[1]
+    for size, taken, sentence in _block_orders():
+        if width % size == 0:
+            yield Misreading("order", sentence, _in_order(size, taken))
+
+
+def _block_orders() -> Iterator[tuple[int, Array, str]]:
+    for size in (32, 64, 256):
+        numbers = np.arange(size)
+        halves = numbers.reshape(2, -1)
+        said = f"of each {size} integers"
+        turned = halves.T.ravel()
+        yield size, turned, f"{said} the low and the high half of a byte are taken as neighbours"
+        yield size, np.argsort(turned), f"{said} neighbours are taken as low and high halves of a byte"
+        yield size, halves[::-1].ravel(), f"{said} the high half of each byte comes first"
+        yield size, halves[::-1].T.ravel(), f"{said} halves of a byte are neighbours, the high one first"
+        yield size, numbers[::-1], f"{said} the last comes first"
+        if size > 32:
+            yield size, numbers.reshape(-1, size // 4).T.ravel(), f"{said} four lie in a byte's turn"
+    pairs = np.arange(32).reshape(-1, 2)[:, ::-1].ravel()
+    yield 32, pairs, "the integers of each pair are exchanged"
+    awq = np.asarray(AWQ)
+    yield 8, awq, "of each eight integers those in even places come first, as AWQ packs them"
+    yield 8, np.argsort(awq), "of each eight integers AWQ's order is undone"
+    yield 8, np.arange(8)[::-1], "of each eight integers the last comes first"
+
+
+def _in_order(size: int, taken: Array) -> Callable[[BlockParts], BlockParts]:
+    def read(p: BlockParts) -> BlockParts:
+        blocks = p.integers.reshape(len(p.integers), -1, size)
+        return replace(p, integers=blocks[:, :, taken].reshape(p.integers.shape))
+
+    return read
