@@ -7,6 +7,7 @@ from typing import Any
 
 from llama_ckpt.mutants.real.catalogue import FAMILIES
 from llama_ckpt.mutants.real.record import RealBug
+from llama_ckpt.mutants.real.report import GROUPS
 from llama_ckpt.mutants.rival_metrics import RIVALS
 
 __all__ = ["real_bugs_page"]
@@ -21,7 +22,6 @@ Not the catalogue's own: {n} faults from public reports, each rebuilt in a few l
 | | entries | caught | at the right point | named rightly | half | not named | wrongly |
 | --- | --- | --- | --- | --- | --- | --- | --- |
 {figures}
-| not shown by one call of one rank (not counted above) {apart}
 
 {right} right programs made in the same way: {condemned} condemned.
 
@@ -30,7 +30,6 @@ so of a part, or beside something that is not so; as wrong when it is another on
 which the fault must show, derived from it. The last column holds the metrics of other tools that fail no
 point of the whole dump on some prompt, against the plain port: {legend}. Of the right programs {rivals}.
 """
-GROUPS = {"early": "written before the identifiers", "late": "written when they were finished"}
 LETTERS = dict(zip((rival.name for rival in RIVALS), "abcdef", strict=True))
 
 
@@ -41,7 +40,6 @@ def real_bugs_page(report: Mapping[str, Any]) -> str:
     head = HEAD.format(
         n=len(rows),
         figures=figures,
-        apart=_figures(report, "apart"),
         right=len(report["right"]),
         condemned=report["condemned"],
         legend=", ".join(f"{letter} {name}" for name, letter in LETTERS.items()),

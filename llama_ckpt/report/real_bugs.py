@@ -14,11 +14,6 @@ Line = tuple[str, str]
 
 NAME, POINT = 31, 24
 STYLES = {"rightly": "", "half": "yellow", "not named": "yellow", "wrongly": "bold red"}
-TITLES = {
-    "early": "written before the identifiers",
-    "late": "written when they were finished",
-    "apart": "not shown by one call of one rank, not counted",
-}
 
 
 def lines(report: RealReport) -> Iterator[Line]:
@@ -40,8 +35,8 @@ def lines(report: RealReport) -> Iterator[Line]:
 
 
 def _figures(report: RealReport) -> Iterator[str]:
-    for group, title in TITLES.items():
-        counts = report.figures(group)  # type: ignore[arg-type]
+    for group, title in report.titles.items():
+        counts = report.figures(group)
         if counts["entries"]:
             of = counts["entries"]
             yield (
