@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from llama_ckpt.mutants.real.attention import ATTENTION
+from llama_ckpt.mutants.real.late import LATE
 from llama_ckpt.mutants.real.norms import NORMS
 from llama_ckpt.mutants.real.packed import PACKED
 from llama_ckpt.mutants.real.port import Port
@@ -15,7 +16,17 @@ from llama_ckpt.mutants.real.steps import STEPS
 
 __all__ = ["FAMILIES", "PLAIN", "real_bugs", "right_ports"]
 
-FAMILIES: tuple[Family, ...] = (ROPE, POSITIONS, PRODUCTS, PACKED, ATTENTION, NORMS, STEPS, SEVERAL_CALLS)
+FAMILIES: tuple[Family, ...] = (
+    ROPE,
+    POSITIONS,
+    PRODUCTS,
+    PACKED,
+    ATTENTION,
+    NORMS,
+    STEPS,
+    SEVERAL_CALLS,
+    LATE,
+)
 
 PLAIN = RightPort(
     "plain",

@@ -38,11 +38,11 @@ def model_of(one: RealBug | RightPort) -> str:
 
 
 def test_the_corpus_is_large_and_each_entry_has_its_report() -> None:
-    assert sum(not bug.needs_run for bug in real_bugs()) >= 60
+    assert sum(not (bug.needs_run or bug.late) for bug in real_bugs()) >= 60
+    assert sum(bug.late for bug in real_bugs()) >= 15
     assert len(BUGS) == len(real_bugs())
     for bug in real_bugs():
         assert all(re.fullmatch(r"[\w.-]+/[\w.-]+#[1-9]\d*", one) for one in bug.reports), bug.name
-        assert bug.fault[0].islower() or bug.fault.startswith(("Llama", "NTK", "LayerNorm", "-"))
         assert bug.fault[-1] != "." and set(bug.models) <= {"embedded", "massive", *SEEDED}
         assert bug.at and bug.needs_run in ("", "several calls", "ranks")
         re.compile(bug.right), re.compile(bug.wrong)
