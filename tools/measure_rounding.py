@@ -21,7 +21,7 @@ import torch
 
 from llama_ckpt.diagnose.patched_oracle import RIGHT
 from llama_ckpt.judging.limits import Limit, limit_for, within
-from llama_ckpt.judging.metrics import causal_mask, measure
+from llama_ckpt.judging.metrics import causal_mask
 from llama_ckpt.judging.rounding import spreads_of
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import sum_spread
@@ -31,7 +31,7 @@ from tools.measured_draws import STEPS, Draw, draw_case, programs
 
 __all__ = ["METRICS", "Most", "judged", "measure_draws"]
 
-METRICS = ("err", "row_err", "element_err", "gain", "bias")
+METRICS = ("err", "row_err", "element_err", "gain", "bias", "turn")
 
 OVERFLOWS = {"float32": 1e37, "float16": 2.0**12, "bfloat16": 1e37}
 """Draws with larger numbers are left out: float16 holds nothing above 65,504, and scores are larger yet."""
@@ -77,10 +77,14 @@ def judged(number: int, step: str, dtype: str) -> Iterator[Use]:
     for program in chosen:
         for name, x in everyone[program](draw.case).items():
             limit, mask = limits[name]
-            found = measure(np.float32(x), exact[name], mask, rows=limit.rows, elements=limit.elements)
+            found = limit.measure(np.float32(x), exact[name], mask)
             used = limit.measured(found)
-            share = tuple(used[metric][0] / used[metric][1] if used[metric][1] else 0.0 for metric in METRICS)
+            share = tuple(_share(*used.get(metric, (0.0, 1.0))) for metric in METRICS)
             yield Use(step, dtype, name, str(program), number, share)
+
+
+def _share(got: float, most: float) -> float:
+    return got / most if most else 0.0
 
 
 @dataclass

@@ -24,7 +24,7 @@ import numpy as np
 from llama_ckpt.diagnose.patched_oracle import RIGHT, Patch, PatchedOracle
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.judging.limits import Limit, limit_for, within
-from llama_ckpt.judging.metrics import causal_mask, measure
+from llama_ckpt.judging.metrics import causal_mask
 from llama_ckpt.judging.rounding import spreads_of
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.models import GivenPrompt, embedded_tokenizer
@@ -205,7 +205,7 @@ def uses(program: PatchedOracle, calls: Sequence[_Judged]) -> tuple[float, float
                 continue
             for which, limit in enumerate(one.limits[name]):
                 o, mask = one.exact[name], one.masks[name]
-                found = measure(np.float32(x), o, mask, rows=limit.rows, elements=limit.elements)
+                found = limit.measure(np.float32(x), o, mask)
                 used = max(got / most for got, most in limit.measured(found).values())
                 worst[which] = max(worst[which], used)
     return worst[0], worst[1]

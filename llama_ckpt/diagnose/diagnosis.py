@@ -27,7 +27,7 @@ from llama_ckpt.identify.record import NOTHING_AROUND, Around, Asked
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import distance
-from llama_ckpt.judging.metrics import averaging, measure
+from llama_ckpt.judging.metrics import averaging
 from llama_ckpt.points import Case
 
 __all__ = ["diagnose_point", "diagnose_points", "smallest_limit"]
@@ -129,7 +129,7 @@ def smallest_limit(
     trial, oracle = np.asarray(x), np.asarray(o)
     if limit.exact or trial.shape != oracle.shape or not np.isfinite(trial).all():
         return None
-    found = measure(trial, oracle, mask, rows=limit.rows, elements=limit.elements)
+    found = limit.measure(trial, oracle, mask)
     least = {
         "err": found.err,
         "row_err": found.row_err,

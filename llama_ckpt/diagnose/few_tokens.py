@@ -59,7 +59,7 @@ def _of_rows(evidence: Sequence[Evidence], rows: Rows) -> list[Evidence]:
         keys = point in POINTS and POINTS[point].axes[-1] == "key"
         x, o = (_taken(array, rows, keys) for array in (one.x, one.o))
         mask = None if one.mask is None else _taken(one.mask, rows, keys)
-        found.append(replace(one, x=x, o=o, mask=mask, case=case, limit=one.limit.uniform))
+        found.append(replace(one, x=x, o=o, mask=mask, case=case, limit=one.limit.of_rows(rows)))
     return found
 
 

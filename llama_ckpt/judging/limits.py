@@ -38,10 +38,12 @@ from llama_ckpt.judging.metrics import (
     element_scale,
     flat_rows,
     gain_elements,
+    measure,
     row_scale,
 )
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.turns import TurnLimit, sideways, sideways_deviation
 from llama_ckpt.points import POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
@@ -61,6 +63,7 @@ __all__ = [
     "follows",
     "is_measured",
     "limit_for",
+    "turn_limit",
     "unmeasured",
     "within",
 ]
@@ -118,6 +121,7 @@ class Limit:
         reason: why it is what it is, a sentence.
         rows, elements: what each row and each element is allowed, flat as `metrics.flat_rows` has them,
             where that follows from the data; row_err and element_err are then the largest of them.
+        turn: what RoPE's angles may be off by; None where nothing was turned, or no more is known of it.
     """
 
     point: str
@@ -131,6 +135,7 @@ class Limit:
     reason: str
     rows: NDArray[np.float64] | None = field(default=None, compare=False)
     elements: NDArray[np.float64] | None = field(default=None, compare=False)
+    turn: TurnLimit | None = field(default=None, compare=False)
 
     @property
     def exact(self) -> bool:
@@ -144,16 +149,29 @@ class Limit:
             return self
         return replace(self, rows=None, elements=None)
 
+    def of_rows(self, part: Any) -> Limit:
+        """The uniform one of some rows."""
+        return replace(self.uniform, turn=None if self.turn is None else self.turn.rows(part))
+
+    def measure(self, x: ArrayLike, o: ArrayLike, mask: Any = None) -> Errors:
+        """x against o; the worst row, element and angle are those that use most of what they are allowed."""
+        found = measure(x, o, mask, rows=self.rows, elements=self.elements)
+        if self.turn is None:
+            return found
+        return replace(found, turn=self.turn.worst(sideways(x, o, self.turn.angles.pairs)))
+
     def measured(self, found: Errors) -> dict[str, tuple[float, float]]:
         """Each of the metrics' errors, as it is held against the limit, and what is allowed there."""
         row = self.row_err if self.rows is None else found.row_allowed
         element = self.element_err if self.elements is None else found.element_allowed
+        turn = {} if found.turn is None else {"turn": (found.turn.got, found.turn.allowed)}
         return {
             "err": (found.err, self.err),
             "row_err": (found.row_err, row),
             "element_err": (found.element_err, element),
             "gain": (abs(found.gain), self.gain * averaging(found.n_gain)),
             "bias": (abs(found.bias), self.bias * averaging(found.n)),
+            **turn,
         }
 
     def nearest(self, found: Errors) -> tuple[str, float]:
@@ -239,6 +257,16 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
         bias=bias / averaging(float(judged.sum())),
         rows=rows,
         elements=elements,
+        turn=turn_limit(spread, o),
+    )
+
+
+def turn_limit(spread: Spread, o: ArrayLike) -> TurnLimit | None:
+    """What the angles of a tensor, or of some of its rows, may be off by; None where nothing was turned."""
+    if spread.angles is None:
+        return None
+    return TurnLimit(
+        spread.angles, sideways_deviation(np.asarray(o, np.float64), spread.deviation, spread.angles.pairs)
     )
 
 

@@ -7,6 +7,7 @@ With x the tensor on trial and o the oracle's:
     element_err |x - o| / (|o| + rms of its row); the largest counts: nor does a bad element
     gain        <x - o, o> / <o, o>: the slope of x fitted to o, less one
     bias        mean(x - o) / rms(o)
+    turn        of what RoPE turned, by how many radians; `turns` has it
 
 Gain and bias are what rounding does not leave: it has no direction, so its mean over n elements
 shrinks with sqrt(n), and a gain of 1.002 stands out long before it shows in err. numpy only.
@@ -20,6 +21,8 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.judging.turns import Turn
 
 __all__ = [
     "Errors",
@@ -59,6 +62,7 @@ class Errors:
         n_gain: over how many the gain is in effect averaged, sum(o^2)^2 / sum(o^4): where a few elements
             dwarf the rest, as in trained models, they alone decide it.
         row_allowed, element_allowed: what that row and that element are allowed; NaN where all are alike.
+        turn: the angle that is furthest off for what it is allowed; None where nothing was turned.
     """
 
     err: float
@@ -71,6 +75,7 @@ class Errors:
     n_gain: float
     row_allowed: float = math.nan
     element_allowed: float = math.nan
+    turn: Turn | None = None
 
 
 def causal_mask(positions: ArrayLike, sequence_ids: ArrayLike | None = None) -> Mask:

@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.directions import Directions
-from llama_ckpt.judging.limits import ELEMENT, ERR, ROW, Limit, directed, follows
+from llama_ckpt.judging.limits import ELEMENT, ERR, ROW, Limit, directed, follows, turn_limit
 from llama_ckpt.judging.metrics import averaging
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.turns import TurnLimit
 
 __all__ = ["Allowed"]
 
@@ -36,6 +37,7 @@ class Allowed:
     def __post_init__(self) -> None:
         self._directions = Directions(PRECISIONS[self.table.dtype].half > 0)
         self._rows: list[Array] = []
+        self._turns: list[TurnLimit] = []
         self._deviation, self._most, self._lean = 0.0, 0.0, 0.0
 
     def add(
@@ -66,12 +68,20 @@ class Allowed:
             self._lean += spread.lean
             allowed, rows = allowed + most, rows + np.sqrt(squares)
         self._rows.append(rows / scale)
+        turn = turn_limit(spread, o)
+        if turn is not None:
+            self._turns.append(turn)
         return allowed
 
     @property
     def rows(self) -> Array:
         """What each row is allowed."""
         return np.concatenate(self._rows)
+
+    @property
+    def turn(self) -> TurnLimit | None:
+        """What the angles are allowed."""
+        return TurnLimit.of_parts(self._turns) if self._turns else None
 
     def limit(self, norm: float, n_gain: float, n: int, size: int, element: float) -> Limit:
         """What the tensor is held to.
@@ -95,6 +105,7 @@ class Allowed:
             gain=gain / averaging(n_gain),
             bias=bias / averaging(n),
             rows=rows,
+            turn=self.turn,
         )
 
 

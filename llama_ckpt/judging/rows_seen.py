@@ -18,6 +18,7 @@ from llama_ckpt.judging.metrics import Errors
 from llama_ckpt.judging.rows_allowed import Allowed
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import sampled
+from llama_ckpt.judging.turns import sideways
 
 __all__ = ["Rows", "Seen"]
 
@@ -55,6 +56,7 @@ class Seen:
         floored: what each row is measured against; None: its own norm, as long as that is not known.
         norms, scales: the norm of each row, and what it was measured against.
         allowed: what rounding allows them.
+        turned: by how many radians each pair is off, where something was turned.
         counts: errors of elements, by power of ten, as the tally has them.
         bad: of "o" and "x", where they are not finite first, what stands there in both, and how often.
     """
@@ -64,6 +66,7 @@ class Seen:
     norms: list[Array] = field(default_factory=list)
     scales: list[Array] = field(default_factory=list)
     row_errs: list[Array] = field(default_factory=list)
+    turned: list[Array] = field(default_factory=list)
     allowed: Allowed | None = None
     counts: Any = 0
     sums: dict[str, float] = field(default_factory=dict)
@@ -105,6 +108,8 @@ class Seen:
             against += (scale / np.sqrt(np.maximum(counts, 1)))[:, None]
             self._elements(rows, o, residual, against, norms, scale)
             self._keep(norms, scale, errors / scale)
+            if rows.spread is not None and rows.spread.angles is not None:
+                self.turned.append(sideways(rows.x, o, rows.spread.angles.pairs))
         else:
             self._keep(*np.ones((3, len(o))))
         self.n_rows += len(o)
@@ -192,6 +197,7 @@ class Seen:
         """As `measure` gives them."""
         norm, errs = self.norm, np.concatenate(self.row_errs)
         allowed = None if self.allowed is None else self.allowed.rows
+        turn = None if self.allowed is None else self.allowed.turn
         with np.errstate(all="ignore"):
             worst = int(np.argmax(errs if allowed is None else np.where(errs > 0, errs / allowed, 0.0)))
         return Errors(
@@ -205,4 +211,5 @@ class Seen:
             n_gain=self.n_gain,
             row_allowed=math.nan if allowed is None else float(allowed[worst]),
             element_allowed=math.nan if allowed is None else self.worst[2],
+            turn=None if turn is None else turn.worst(np.concatenate(self.turned)),
         )

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.judging.turns import Angles
+
 __all__ = ["RowSums", "Spread"]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -46,6 +48,7 @@ class Spread:
         apart: the rest of it, where that is known by itself.
         aligned: all of it came through several products, and may point wherever the tensor does.
         sums: what each row's errors may come to along the row and in sum; None where each element errs apart.
+        angles: of a rotation, what its angles may be off by.
         onward: of the next step's product what these errors come to in its rows' sums, where that is known.
     """
 
@@ -60,6 +63,7 @@ class Spread:
     aligned: bool = False
     sums: RowSums | None = None
     onward: RowSums | None = None
+    angles: Angles | None = None
 
     @property
     def whole(self) -> Array:
@@ -113,4 +117,5 @@ class Spread:
             apart=cut(self.apart),
             sums=cut_sums(self.sums),
             onward=cut_sums(self.onward),
+            angles=None if self.angles is None else self.angles.rows(part),
         )

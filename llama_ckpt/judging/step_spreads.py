@@ -33,6 +33,7 @@ from llama_ckpt.judging.rounding_steps import (
     turned_most,
 )
 from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.judging.turns import angles_of
 from llama_ckpt.oracle import llama as oracle
 
 __all__ = [
@@ -122,16 +123,17 @@ def turned_spread(
     came: Spread | None = None,
 ) -> Spread:
     """Of heads `[n, heads, head_dim]` turned by RoPE, x before and y after."""
-    own = turned_deviation(x, p)
+    own, turns = turned_deviation(x, p), (positions, frequencies, p)
+    angles = angles_of(*turns, exact=exact_angles, carried=came is not None)
     most, lean = (None, 0.0) if exact_angles else turned_most(x, positions, frequencies)
     if came is None:
-        return Spread(own, most, lean, everywhere=TURNED * p.u)
+        return Spread(own, most, lean, everywhere=TURNED * p.u, angles=angles)
     whole = turned_deviation(x, p, came.whole)
     mode = came.mode
     if mode is not None:
         mode = oracle.rope(mode, mode[:, :0], positions, frequencies)[0]
     sums = aligned_sums(y, own, whole)
-    return Spread(whole, most, lean, mode=mode, sums=sums, everywhere=TURNED * p.u)
+    return Spread(whole, most, lean, mode=mode, sums=sums, everywhere=TURNED * p.u, angles=angles)
 
 
 def scores_spread(deviation: Any, p: Precision, *, aligned: bool) -> Spread:

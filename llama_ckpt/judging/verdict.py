@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
-from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, measure, relative_error
+from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, relative_error
 
 __all__ = ["PointVerdict", "against_reference", "causal_mask", "judge", "problems"]
 
@@ -117,7 +117,7 @@ def judge(
     trial, oracle = np.asarray(x, np.float64), np.asarray(o, np.float64)
     reference = None if r is None else np.asarray(r, np.float64)
     judged = np.ones(oracle.shape, bool) if mask is None else np.broadcast_to(mask, oracle.shape)
-    found = measure(trial, oracle, mask, rows=limit.rows, elements=limit.elements)
+    found = limit.measure(trial, oracle, mask)
     facts = _facts(name, trial, oracle, reference, mask, limit, found)
     if limit.exact:
         return _exact(facts, trial, oracle, reference, judged, limit)
@@ -243,10 +243,12 @@ def _differing(x: Array, o: Array, mask: Mask | None, limit: Limit, found: Error
 
 def problems(found: Errors, limit: Limit) -> list[str]:
     """A phrase for each limit that is broken."""
-    words = {"err": "error", "gain": "gain off by"}
+    words = {"err": "error", "gain": "gain off by", "turn": "turned too far or too little by"}
+    where = {"row_err": f" (token {found.row})"}
+    if found.turn is not None:
+        where["turn"] = f" (radians, pair {found.turn.pair})"
     return [
-        f"{words.get(metric, metric)} {got:.2e} > allowed {most:.2e}"
-        + (f" (token {found.row})" if metric == "row_err" else "")
+        f"{words.get(metric, metric)} {got:.2e} > allowed {most:.2e}{where.get(metric, '')}"
         for metric, (got, most) in limit.measured(found).items()
         if not got <= most
     ]

@@ -23,7 +23,6 @@ from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, within
-from llama_ckpt.judging.metrics import measure
 from llama_ckpt.judging.rounding import spreads_of
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import causal_mask, judge
@@ -157,7 +156,7 @@ def _saw(x: Array, o: Array, limit: Limit, mask: Any) -> tuple[str, ...]:
         return ("exact",)
     if not np.isfinite(x).all():
         return ("finite",)
-    found = measure(x, o, mask, rows=limit.rows, elements=limit.elements)
+    found = limit.measure(x, o, mask)
     return tuple(metric for metric, (got, most) in limit.measured(found).items() if not got <= most)
 
 

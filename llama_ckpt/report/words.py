@@ -56,8 +56,9 @@ MEASURES = {
     "element_err": "the worst element's error",
     "gain": "the gain",
     "bias": "the bias",
+    "turn": "an angle",
 }
-"""The five measures of `judging/metrics.py`, by the names that they have in the JSON."""
+"""The measures of `judging/metrics.py`, by the names that they have in the JSON."""
 
 WHO = {
     "yours": "yours",

@@ -1,0 +1,168 @@
+"""By how much RoPE's angles are off, read from the pairs that it turned.
+
+Rounding moves a pair any way, a wrong angle moves it sideways, in all heads alike, and a wrong frequency by
+so much more with every position. So sideways movements are looked at by themselves: each token's, for every
+pair over all heads, and for every pair the slope with which they grow over the tokens. In half precision
+a frequency that was rounded is lost in the rounding of products long before its slope is; in float32 a
+factor of the angles shows in the slope that is far too small for an error of the whole tensor.
+
+numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from llama_ckpt.judging.rounding_steps import Precision, angle_error
+
+__all__ = ["Angles", "Turn", "TurnLimit", "angles_of", "sideways", "sideways_deviation"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+ANGLE, SLOPE = 3.0, 2.0
+"""What a token's angle and a pair's slope may be of the deviations that rounding leaves of them."""
+
+STEADY = 4.0
+"""In half precision: so many roundings a pair has to be turned by before it errs another way."""
+
+
+@dataclass(frozen=True)
+class Angles:
+    """What is known of a rotation before anything is measured.
+
+    Attributes:
+        positions: `[n]`.
+        off: by how many radians angles as right programs build them may be off, `[n, pairs]`; zeros where
+            they have to be exact.
+        alike: how many tokens in a row may err alike, `[pairs]`: a pair that hardly turns from one to the
+            next is rounded the same way each time.
+    """
+
+    positions: Array
+    off: Array
+    alike: Array
+
+    @property
+    def pairs(self) -> int:
+        """Of a head."""
+        return self.off.shape[1]
+
+    def rows(self, part: Any) -> Angles:
+        """Of some tokens."""
+        return replace(self, positions=self.positions[part], off=self.off[part])
+
+
+def angles_of(
+    positions: ArrayLike, frequencies: ArrayLike, p: Precision, *, exact: bool, carried: bool
+) -> Angles:
+    """The angles of a rotation.
+
+    Args:
+        exact: angles have to be exact. carried: what is turned deviates already, in any direction.
+    """
+    at, turns = np.asarray(positions, np.float64), np.abs(np.asarray(frequencies, np.float64))
+    off = angle_error(at, turns)
+    alike = np.full(len(turns), np.inf) if carried else np.maximum(1.0, STEADY * (p.u + p.half) / turns)
+    return Angles(at, np.zeros_like(off) if exact else off, alike)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The angle that uses most of what it is allowed, both in radians, and which it is.
+
+    Attributes:
+        got, allowed: of one token, or at the position furthest out, as the slope over all has it.
+        pair: which.
+    """
+
+    got: float
+    allowed: float
+    pair: int
+
+    @property
+    def share(self) -> float:
+        """Of what is allowed."""
+        return self.got / self.allowed
+
+
+@dataclass(frozen=True)
+class TurnLimit:
+    """How far the angles of a tensor may be off.
+
+    Attributes:
+        angles: what is known of them.
+        deviation: of each as rounding has it, `[n, pairs]`; infinite where nothing is turned.
+    """
+
+    angles: Angles
+    deviation: Array
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[TurnLimit]) -> TurnLimit:
+        """Of all tokens, from runs of them."""
+        angles = [one.angles for one in parts]
+        positions, off = (
+            np.concatenate([getattr(one, name) for one in angles]) for name in ("positions", "off")
+        )
+        return cls(
+            replace(angles[0], positions=positions, off=off), np.concatenate([one.deviation for one in parts])
+        )
+
+    def rows(self, part: Any) -> TurnLimit:
+        """Of some tokens."""
+        return TurnLimit(self.angles.rows(part), self.deviation[part])
+
+    def worst(self, off: Array) -> Turn:
+        """Of what angles `[n, pairs]` are off by, as `sideways` has it."""
+        token = np.abs(off), ANGLE * self.deviation + self.angles.off
+        slope, most = self._slopes(off)
+        furthest = float(np.abs(self.angles.positions).max(initial=0.0))
+        got, allowed = (
+            np.vstack(each) for each in zip(token, (slope * furthest, most * furthest), strict=True)
+        )
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(got > 0, got / allowed, 0.0)
+        at = np.unravel_index(int(np.argmax(shares)), shares.shape)
+        return Turn(float(got[at]), float(allowed[at]), int(at[1]))
+
+    def _slopes(self, off: Array) -> tuple[Array, Array]:
+        """What each pair's angle is off by for every position, and may be, `[pairs]`."""
+        at = self.angles.positions[:, None]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weight = self.deviation**-2.0
+            squares = np.sum(weight * at**2, axis=0)
+            slope = np.abs(np.sum(weight * at * off, axis=0)) / squares
+            chance = np.sqrt(np.minimum(self.angles.alike, len(off)) / squares)
+            built = np.max(np.where(at == 0, 0.0, self.angles.off / np.abs(at)), axis=0, initial=0.0)
+        still = squares == 0
+        return np.where(still, 0.0, slope), np.where(still, np.inf, SLOPE * chance + built)
+
+
+def sideways(x: Array, o: Array, pairs: int) -> Array:
+    """By how many radians the pairs of x lie beside those of o, of all heads together, `[n, pairs]`.
+
+    Args:
+        x, o: of one shape, the token first, the features of heads last; flat rows as well.
+    """
+    yours, exact = _in_pairs(x, pairs), _in_pairs(o, pairs)
+    moved = np.sum(exact[..., 0] * yours[..., 1] - exact[..., 1] * yours[..., 0], axis=1)
+    size = np.sum(exact**2, axis=(1, 3))
+    return np.asarray(moved / np.where(size > 0, size, 1.0))
+
+
+def sideways_deviation(o: Array, deviation: Array, pairs: int) -> Array:
+    """The deviation of that, from each element's; heads are taken to err alike. `[n, pairs]`"""
+    off = np.sum(_in_pairs(deviation, pairs) ** 2, axis=(1, 3)) / 2
+    size = np.sum(_in_pairs(o, pairs) ** 2, axis=(1, 3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(size > 0, np.sqrt(off / size), np.inf))
+
+
+def _in_pairs(x: Array, pairs: int) -> Array:
+    """`[n, heads, pairs, 2]`"""
+    return np.reshape(x, (len(x), -1, pairs, 2))
