@@ -238,7 +238,8 @@ def wider(spread: Spread, ties: Array | None, y: Array) -> Spread:
     rows, exact = ties.reshape(len(y), -1), y.reshape(len(y), -1)
     falls = RowSums(np.linalg.norm(rows * exact, axis=1), np.linalg.norm(rows, axis=1))
     sums = (spread.sums or _sums_of(spread, exact)).and_of(falls)
-    return replace(spread, most=most, sums=sums, aligned=False)
+    angles = None if spread.angles is None else spread.angles.wider(y, ties)
+    return replace(spread, most=most, sums=sums, aligned=False, angles=angles)
 
 
 def _sums_of(spread: Spread, exact: Array) -> RowSums:

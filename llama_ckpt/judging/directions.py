@@ -24,7 +24,15 @@ from numpy.typing import NDArray
 
 from llama_ckpt.judging.spread import Spread
 
-__all__ = ["Directions", "column_step", "columns_alike", "gain_and_bias", "rows_alike", "shortened"]
+__all__ = [
+    "Directions",
+    "column_step",
+    "columns_alike",
+    "gain_and_bias",
+    "most_equal",
+    "rows_alike",
+    "shortened",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -36,6 +44,9 @@ ROWS_LOOKED_AT = 8
 
 CLOSE = 1 / 8
 """Elements are alike that are apart by less than this share of what one of the row may be off."""
+
+EQUAL = 1e-4
+"""Of 1 less a squared cosine: rows that half precision hardly tells apart."""
 
 PROJECTED = 32
 """Numbers that stand for a row where rows are compared: a cosine is known to 1/sqrt(32)."""
@@ -168,6 +179,14 @@ def _signs(columns: int) -> Array:
     return np.random.default_rng(0).choice([-1.0, 1.0], (columns, PROJECTED))
 
 
+def most_equal(x: Array, *, half: bool) -> float:
+    """How many rows are one and the same, at most, as far as such rounding tells; x: the token first."""
+    if not half or len(x) == 1:
+        return 1.0
+    squares = _squared_cosines(shortened(compared(np.reshape(x, (len(x), -1)))))
+    return float(np.max(np.sum(squares > 1 - EQUAL, axis=1)))
+
+
 def rows_alike(short: Array, *, half: bool) -> Array:
     """For each row how many rows are wrong as it is, itself counted, `[rows]`.
 
@@ -178,10 +197,14 @@ def rows_alike(short: Array, *, half: bool) -> Array:
     """
     if len(short) == 1:
         return np.ones(1)
-    norms = np.linalg.norm(short, axis=1, keepdims=True)
-    short = short / np.where(norms > 0, norms, 1.0)
-    squares = (short @ short.T) ** 2
+    squares = _squared_cosines(short)
     if not half:
         return np.asarray(np.maximum((squares > 1 - 1e-9).sum(axis=1), 1.0))
     by_chance = (len(short) - 1) / PROJECTED
     return np.asarray(np.maximum(squares.sum(axis=1) - by_chance, 1.0))
+
+
+def _squared_cosines(short: Array) -> Array:
+    norms = np.linalg.norm(short, axis=1, keepdims=True)
+    short = short / np.where(norms > 0, norms, 1.0)
+    return np.asarray((short @ short.T) ** 2)

@@ -43,7 +43,7 @@ from llama_ckpt.judging.metrics import (
 )
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
-from llama_ckpt.judging.turns import TurnLimit, sideways, sideways_deviation
+from llama_ckpt.judging.turns import TurnLimit, sideways
 from llama_ckpt.points import POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
@@ -265,9 +265,7 @@ def turn_limit(spread: Spread, o: ArrayLike) -> TurnLimit | None:
     """What the angles of a tensor, or of some of its rows, may be off by; None where nothing was turned."""
     if spread.angles is None:
         return None
-    return TurnLimit(
-        spread.angles, sideways_deviation(np.asarray(o, np.float64), spread.deviation, spread.angles.pairs)
-    )
+    return TurnLimit.of(o, spread.deviation, spread.angles)
 
 
 def follows(limit: Limit, err: float, row_err: float, element_err: float) -> Limit:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.judging.directions import most_equal
 from llama_ckpt.judging.rounding_modes import (
     aligned_sums,
     gated_mode,
@@ -123,8 +124,8 @@ def turned_spread(
     came: Spread | None = None,
 ) -> Spread:
     """Of heads `[n, heads, head_dim]` turned by RoPE, x before and y after."""
-    own, turns = turned_deviation(x, p), (positions, frequencies, p)
-    angles = angles_of(*turns, exact=exact_angles, carried=came is not None)
+    own, equal = turned_deviation(x, p), np.inf if came is not None else most_equal(x, half=p.half > 0)
+    angles = angles_of(positions, frequencies, p, exact=exact_angles, equal=equal)
     most, lean = (None, 0.0) if exact_angles else turned_most(x, positions, frequencies)
     if came is None:
         return Spread(own, most, lean, everywhere=TURNED * p.u, angles=angles)

@@ -24,11 +24,15 @@ __all__ = ["Angles", "Turn", "TurnLimit", "angles_of", "sideways", "sideways_dev
 
 Array: TypeAlias = NDArray[np.float64]
 
-ANGLE, SLOPE = 3.0, 2.0
+ANGLE, SLOPE = 3.0, 3.0
 """What a token's angle and a pair's slope may be of the deviations that rounding leaves of them."""
 
-STEADY = 4.0
-"""In half precision: so many roundings a pair has to be turned by before it errs another way."""
+SHARED = 0.4
+"""Of the square of what a pair may be moved sideways: its cosine and sine, rounded once for all heads."""
+
+STEADY, IN_STEP = 4.0, 256.0
+"""In half precision: so many roundings a pair has to be turned by before it errs another way; and the same
+where tokens are equal: steps of nearly a whole number of roundings leave the same one again and again."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +43,15 @@ class Angles:
         positions: `[n]`.
         off: by how many radians angles as right programs build them may be off, `[n, pairs]`; zeros where
             they have to be exact.
-        alike: how many tokens in a row may err alike, `[pairs]`: a pair that hardly turns from one to the
-            next is rounded the same way each time.
+        alike: how many tokens may err alike, `[pairs]`: a pair that hardly turns from one to the next is
+            rounded the same way each time.
+        besides: by how many radians more each may deviate, `[n, pairs]`; None for no more.
     """
 
     positions: Array
     off: Array
     alike: Array
+    besides: Array | None = None
 
     @property
     def pairs(self) -> int:
@@ -54,20 +60,29 @@ class Angles:
 
     def rows(self, part: Any) -> Angles:
         """Of some tokens."""
-        return replace(self, positions=self.positions[part], off=self.off[part])
+        besides = None if self.besides is None else self.besides[part]
+        return replace(self, positions=self.positions[part], off=self.off[part], besides=besides)
+
+    def wider(self, o: Array, more: Array) -> Angles:
+        """Where elements of o may deviate by so much more, in any direction."""
+        besides = sideways_deviation(o, more, self.pairs)
+        return replace(self, alike=np.full(self.pairs, np.inf), besides=besides)
 
 
 def angles_of(
-    positions: ArrayLike, frequencies: ArrayLike, p: Precision, *, exact: bool, carried: bool
+    positions: ArrayLike, frequencies: ArrayLike, p: Precision, *, exact: bool, equal: float
 ) -> Angles:
     """The angles of a rotation.
 
     Args:
-        exact: angles have to be exact. carried: what is turned deviates already, in any direction.
+        exact: angles have to be exact.
+        equal: how many tokens have one vector; infinite where vectors deviate already, in any direction.
     """
     at, turns = np.asarray(positions, np.float64), np.abs(np.asarray(frequencies, np.float64))
     off = angle_error(at, turns)
-    alike = np.full(len(turns), np.inf) if carried else np.maximum(1.0, STEADY * (p.u + p.half) / turns)
+    rounded = (p.u + p.half) / turns
+    alike = np.maximum(np.maximum(1.0, STEADY * rounded), np.minimum(equal, 1.0 + IN_STEP * rounded))
+    alike = alike if np.isfinite(equal) else np.full(len(turns), np.inf)
     return Angles(at, np.zeros_like(off) if exact else off, alike)
 
 
@@ -84,11 +99,6 @@ class Turn:
     allowed: float
     pair: int
 
-    @property
-    def share(self) -> float:
-        """Of what is allowed."""
-        return self.got / self.allowed
-
 
 @dataclass(frozen=True)
 class TurnLimit:
@@ -101,6 +111,14 @@ class TurnLimit:
 
     angles: Angles
     deviation: Array
+
+    @classmethod
+    def of(cls, o: ArrayLike, deviation: Array, angles: Angles) -> TurnLimit:
+        """Of a tensor or some rows of it, from the deviations of its elements."""
+        shared = SHARED if np.isfinite(angles.alike).all() else 1.0
+        made = sideways_deviation(np.asarray(o, np.float64), deviation, angles.pairs, shared=shared)
+        made = made if angles.besides is None else np.hypot(made, angles.besides)
+        return cls(replace(angles, besides=None), made)
 
     @classmethod
     def of_parts(cls, parts: Sequence[TurnLimit]) -> TurnLimit:
@@ -122,10 +140,9 @@ class TurnLimit:
         token = np.abs(off), ANGLE * self.deviation + self.angles.off
         slope, most = self._slopes(off)
         furthest = float(np.abs(self.angles.positions).max(initial=0.0))
-        got, allowed = (
-            np.vstack(each) for each in zip(token, (slope * furthest, most * furthest), strict=True)
-        )
         with np.errstate(divide="ignore", invalid="ignore"):
+            slopes = slope * furthest, most * furthest
+            got, allowed = (np.vstack(each) for each in zip(token, slopes, strict=True))
             shares = np.where(got > 0, got / allowed, 0.0)
         at = np.unravel_index(int(np.argmax(shares)), shares.shape)
         return Turn(float(got[at]), float(allowed[at]), int(at[1]))
@@ -155,12 +172,30 @@ def sideways(x: Array, o: Array, pairs: int) -> Array:
     return np.asarray(moved / np.where(size > 0, size, 1.0))
 
 
-def sideways_deviation(o: Array, deviation: Array, pairs: int) -> Array:
-    """The deviation of that, from each element's; heads are taken to err alike. `[n, pairs]`"""
-    off = np.sum(_in_pairs(deviation, pairs) ** 2, axis=(1, 3)) / 2
-    size = np.sum(_in_pairs(o, pairs) ** 2, axis=(1, 3))
+def sideways_deviation(o: Array, deviation: Array, pairs: int, *, shared: float = 1.0) -> Array:
+    """The deviation of that, from each element's, `[n, pairs]`; infinite where there is nothing to turn.
+
+    Args:
+        shared: of its square the part that all heads have in common. The rest is each head's own where they
+            hold different numbers, and is less by as many as there are.
+    """
+    exact = _in_pairs(o, pairs)
+    exact = exact[..., 0] + 1j * exact[..., 1]
+    reach = np.abs(exact)
+    moment = reach * np.sqrt(np.sum(_in_pairs(deviation, pairs) ** 2, axis=3) / 2)
+    square = np.sum(moment, axis=1) ** 2
+    if shared < 1:
+        square = shared * square + (1 - shared) * np.einsum("nhp,pgh,ngp->np", moment, _alike(exact), moment)
+    size = np.sum(reach**2, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(size > 0, np.sqrt(off / size), np.inf))
+        return np.asarray(np.where(size > 0, np.sqrt(square) / size, np.inf))
+
+
+def _alike(exact: Array) -> Array:
+    """How alike heads `[n, heads, pairs]` are, however they are turned, `[pairs, heads, heads]`."""
+    norms = np.linalg.norm(exact, axis=0)
+    whole = (exact / np.where(norms > 0, norms, 1.0)).transpose(2, 1, 0)
+    return np.asarray(np.abs(whole @ whole.conj().transpose(0, 2, 1)) ** 2)
 
 
 def _in_pairs(x: Array, pairs: int) -> Array:
