@@ -56,7 +56,7 @@ class Angles:
     @property
     def pairs(self) -> int:
         """Of a head."""
-        return self.off.shape[1]
+        return int(self.off.shape[1])
 
     def rows(self, part: Any) -> Angles:
         """Of some tokens."""
@@ -160,7 +160,7 @@ class TurnLimit:
         return np.where(still, 0.0, slope), np.where(still, np.inf, SLOPE * chance + built)
 
 
-def sideways(x: Array, o: Array, pairs: int) -> Array:
+def sideways(x: ArrayLike, o: ArrayLike, pairs: int) -> Array:
     """By how many radians the pairs of x lie beside those of o, of all heads together, `[n, pairs]`.
 
     Args:
@@ -198,6 +198,7 @@ def _alike(exact: Array) -> Array:
     return np.asarray(np.abs(whole @ whole.conj().transpose(0, 2, 1)) ** 2)
 
 
-def _in_pairs(x: Array, pairs: int) -> Array:
+def _in_pairs(x: ArrayLike, pairs: int) -> Array:
     """`[n, heads, pairs, 2]`"""
-    return np.reshape(x, (len(x), -1, pairs, 2))
+    array = np.asarray(x, np.float64)
+    return array.reshape(len(array), -1, pairs, 2)
