@@ -180,8 +180,18 @@ class Diagnosis:
         several = bug is not None and "+" in bug.name
         if several and change is not None and change.kind not in SIMPLE:
             change = None  # two bugs say more than a change with many numbers
+        if change is not None and " of its own" in change.sentence:
+            change = None  # fits much, and says nothing of what was computed
         found = [operator, change, bug] if several else [bug, operator, change]
         return min((one for one in found if one is not None), key=_is_part, default=None)
+
+    @property
+    def operator(self) -> Identified | None:
+        """What was identified, where that is what is said, or says more of the bug that is."""
+        best = self._best()
+        operator = self.identified[0] if self.identified else None
+        whole = operator is not None and operator.explained
+        return operator if best is operator or (isinstance(best, NamedBug) and whole) else None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; NaN and infinity become None."""

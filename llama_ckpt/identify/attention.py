@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.identify.attending import Attending, Mask, attending, softmax
 from llama_ckpt.identify.attention_context import context_guesses, lost_guesses
+from llama_ckpt.identify.attention_heads import heads_said, matched_heads, place_of_heads
 from llama_ckpt.identify.attention_scores import scores_guesses
 from llama_ckpt.identify.attention_sums import Mixture, in_the_sum, of_the_scores, rounded_steps
 from llama_ckpt.identify.key_sets import rules_of
@@ -60,6 +61,7 @@ def _of_probs(one: Attending) -> Iterator[Guess]:
     seen = (probs > 0).any(axis=0)
     yield from _of_keys(one, probs, seen)
     yield from _of_mass(one, probs)
+    yield from _of_other_heads(one, probs)
     for mixture in of_the_scores(one, probs):
         yield from _mixed(one, probs, mixture)
     for mixture in rounded_steps(one):
@@ -129,6 +131,25 @@ def _of_each_head(one: Attending, probs: Array) -> Iterator[Guess]:
         parameters = {"keys_seen": _rows_of(rule.seen)}
         yield Guess(rule.kind, words, one.following(probs=made), rule.free + 1, place, parameters, rule.code)
         return
+
+
+def _of_other_heads(one: Attending, probs: Array) -> Iterator[Guess]:
+    """Probabilities of other key heads, where the scores were not recorded."""
+    if len(one.k) < 2:
+        return
+    rows = slice(max(0, one.n - 16), one.n)
+    scores = one.q[:, None, rows] @ one.k[None].transpose(0, 1, 3, 2)
+    reads = matched_heads(probs[:, rows], softmax(scores * one.scale, one.visible[rows]), True)
+    scores = one.scores_of(reads)
+    made = softmax(scores * one.scale, one.visible)
+    if (reads == one.reads).all() or not _alike(one, probs, made):
+        return
+    rest = (int(np.sum(reads != one.reads)), place_of_heads(reads, one), {"reads": reads.tolist()})
+    code = "tile or repeat for repeat_interleave, or key heads in another order"
+    words = heads_said(reads, one, "key and value")
+    yield Guess("attention.heads", words, one.following(probs=made, values=reads), *rest, code)
+    words = heads_said(reads, one, "key") + ", and the right values"
+    yield Guess("attention.heads", words, one.following(probs=made), *rest, code)
 
 
 def _of_mass(one: Attending, probs: Array) -> Iterator[Guess]:

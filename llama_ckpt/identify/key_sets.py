@@ -201,10 +201,9 @@ def _as(keys: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def _row_by_row(seen: Mask, visible: Mask) -> KeySet:
-    """Runs of rows that miss or see the same, complete in the parameters."""
+    """Runs of rows that miss or see the same keys."""
     n = len(seen)
     wrong = np.flatnonzero((seen != visible).any(axis=1))
-    sets = {int(row): ranges(np.flatnonzero(seen[row])) for row in wrong}
     parts, free = [], 0
     for rows, words, numbers in _runs(seen, visible, wrong):
         parts.append(f"{which('token', rows, n)} {words if len(rows) > 1 else _of_one(words)}")
@@ -214,9 +213,8 @@ def _row_by_row(seen: Mask, visible: Mask) -> KeySet:
         parts = parts[:FEW]
     else:
         most = ""
-    parameters = {"keys_seen": {str(row): [list(run) for run in runs] for row, runs in sets.items()}}
     words = f"other keys are seen: {listed(parts)}{most}"
-    return KeySet("attention.keys", words, seen, free, "", parameters)
+    return KeySet("attention.keys", words, seen, free)
 
 
 def _runs(seen: Mask, visible: Mask, wrong: NDArray[np.int64]) -> Iterator[tuple[list[int], str, int]]:

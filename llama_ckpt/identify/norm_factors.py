@@ -44,6 +44,8 @@ def factors(measured: Array, x: Array, eps: float, rows: NDArray[np.int64]) -> I
     right = 1 / np.sqrt(squares + eps)
     yield Factor("norm.factor", "", right[rows])
     yield Factor("norm.factor", "rows are not divided by their size", np.ones(len(rows)))
+    words = "rows are multiplied by their root mean square instead of divided by it"
+    yield Factor("norm.factor", words, 1 / right[rows], 0, "sqrt for rsqrt")
     yield from _of_epsilon(measured, squares[rows], eps, x.shape[1])
     yield from _of_a_part(measured, x[rows], eps)
     yield from _of_other_rows(measured, right, rows)

@@ -31,6 +31,9 @@ Array: TypeAlias = NDArray[Any]
 OFFSETS = (-2, -1, 1, 2)
 """Positions that are tried together with other frequencies."""
 
+MOST_OF_A_PART = 4
+"""What reads more numbers from the tensor fits a part of much, and says nothing of it."""
+
 MOST = 12
 """So many explanations of one tensor are tried on the other."""
 
@@ -155,7 +158,8 @@ def _of_turns(turns: Turns, own: Array, f: Array, asked: Asked) -> Iterator[_Tur
             angles = (own + offset)[:, None] * speed.at
             if near(angles):
                 words, free = speed.words + later, speed.free + bool(offset)
-                yield of(speed.kind, words, angles, free, speed.code, speed.tells, speed.parameters)
+                drawn = {"frequencies": speed.at.tolist(), "own": f.tolist()} | dict(speed.parameters)
+                yield of(speed.kind, words, angles, free, speed.code, speed.tells, drawn)
         break
     if pairs == len(f):
         yield from _of_tables(turns, own, f, extra)
@@ -191,6 +195,7 @@ def _guess(found: Sequence[_Turned], asked: Asked) -> Guess:
         parameters=first.parameters,
         code=first.code,
         would_tell=first.tells,
+        part=all(one.free <= MOST_OF_A_PART for one in found),
     )
 
 

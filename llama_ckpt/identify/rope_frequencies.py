@@ -7,13 +7,13 @@ it is known but for whole turns a token. numpy only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.rope_numbers import frequencies_of, llama3_scaled, same_number, theta_of
+from llama_ckpt.identify.rope_numbers import frequencies_of, is_plain, llama3_scaled, same_number, theta_of
 from llama_ckpt.identify.turns import Turns
 from llama_ckpt.listing import some
 
@@ -64,10 +64,15 @@ def measured_frequencies(turns: Turns, positions: Array) -> Measured | None:
     if not len(moved):
         return None
     rows = _neighbours(at, moved)
-    span = max(1.0, float(np.ptp(np.r_[0.0, at[rows]])))
-    grid = np.linspace(-np.pi, np.pi, int(FINE * span) + 16, endpoint=False)
-    fit = np.real(np.exp(-1j * grid[:, None] * at[rows]) @ turns.turn[rows])
-    found = grid[np.argmax(fit, axis=0)]
+    # Far from 0 a frequency makes many turns up to the first row: first from row to row, then from 0 on.
+    turn, near = turns.turn[rows], at[rows] - at[rows].mean()
+    grid = np.linspace(-np.pi, np.pi, int(FINE * np.ptp(near)) + 16, endpoint=False)
+    fit = np.exp(-1j * grid[:, None] * near) @ turn
+    found = grid[np.argmax(np.abs(fit) if len(rows) > 1 else np.real(fit), axis=0)]
+    if len(rows) > 1:
+        for _ in range(3):
+            common = np.sum(turn * np.exp(-1j * near[:, None] * found), axis=0)
+            found = _refined(turn * np.exp(-1j * np.angle(common)), near, found, 1)
     # All rows at once would have many maxima close to each other: each estimate is fine enough for the next.
     order = moved[np.argsort(np.abs(at[moved]), kind="stable")]
     found = _refined(turns.turn[rows], at[rows], found)
@@ -85,10 +90,10 @@ def _neighbours(at: Array, moved: NDArray[np.int64]) -> NDArray[np.int64]:
     return order[:ROWS]
 
 
-def _refined(turn: Array, at: Array, f: Array) -> Array:
+def _refined(turn: Array, at: Array, f: Array, times: int = 4) -> Array:
     """Least squares on what the angles leave, where that is less than a half turn."""
     weight = np.abs(turn)
-    for _ in range(4):
+    for _ in range(times):
         left = np.angle(turn * np.exp(-1j * at[:, None] * f))
         f = f + np.sum(weight * at[:, None] * left, axis=0) / np.maximum(
             np.sum(weight * at[:, None] ** 2, axis=0), 1e-300
@@ -103,7 +108,13 @@ def said_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
     yield from _of_this_file(own, pairs, config)
     yield from _multiplied(found, base)
     if pairs > 1:
-        yield from _of_a_theta(found, own, config)
+        factors = np.asarray(getattr(config, "rope_factors", ()), np.float64)
+        if len(factors) == len(own) == pairs:  # of a theta before the file's divisors
+            plain = Measured(found.at * factors, found.sure * factors)
+            for one in _of_a_theta(plain, own * factors):
+                yield replace(one, at=one.at / factors)
+        if is_plain(own):
+            yield from _of_a_theta(found, own)
         yield from _stretched(found, base, config)
         yield from _in_other_order(found, own)
     words = f"each pair turns by a frequency of its own: {some([f'{f:.4g}' for f in found.at], 8)}"
@@ -157,7 +168,7 @@ def _multiplied(found: Measured, base: Array) -> Iterator[Frequencies]:
     yield Frequencies("rope.scaling", words, factor * base, 1, code, tells, {"factor": factor})
 
 
-def _of_a_theta(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
+def _of_a_theta(found: Measured, own: Array) -> Iterator[Frequencies]:
     """theta^(-i / pairs), as it is, as this file scales it, and times any number."""
     pairs, d = len(found.at), 2 * len(own)
     good = (found.at > 0) & (found.at > 4 * 1e-7 * found.sure)

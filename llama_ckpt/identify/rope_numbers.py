@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["frequencies_of", "llama3_scaled", "same_number", "scale_of", "theta_of"]
+__all__ = ["frequencies_of", "is_plain", "llama3_scaled", "same_number", "scale_of", "theta_of"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -34,6 +34,12 @@ def theta_of(frequencies: Array) -> float:
     if len(frequencies) < 2:
         return float("nan")
     return float((frequencies[0] / frequencies[-1]) ** (len(frequencies) / (len(frequencies) - 1)))
+
+
+def is_plain(frequencies: Array) -> bool:
+    """Whether each is the one before it times the same number: of a theta, with no divisors of their own."""
+    steps = np.asarray(frequencies[1:]) / np.asarray(frequencies[:-1])
+    return bool(np.allclose(steps, steps[:1], rtol=1e-5, atol=0))
 
 
 def frequencies_of(theta: float, n_pairs: int, scale: float = 1.0) -> Array:

@@ -22,6 +22,7 @@ from llama_ckpt.report.words import COMPARISON, MEASURES, WHO
 if TYPE_CHECKING:  # records to be read
     from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LayerErrors
     from llama_ckpt.diagnose.records import Diagnosis
+    from llama_ckpt.identify.record import Identified
 
 __all__ = ["Line", "cell", "comparison_lines", "strip"]
 
@@ -187,10 +188,26 @@ def _diagnosis(found: Diagnosis, leading: bool, verbose: bool) -> Iterator[Line]
             (f"{'looks like' if leading else '':<15}", "dim"),
             (where + sentence, "bold" if leading else ""),
         ]
+    operator = found.operator
+    if verbose and leading and operator is not None:
+        yield from _operator(operator, operator.said() != sentence)
     if verbose and leading and found.smallest_limit is not None:
         least = found.smallest_limit
         measure = f"{MEASURES[least.metric]}, {getattr(least, least.metric):.3g}"
         yield _fact("would pass", f"with {least.factor:.3g} times what is allowed ({measure})")
+
+
+def _operator(operator: Identified, other_words: bool) -> Iterator[Line]:
+    """What was identified: where, how sure that is, and the code that usually does it."""
+    if other_words:
+        yield _fact("that is", operator.sentence)
+    if operator.place.said():
+        yield _fact("where", operator.place.said())
+    yield _fact("how sure", operator.certainty())
+    if operator.code:
+        yield _fact("usually", operator.code)
+    if operator.would_tell and operator.alike:
+        yield _fact("would tell", operator.would_tell)
 
 
 def _ratio(err: float, limit: float) -> str:

@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import Any
 
 from llama_ckpt.report import charts
+from llama_ckpt.report.operator_pictures import pictures
 from llama_ckpt.report.view import DrawnPoint, View, view
 from llama_ckpt.report.words import MEASURES, WHO, WORDS
 from llama_ckpt.version import __version__
@@ -100,6 +101,9 @@ def _card(found: Mapping[str, Any]) -> str:
         )
     for group in found["indistinguishable"][:2]:
         lines.append(f"<li>not to be told apart from this tensor: {escape(', '.join(group))}</li>")
+    lines += [_operator(one) for one in found.get("identified", ())[:2]]
+    if found.get("facts"):
+        lines.append(f"<li>{escape(found['facts'])}</li>")
     for one in found["structure"][:3]:
         left = _number(one["remaining_error"])
         part = "" if one["explained"] else "a part of the truth; "
@@ -112,6 +116,15 @@ def _card(found: Mapping[str, Any]) -> str:
         times = f"{least['factor']:.3g} times what is allowed"
         lines.append(f"<li>would pass with {times} ({MEASURES[least['metric']]})</li>")
     return f"<article>{''.join(lines)}</ul></article>"
+
+
+def _operator(one: Mapping[str, Any]) -> str:
+    """What was identified: how sure that is, the code that usually does it, and a picture."""
+    more = [one["certainty"], f"usually {one['code']}" if one["code"] else ""]
+    said = escape("; ".join(part for part in more if part))
+    alike = "".join(f"<br>or, alike here: {escape(other)}" for other in one["alike"])
+    drawn = "".join(pictures(one["parameters"]))
+    return f"<li><b>{escape(one['sentence'])}</b>{alike} <small>{said}</small>{drawn}</li>"
 
 
 def _ladder(seen: View) -> Iterator[str]:

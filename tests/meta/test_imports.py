@@ -61,7 +61,7 @@ ARROWS: dict[str, str] = {
     ),
     # what people run
     "report": (
-        "arithmetic comparing diagnose errors gguf judging ladder listing mutants points precisions "
+        "arithmetic comparing diagnose errors gguf identify judging ladder listing mutants points precisions "
         "shadowing tokens version weights"
     ),
     "worker": (

@@ -15,6 +15,7 @@ from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.diagnose.patched_oracle import DoesNotApply, Patch, PatchedOracle
 from llama_ckpt.identify.rope_numbers import (
     frequencies_of,
+    is_plain,
     llama3_scaled,
     same_number,
     scale_of,
@@ -39,7 +40,7 @@ def own_theta(theta: float) -> Patch:
     """Frequencies of this theta, whatever the file says; where the file says it, nothing is wrong."""
 
     def change(at: Array, f: Array) -> tuple[Array, Array]:
-        if same_number(theta_of(f), theta):
+        if same_number(theta_of(f), theta) or not is_plain(f):
             raise DoesNotApply
         return at, frequencies_of(theta, len(f), scale_of(f))
 
