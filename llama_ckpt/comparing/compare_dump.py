@@ -20,11 +20,12 @@ import numpy as np
 from llama_ckpt.arithmetic.record import arithmetic_lines
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
-from llama_ckpt.comparing.completeness import is_complete_of_its_kind, wanted_of
-from llama_ckpt.comparing.lint import lint_missing, lint_scan, scan
+from llama_ckpt.comparing.completeness import is_complete_of_its_kind, lint_missing, wanted_of
 from llama_ckpt.comparing.nearest import DataFlow
+from llama_ckpt.comparing.scan import scan
 from llama_ckpt.comparing.sequences import of_sequences
 from llama_ckpt.comparing.sides import Sides, open_sides
+from llama_ckpt.comparing.suspicions import lint_scan
 from llama_ckpt.comparing.walk import Walk
 from llama_ckpt.dumps.names_map import DumpMap, read_map
 from llama_ckpt.dumps.sequences import sequences_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from llama_ckpt.comparing.dataflow import Flow
 from llama_ckpt.comparing.declared_block import DeclaredBlock
 from llama_ckpt.comparing.declared_head import DeclaredHead
 from llama_ckpt.comparing.head_run import HeadRun
-from llama_ckpt.comparing.lint import find_shift
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.recorded_early import was_read_without, with_weight
+from llama_ckpt.comparing.shifts import find_shift
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
 from llama_ckpt.judging.rounded_run import RoundedRun
@@ -79,7 +79,7 @@ class Settling(PointJudge):
             for block in sorted(b for b in ends if b >= 0):
                 name = block_point(block, point)
                 if name in self.sides.theirs.names:
-                    x = self.take(name, lambda e=ends[block]: e)  # type: ignore[misc]
+                    x = self.take(name, partial(ends.get, block))
                     # NaN equals nothing: it would say of a shifted dump that it is not.
                     if x is not None and np.isfinite(x).all():
                         theirs[block] = x
@@ -124,7 +124,7 @@ class Settling(PointJudge):
         """What they recorded of a block, by neutral name."""
         found = {}
         for point in BLOCK_POINTS:
-            x = self.take(block_point(number, point.name), lambda p=point.name: right.get(p))  # type: ignore[misc]
+            x = self.take(block_point(number, point.name), partial(right.get, point.name))
             if x is not None:
                 found[point.name] = x
         return found

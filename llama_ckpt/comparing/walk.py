@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -145,7 +146,7 @@ class Walk(Settling):
             right = self.head_on(Given(exact), {})
         else:
             right = {name: r for name in names if (r := self._reference(name)) is not None}
-        theirs = {n: x for n in names if (x := self.take(n, lambda n=n: right.get(n))) is not None}  # type: ignore[misc]
+        theirs = {n: x for n in names if (x := self.take(n, partial(right.get, n))) is not None}
         if self.last_row:  # known only now
             if isinstance(right, HeadRun):
                 right = replace(right, last=True, _made={})

@@ -23,10 +23,10 @@ from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.head_run import FixedRun
 from llama_ckpt.comparing.large import LARGE, rows_of
-from llama_ckpt.comparing.lint import Scan
 from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
+from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.dumps.names_map import interleave_halves

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,11 +39,18 @@ def arguments_of(inputs: Inputs, module: nn.Module) -> tuple[tuple[Any, ...], di
 
     A list of ids, or a tensor of them, is the first argument, in a batch of one; `start_pos` and
     `input_pos` are added where the module cannot be called without.
+
+    Raises:
+        ShapeError: what are no token ids of one sequence.
     """
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if not isinstance(inputs, Tensor):
-        inputs = torch.tensor([list(inputs)], dtype=torch.int64)
+        given = np.asarray(inputs)
+        if given.dtype.kind not in "iu" or given.ndim not in (1, 2):
+            got = f"{given.dtype} of shape {list(given.shape)}"
+            raise ShapeError("inputs", got=got, wanted="token ids, [n] or [1, n]")
+        inputs = torch.from_numpy(given.astype(np.int64))
     if inputs.is_floating_point():
         return (inputs,), {}
     first = next(module.parameters(), torch.empty(0))

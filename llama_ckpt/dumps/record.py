@@ -108,6 +108,8 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
         mapping = _known_mapping(module, run)
     run.token_ids, run.positions = declared_run(args, kwargs)
     _declare_rows(run, kwargs)
+    if module.training:
+        run.note("recorded in training mode, with its dropout where there is any: eval() turns that off")
     with torch.no_grad(), _uncompiled(module, run):
         run_watched(
             module,

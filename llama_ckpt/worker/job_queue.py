@@ -214,8 +214,9 @@ class JobQueue:
         self._telemetry.queue_wait.observe(job.times["started"] - job.times["received"])
         self._telemetry.prompt_tokens.inc(len(job.token_ids))
         self._log("info", "job started", job, prompt_tokens=len(job.token_ids), seed=job.sampling["seed"])
-        request = {"max_tokens": job.max_tokens, "sampling": job.sampling, "stop": job.stop}
-        self._generator.generate(job.number, job.token_ids, **request)  # type: ignore[arg-type]
+        self._generator.generate(
+            job.number, job.token_ids, max_tokens=job.max_tokens, sampling=job.sampling, stop=job.stop
+        )
         self._deadline = asyncio.get_running_loop().call_later(self._timeout, self._time_out, job)
 
     def _time_out(self, job: Job) -> None:

@@ -14,6 +14,7 @@ from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.dumps.program import known_programs
 from llama_ckpt.dumps.record import Recorded, record
+from llama_ckpt.errors import ShapeError
 from llama_ckpt.making.export_layouts import halves_from_pairs
 from llama_ckpt.points import split_name
 from tests.dumps import torch_programs as programs
@@ -94,6 +95,22 @@ def test_ids_and_positions_go_by_the_names_that_programs_give_them(model: Path, 
     for recorded in (meta, fast):
         assert recorded.token_ids == tuple(IDS) and recorded.positions == tuple(range(5))
         assert judged(recorded, model, tmp_path).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "ids", [tuple(IDS), [IDS], np.array(IDS), np.array([IDS], np.int32), torch.tensor(IDS)]
+)
+def test_ids_of_any_kind(ids: Any, model: Path) -> None:
+    recorded = record(loaded(HfLike(), model), ids)
+    assert recorded.token_ids == tuple(IDS) and recorded.tensors["logits"].shape == (5, 320)
+
+
+def test_what_are_no_ids_is_refused_and_training_mode_is_told_of(model: Path) -> None:
+    program = loaded(HfLike(), model)
+    for wrong in ([0.5, 1.5], [[[1, 2]]], ["Hello"]):
+        with pytest.raises(ShapeError, match="wanted token ids"):
+            record(program, wrong)  # type: ignore[arg-type]
+    assert any("eval()" in note for note in record(program.train(), IDS).notes)
 
 
 def test_a_known_program_within_another_module(model: Path, tmp_path: Path) -> None:

@@ -67,16 +67,16 @@ def embedded(change: Callable[[PatchedOracle, Array, Array], Array]) -> Patch:
 
 
 def scaled(right: PatchedOracle, ids: Array, weight: Array) -> Array:
-    return right.embed(ids, weight) * weight.shape[1] ** 0.5  # type: ignore[no-any-return]
+    return np.asarray(right.embed(ids, weight) * weight.shape[1] ** 0.5)
 
 
 def next_row(right: PatchedOracle, ids: Array, weight: Array) -> Array:
-    return right.embed((ids + 1) % len(weight), weight)  # type: ignore[no-any-return]
+    return np.asarray(right.embed((ids + 1) % len(weight), weight))
 
 
 def column_major(right: PatchedOracle, ids: Array, weight: Array) -> Array:
     vocab, width = weight.shape
-    return right.embed(ids, weight.T.reshape(vocab, width))  # type: ignore[no-any-return]
+    return np.asarray(right.embed(ids, weight.T.reshape(vocab, width)))
 
 
 def nibbles(right: PatchedOracle, ids: Array, weight: Array) -> Array:

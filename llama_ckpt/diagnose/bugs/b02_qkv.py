@@ -113,8 +113,8 @@ def heads_reversed(
 ) -> tuple[Array, Array, Array]:
     if n_kv_heads < 2:
         raise DoesNotApply
-    turned = (w.reshape(n_kv_heads, -1, w.shape[1])[::-1].reshape(w.shape) for w in (wk, wv))
-    return wq, *turned  # type: ignore[return-value]
+    k, v = (w.reshape(n_kv_heads, -1, w.shape[1])[::-1].reshape(w.shape) for w in (wk, wv))
+    return wq, k, v
 
 
 def heads_last(
