@@ -13,8 +13,8 @@ import pytest
 
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
-from llama_ckpt.diagnose.bugs import Bug, catalogue
-from llama_ckpt.diagnose.patched_oracle import RIGHT, DoesNotApply
+from llama_ckpt.diagnose.bugs import catalogue
+from llama_ckpt.diagnose.patched_oracle import RIGHT, DoesNotApply, PatchedOracle
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.oracle.weights import OracleWeights
@@ -37,7 +37,7 @@ def model() -> tuple[Path, LlamaConfig, OracleWeights]:
     return path, config, OracleWeights(file, config)
 
 
-def run(tokens: tuple[int, ...], wrong: Bug, block: int) -> Tensors:
+def run(tokens: tuple[int, ...], wrong: PatchedOracle, block: int) -> Tensors:
     """Every point of a run with a bug in one block."""
     _, config, weights = model()
     seen: Tensors = {}
@@ -48,7 +48,7 @@ def run(tokens: tuple[int, ...], wrong: Bug, block: int) -> Tensors:
     x = RIGHT.embed(tokens, weights.token_embd)
     keep("embd", x)
     for number, own in enumerate(weights.blocks):
-        program = wrong.oracle if number == block else RIGHT
+        program = wrong if number == block else RIGHT
 
         def inner(point: str, array: Any, number: int = number) -> None:
             keep(f"blk.{number}.{point}", array)
@@ -75,7 +75,7 @@ def test_where_a_bug_is_made(seed: int) -> None:
     tokens, block = prompt(int(rng.choice([2, 5, 10, 21])), seed), int(rng.integers(N_LAYERS))
     name = str(rng.choice(sorted(BUGS)))
     try:
-        tensors = run(tokens, BUGS[name], block)
+        tensors = run(tokens, BUGS[name].oracle, block)
     except DoesNotApply:
         return
     whole = judged(tensors, tensors, tokens)
@@ -97,15 +97,40 @@ def test_where_a_bug_is_made(seed: int) -> None:
 def test_a_forgotten_norms_weight_is_known_by_what_was_made_of_it(kept: tuple[str, ...]) -> None:
     """Not by q, k and v alone: that it was recorded too early is said where it was read with its weight."""
     tokens = prompt(21, 3)
-    tensors = run(tokens, BUGS["norm-weight-missing"], 0)
+    tensors = run(tokens, BUGS["norm-weight-missing"].oracle, 0)
     names = ["blk.0.attn_norm", *(f"blk.0.{point}" for point in kept)]
     report = judged(tensors, names, tokens)
     assert not report.findings
     assert report.first_wrong is not None and report.first_wrong.name == "blk.0.attn_norm"
     weights = model()[2].blocks[0]
-    right = judged(run(tokens, BUGS["norm-weight-missing"], N_LAYERS), names, tokens)
+    right = judged(run(tokens, RIGHT, 0), names, tokens)
     assert right.verdict == "pass"
-    early = run(tokens, BUGS["norm-weight-missing"], N_LAYERS)
+    early = run(tokens, RIGHT, 0)
     early["blk.0.attn_norm"] = np.float32(early["blk.0.attn_norm"] / weights.attn_norm)
     report = judged(early, names, tokens)
     assert [one.kind for one in report.findings] == ["norm_before_weight"] and report.first_wrong is None
+
+
+def names_of(report: Comparison) -> set[str]:
+    """What is said to explain a tensor whole, and what gives the same tensor."""
+    found = set()
+    for one in report.diagnoses:
+        for name in (bug.name for bug in one.named[:1] if bug.explained):
+            alike = [other for group in one.indistinguishable if name in group for other in group]
+            found |= {part for each in (name, *alike) for part in each.split("+")}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(draws(3, 40)))
+def test_of_two_bugs_in_one_block_none_has_a_wrong_name(seed: int) -> None:
+    rng = np.random.default_rng(1000 + seed)
+    tokens, block = prompt(10, seed), int(rng.integers(N_LAYERS))
+    first, second = rng.choice(sorted(name for name in BUGS if BUGS[name].function != "block"), 2, False)
+    try:
+        alone = [run(tokens, BUGS[name].oracle, block) for name in (first, second)]
+        both = run(tokens, BUGS[second].over(BUGS[first].oracle), block)
+    except DoesNotApply:
+        return
+    right = {first, second}.union(*(names_of(judged(one, one, tokens)) for one in alone))
+    said = names_of(judged(both, both, tokens))
+    assert said <= right, f"{first} and {second} in block {block}: {said - right}"
