@@ -168,13 +168,10 @@ def _tile(moved: Array, n: int) -> int:
     first, count = int(moved[0]), len(moved)
     if int(moved[-1]) - first + 1 != count:
         return 0
-    at_end = first + count == n
-    fits = (
-        t
-        for t in (256, 128, 64, 32, 16, 8, 4)
-        if first % t == 0 and (count == t or (at_end and n % t == count))
-    )
-    return next(fits, 0)
+    tiles = [tile for tile in (256, 128, 64, 32, 16, 8, 4) if first % tile == 0]
+    whole = [tile for tile in tiles if count == tile]
+    cut = [tile for tile in tiles if first + count == n and n % tile == count]
+    return next(iter((*whole, *cut)), 0)
 
 
 def _of_heads(

@@ -7,7 +7,7 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from llama_ckpt.arithmetic.formats import FORMATS, UNROUNDED, rounded
+from llama_ckpt.arithmetic.formats import FORMATS, UNROUNDED, block_of, rounded
 from llama_ckpt.identify.permutations import orders
 from llama_ckpt.oracle import llama as oracle
 from tests.draws import draws
@@ -114,11 +114,12 @@ def test_columns_in_any_order(where, rows, taken):
 
 
 @MOST
-@drawn(WHERE, ROWS, st.sampled_from([one for one in FORMATS if one not in UNROUNDED]))
+@drawn(WHERE, ROWS, st.sampled_from([one for one in FORMATS if one not in UNROUNDED and block_of(one) <= 64]))
 def test_inputs_that_are_rounded(where, rows, name):
     found = _q(where, rows, lambda x, w: rounded(x, name) @ w.T)
     if found is None:  # finer than float32's own rounding shows
-        assert "+" in name
+        x = given(*where)["blk.2.attn_norm"]
+        assert np.linalg.norm(rounded(x, name) - x) < 4e-6 * np.linalg.norm(x)
         return
     assert found.explained
     assert name in (found.parameters["rounding"], *found.parameters["alike"])
