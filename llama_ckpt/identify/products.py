@@ -30,8 +30,8 @@ FAMILIES: tuple[Family, ...] = (
     another_factor,
     other_rows,
     another_input,
-    misread_matrix,
     other_columns,
+    misread_matrix,
     other_factors,
     rounded_products,
 )
