@@ -27,7 +27,7 @@ class Misreading:
     """A way to misread a matrix.
 
     Attributes:
-        kind: what is misread: "zero", "sign", "scale", "minimum", "order", "bits".
+        kind: what is misread: "zero", "sign", "scale", "minimum", "order", "bits", "borrow".
         sentence: a clause.
         read: the parts as they are taken.
     """
@@ -44,6 +44,8 @@ def misreadings(parts: BlockParts) -> Iterator[Misreading]:
     if parts.minimum is not None:
         yield from _minima(parts)
     yield from _orders(parts)
+    if parts.minimum is None and parts.bits == 4 and np.array_equal(np.diff(parts.meaning), np.ones(15)):
+        yield from _borrowed(parts)
 
 
 def _meanings(parts: BlockParts) -> Iterator[Misreading]:
@@ -72,6 +74,24 @@ def _meanings(parts: BlockParts) -> Iterator[Misreading]:
         said = f"only the lowest {bits} bits of each integer are read"
         yield from means("bits", said, right[kept])
         yield from means("bits", said + f", less {1 << (bits - 1)}", kept - float(1 << (bits - 1)))
+
+
+def _borrowed(parts: BlockParts) -> Iterator[Misreading]:
+    """Several integers made signed by one subtraction: a negative one takes one from its neighbour."""
+    half = len(parts.meaning) // 2
+    for size in (4, 8, 2):
+        said = f"integers borrow: one is too small by 1 where its neighbour before it, of {size}, is negative"
+        yield Misreading("borrow", said, _borrowing(size, half))
+
+
+def _borrowing(size: int, half: int) -> Callable[[BlockParts], BlockParts]:
+    def read(p: BlockParts) -> BlockParts:
+        q = p.integers
+        taken = np.zeros_like(q)
+        taken[:, 1:] = (q[:, :-1] < half) & (np.arange(1, q.shape[1]) % size != 0)
+        return replace(p, integers=q - taken + 1, meaning=np.concatenate([[p.meaning[0] - 1], p.meaning]))
+
+    return read
 
 
 def _scales(parts: BlockParts) -> Iterator[Misreading]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 from llama_ckpt.identify.affine import another_factor, other_factors
+from llama_ckpt.identify.beyond_rows import past_the_rows
 from llama_ckpt.identify.columns import other_columns
 from llama_ckpt.identify.inputs import another_input
 from llama_ckpt.identify.misread import misread_matrix
@@ -31,6 +32,7 @@ FAMILIES: tuple[Family, ...] = (
     other_rows,
     another_input,
     other_columns,
+    past_the_rows,
     misread_matrix,
     other_factors,
     rounded_products,

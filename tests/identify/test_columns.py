@@ -155,3 +155,15 @@ def test_the_transpose(where, rows):
 def test_of_noise_nothing_is_said(where, rows, seed):
     noise = np.random.default_rng(seed).standard_normal((rows, 64))
     assert _q(where, rows, lambda x, w: x @ w.T + noise) is None
+
+
+@MOST
+@drawn(WHERE, st.sampled_from((2, 8)), st.integers(1, 60))
+def test_a_sum_that_goes_on_past_its_rows(where, rows, more):
+    def make(x, w):
+        after = [np.concatenate([one[1:, :more], np.zeros((1, more))]) for one in (x, w)]
+        return x @ w.T + after[0] @ after[1].T
+
+    found = _q(where, rows, make)
+    assert found is not None and found.explained
+    assert found.parameters["numbers"] == more
