@@ -32,7 +32,7 @@ class SameShardOnBothRanks(Port):
     "ggml-org/llama.cpp#25690",
     "of each block of 256 columns the kernel sums the first half only",
     at="blk.0.q",
-    right=r"(columns?|inputs?|half).*(128|missing|left out|not summed|only)",
+    right=r"(columns?|inputs?|half).*(12[78]|missing|left out|not summed|only|alone)",
     wrong=r"transpos|scale|zero point",
     models=("q4_k_m",),
 )
