@@ -11,6 +11,15 @@ from llama_ckpt.identify.record import Asked
 
 __all__ = ["facts_of"]
 
+RULED_OUT = {
+    "rope": "no positions, frequencies, pairs, gain or rounding of a rotation give it",
+    "rms_norm": "no weight, divisor, input or rounding of a norm gives it",
+    "attention": "no heads, keys, scale, sum or rounding of an attention give it",
+    "qkv": "no rows or columns of the model's matrices give it",
+    "swiglu": "no rows or columns of the model's matrices and no known curve give it",
+}
+"""What was tried, by the function that was called."""
+
 
 def facts_of(asked: Asked) -> str:
     """One line; empty where the tensor has another shape, which says itself."""
@@ -28,7 +37,8 @@ def facts_of(asked: Asked) -> str:
     where = place.said() or "all rows and features"
     most = f"{lost} of {x.size} are not finite" if lost else f"by {_size(asked):.1e} of their size there"
     share = 100 * off.mean()
-    return f"off are {where} ({share:.3g}% of the elements), {most}"
+    tried = RULED_OUT.get(first.case.function)
+    return f"off are {where} ({share:.3g}% of the elements), {most}" + (f"; {tried}" if tried else "")
 
 
 def _size(asked: Asked) -> float:

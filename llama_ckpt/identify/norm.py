@@ -29,6 +29,9 @@ Array: TypeAlias = NDArray[Any]
 NEAR = 8.0
 """A guess is worth trying that leaves so many times what rounding may."""
 
+MOST_TRIED = 4
+"""So many explanations are held against all that follows from the norm."""
+
 MOST_LAYERS = 256
 """Norms of so many blocks are looked at."""
 
@@ -78,13 +81,17 @@ def norm_guesses(asked: Asked) -> Iterator[Guess]:
     norm = _given(asked)
     if norm is None:
         return
-    for kind, words, made, free, code, parameters in _explanations(norm):
-        if distance(norm.y, made) <= NEAR * max(leaves_at_most(asked.first.limit), asked.first.limit.row_err):
-            whole = norm.with_part(made)
-            predicted = {asked.name: whole} | _logits(asked, whole)
-            where = norm.place.said()
-            said = f"{where}: {words}" if where else words
-            yield Guess(kind, said, predicted, free, norm.place, parameters, code)
+    limit = asked.first.limit
+    most = NEAR * max(leaves_at_most(limit), limit.row_err)
+    fitting = [(left, one) for one in _explanations(norm) if (left := distance(norm.y, one[2])) <= most]
+    # Each is held against the logits, too, which cost more than all else: the simplest that fit are enough.
+    fitting.sort(key=lambda pair: (pair[1][3], pair[0]))
+    where = norm.place.said()
+    for _, (kind, words, made, free, code, parameters) in fitting[:MOST_TRIED]:
+        whole = norm.with_part(made)
+        predicted = {asked.name: whole} | _logits(asked, whole)
+        said = f"{words}, in {where} only" if where else words
+        yield Guess(kind, said, predicted, free, norm.place, parameters, code)
 
 
 def _given(asked: Asked) -> _Norm | None:
@@ -121,6 +128,10 @@ _Explained: TypeAlias = tuple[str, str, Array, int, str, Mapping[str, Any]]
 
 def _explanations(norm: _Norm) -> Iterator[_Explained]:
     x = norm.x[norm.part]
+    if not norm.y.any():
+        code = "the edge of a kernel's tiles, or a buffer that nobody writes"
+        yield "norm.zero", "the norm's result stays zero", np.zeros_like(norm.y), 0, code, {}
+        return
     for kind, words, weight, free, code in _weights(norm):
         whole = x * weight[norm.features]
         size = np.sum(whole * whole, axis=1)

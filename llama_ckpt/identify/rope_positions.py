@@ -179,7 +179,7 @@ def _runs(at: Array, own: Array) -> Positions:
     wrong = [(int(a), int(b)) for a, b in zip(starts, ends, strict=True) if off[a]]
     parameters = {"positions": at.tolist(), "own": own.tolist(), "rows": [list(run) for run in wrong]}
     if len(wrong) <= FEW_RUNS:
-        words = listed([_run(a, b, at, own, len(at)) for a, b in wrong])
+        words = "RoPE turns " + listed([_run(a, b, at, own, len(at)) for a, b in wrong])
         free = sum(2 if last > first else 1 for first, last in wrong)
         begun = all(at[a] == 0 for a, _ in wrong)
         code = (
@@ -190,17 +190,16 @@ def _runs(at: Array, own: Array) -> Positions:
         return Positions("rope.positions", words, at, free, code, parameters=parameters)
     rows = [row for a, b in wrong for row in range(a, b + 1)]
     listed_at = some(at[rows].tolist(), 12)
-    words = f"{which('token', rows, len(at))} are turned as if their positions were {listed_at}"
+    words = f"RoPE turns {which('token', rows, len(at))} as if their positions were {listed_at}"
     return Positions("rope.positions", words, at, len(rows), "", parameters=parameters)
 
 
 def _run(first: int, last: int, at: Array, own: Array, n: int) -> str:
-    if first == last:
-        return f"token {first} is turned as if its position was {at[first]} instead of {own[first]}"
     tokens = which("token", range(first, last + 1), n)
-    return f"{tokens} are turned as if their positions were {_span(at[first], at[last])}" + (
-        f" instead of {_span(own[first], own[last])}"
-    )
+    if first == last:
+        return f"{tokens} as if its position was {at[first]} instead of {own[first]}"
+    instead = f"{_span(at[first], at[last])} instead of {_span(own[first], own[last])}"
+    return f"{tokens} as if their positions were {instead}"
 
 
 def _span(first: int, last: int) -> str:

@@ -170,7 +170,7 @@ CASES: dict[str, tuple[type[Port], str, str]] = {
     "keys permuted twice": (
         rows("k", lambda w, n_kv, n: to_neighbours(w, n_kv)),
         "k",
-        "each feature of a head is read as [8, 2] of [2, 8] (halves interleaved)",
+        "k: outputs of each of 2 heads are taken as (i, i + 8) for (2i, 2i+1)",
     ),
     "no epsilon": (changed(norm=without_epsilon), "attn_norm", "the norm has no epsilon"),
     "1 + weight": (
