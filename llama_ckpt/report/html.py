@@ -122,7 +122,7 @@ def _operator(one: Mapping[str, Any]) -> str:
     """What was identified: how sure that is, the code that usually does it, and a picture."""
     more = [one["certainty"], f"usually {one['code']}" if one["code"] else ""]
     said = escape("; ".join(part for part in more if part))
-    alike = "".join(f"<br>or, alike here: {escape(other)}" for other in one["alike"])
+    alike = "".join(f"; or, alike here: {escape(other)}" for other in one["alike"])
     drawn = "".join(pictures(one["parameters"]))
     return f"<li><b>{escape(one['sentence'])}</b>{alike} <small>{said}</small>{drawn}</li>"
 

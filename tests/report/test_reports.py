@@ -251,7 +251,8 @@ def keys(record: Any, path: str = "") -> Iterator[str]:
     if isinstance(record, dict):
         for key, value in record.items():
             yield key
-            yield from keys(value)
+            if key != "parameters":  # an operator's own
+                yield from keys(value)
     elif isinstance(record, list):
         for value in record:
             yield from keys(value)
