@@ -107,7 +107,7 @@ def round_rows(x: Array, name: str) -> Rounded:
     """As `rounded`, with the sums of blocks where the format keeps them.
 
     Raises:
-        ValueError: a row is not made of whole blocks.
+        OptionError: a row is not made of whole blocks.
     """
     if name in UNROUNDED:
         return Rounded(x)

@@ -18,6 +18,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.errors import OptionError
+
 __all__ = ["INTEGERS", "IntegerFormat", "Rounded", "to_integers"]
 
 Array: TypeAlias = NDArray[np.float64]
@@ -103,13 +105,13 @@ def to_integers(x: Array, name: str) -> Rounded:
     """Rows `x [..., in]` as integers times their scales.
 
     Raises:
-        ValueError: a row is not made of whole blocks.
+        OptionError: a row is not made of whole blocks.
     """
     rule = INTEGERS[name]
     rows = x.astype(np.float32)
     size = x.size if rule.block < 0 else rule.block or x.shape[-1]
     if size == 0 or (rule.block > 0 and x.shape[-1] % size):
-        raise ValueError(f"rows of {x.shape[-1]} elements for {name}, wanted whole blocks of {size}")
+        raise OptionError(f"rows for {name}", got=f"{x.shape[-1]} elements", wanted=f"whole blocks of {size}")
     blocks = rows.reshape(-1, size)
     with np.errstate(all="ignore"):  # a row of zeros, or one with an infinity: what C makes of it
         integers, scale = _integers(blocks, rule)

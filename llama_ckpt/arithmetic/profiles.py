@@ -310,20 +310,20 @@ def arithmetic_of(declared: object) -> Arithmetic:
 
 
 def read_arithmetic(name_or_file: str) -> Arithmetic:
-    """A profile by its name, or a JSON file's lines.
+    """A profile by its name, or lines as JSON: in a file, or themselves.
 
     Raises:
         OptionError: no profile and no file is called so, or the file is not such JSON.
     """
-    path = Path(name_or_file)
-    if name_or_file in PROFILES or not (path.suffix == ".json" or path.is_file()):
+    given = name_or_file.lstrip().startswith("{")
+    path = Path("--arithmetic" if given else name_or_file)
+    if not given and (name_or_file in PROFILES or not (path.suffix == ".json" or path.is_file())):
         return arithmetic_named(name_or_file)
     try:
-        declared = json.loads(path.read_text(encoding="utf-8"))
+        declared = json.loads(name_or_file if given else path.read_text(encoding="utf-8"))
     except OSError as error:
         raise OptionError(str(path), got=error.strerror, wanted="a readable JSON file") from None
     except ValueError as error:
-        raise OptionError(
-            str(path), got=f"no JSON: {error}", wanted='such as {"like": "llama.cpp-cpu"}'
-        ) from None
+        wanted = 'such as {"like": "llama.cpp-cpu"}'
+        raise OptionError(str(path), got=f"no JSON: {error}", wanted=wanted) from None
     return arithmetic_of(declared)

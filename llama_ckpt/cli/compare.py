@@ -43,7 +43,7 @@ def command(
     ] = None,
     arithmetic: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="What you round on purpose; see `explain arithmetic`."),
+        typer.Option(metavar="NAME|FILE|JSON", help="What you round on purpose; see `explain arithmetic`."),
     ] = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Only some points were recorded: the others are not missing.")

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from llama_ckpt.comparing.scan import scan
 from llama_ckpt.comparing.sequences import of_sequences
 from llama_ckpt.comparing.sides import Sides, open_sides
 from llama_ckpt.comparing.suspicions import lint_scan
+from llama_ckpt.comparing.undeclared import Undeclared
 from llama_ckpt.comparing.walk import Walk
 from llama_ckpt.dumps.names_map import DumpMap, read_map
 from llama_ckpt.dumps.sequences import sequences_of
@@ -87,8 +89,34 @@ def _compared(
     options: dict[str, Any],
     progress: Callable[[str, int, int], None] | None,
 ) -> Comparison:
-    """Judge the dump of one sequence."""
-    result = _begun(sides)
+    """Judge the dump of one sequence; where it is wrong, once more with the roundings that explain it."""
+    result, undeclared = _judged(sides, partial, options, progress)
+    found = None if undeclared is None or result.verdict == "pass" else undeclared.found()
+    if undeclared is None or found is None:
+        return result
+    again, _ = _judged(replace(sides, arithmetic=found), partial, options, progress)
+    if _made(again) >= _made(result) or again.arithmetic is None:
+        return result
+    again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
+    if again.verdict == "arithmetic":
+        command = f"{_command(shlex.quote(str(sides.theirs.path)), options)} {again.arithmetic.option}"
+        again.next.append(NextStep("declare what is rounded", f"{command} --partial" if partial else command))
+    return again
+
+
+def _made(result: Comparison) -> int:
+    """At how many points an error is made."""
+    return sum(point.made in ("here", "between") for point in result.points)
+
+
+def _judged(
+    sides: Sides,
+    partial: bool,
+    options: dict[str, Any],
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[Comparison, Undeclared | None]:
+    """Judge a dump; with it what was tried of roundings that it does not declare."""
+    result, undeclared = _begun(sides), None
     looked = scan(sides.theirs, progress)
     wanted = wanted_of(sides.theirs, sides.n_layers)
     result.of = len(wanted) if not partial else len(sides.theirs.names)
@@ -97,6 +125,7 @@ def _compared(
         walk = Walk(sides, looked, result, progress)
         with np.errstate(all="ignore"):  # a diverging program overflows; its points say so
             walk.run()
+        undeclared = walk.undeclared
         result.diagnoses += walk.explainer.diagnoses
         result.notes += walk.explainer.notes
         names_there = [name for name in wanted if _is_there(name, sides, set(walk.shifts))]
@@ -108,7 +137,7 @@ def _compared(
         result.findings += lint_missing(names_there, wanted)
     _say_what_was_skipped(result, sides, partial)
     result.next += _next_steps(result, sides, shlex.quote(str(sides.theirs.path)), options, partial)
-    return result
+    return result, undeclared
 
 
 def _say_what_was_skipped(result: Comparison, sides: Sides, partial: bool) -> None:
@@ -172,13 +201,18 @@ def _declared(sides: Sides) -> ArithmeticCosts | None:
     return ArithmeticCosts(found.name, found.source, arithmetic_lines(found))
 
 
+def _command(theirs: str, options: Mapping[str, Any]) -> str:
+    """The command that compares with these options."""
+    return f"llama-ckpt compare {theirs}" + "".join(
+        f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
+    )
+
+
 def _next_steps(
     result: Comparison, sides: Sides, theirs: str, options: dict[str, Any], partial: bool
 ) -> Iterator[NextStep]:
     """What to do now, the most useful first."""
-    again = f"llama-ckpt compare {theirs}" + "".join(
-        f" --{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
-    )
+    again = _command(theirs, options)
     for finding in result.findings:
         if finding.kind != "missing_point":
             yield NextStep(f"first {finding.hint}; then compare again", again)

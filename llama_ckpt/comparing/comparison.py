@@ -294,7 +294,9 @@ class Comparison:
         if first is not None:
             looks = self.diagnoses[0].sentence() if self.diagnoses else ""
             why = looks or first.leading.reason.partition(";")[0]
-            return f"{first.name} is the first wrong point, {first.where}: {why}"
+            found = self.arithmetic
+            behind = "" if found is None or found.declared else f"; behind arithmetic: {found.found_out()}"
+            return f"{first.name} is the first wrong point, {first.where}: {why}{behind}"
         if self.findings:
             more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
             return self.findings[0].message + more
@@ -308,7 +310,7 @@ class Comparison:
             return "every point within its limits"
         if found.declared:
             return f"every point within its limits; {found.sentence()}"
-        return f"differs by arithmetic, no bug seen: {found.sentence()}; declare it: {found.option}"
+        return f"differs by arithmetic, no bug seen: {found.found_out()}"
 
     def to_json(self) -> dict[str, Any]:
         """The report as `--json` writes it; a number that JSON cannot hold becomes None."""

@@ -28,8 +28,10 @@ from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
+from llama_ckpt.comparing.undeclared import Undeclared
 from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.dumps.names_map import interleave_halves
+from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.judging.by_rows import judge_by_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
@@ -75,6 +77,7 @@ class PointJudge:
     rounded: RoundedRun | NoisyRun | None = None  # from the tokens
     rounded_since: RoundedRun | NoisyRun | None = None  # from the last end of a block that they recorded
     unrounded: Unrounded | None = None  # beside a declared run
+    undeclared: Undeclared | None = None  # where nothing was declared
     last_row: bool = False  # logits are those of the last token alone
     _limits: dict[tuple[str, str], Limit] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -84,14 +87,27 @@ class PointJudge:
         """Where `attn_scores` are judged."""
         return causal_mask(self.sides.positions)
 
+    def __post_init__(self) -> None:
+        sides = self.sides
+        if sides.arithmetic is None and sides.file is not None and sides.dtype == "float32":
+            kinds = self._kinds(sides.file)
+            self.undeclared = Undeclared(
+                len(sides.token_ids), sorted(kinds), kinds.most_common(1)[0][0], self.mask
+            )
+
+    @staticmethod
+    def _kinds(file: GGUFFile) -> Counter[str]:
+        """How many matrices of each type a file has."""
+        return Counter(info.type.name for info in file.tensors.values() if len(info.shape) > 1)
+
     @cached_property
     def declared(self) -> Declared | None:
         """What their program rounds, where it says so and there is a model to round."""
         sides = self.sides
         if sides.arithmetic is None or sides.file is None:
             return None
-        kinds = Counter(info.type.name for info in sides.file.tensors.values() if len(info.shape) > 1)
-        return Declared.of(sides.arithmetic, len(sides.token_ids), kinds.most_common(1)[0][0])
+        kind = self._kinds(sides.file).most_common(1)[0][0]
+        return Declared.of(sides.arithmetic, len(sides.token_ids), kind)
 
     @cached_property
     def data_flow(self) -> DataFlow:
@@ -206,6 +222,8 @@ class PointJudge:
                 end = right if point == "logits" else FixedRun({point: right[point]})
                 self.ends[name] = theirs[point], end
         self.result.compared += len(judged)
+        if self.undeclared is not None:
+            self.undeclared.look(run, theirs, judged)
         self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 
     def _judge_both(

@@ -9,6 +9,7 @@ import torch
 
 from llama_ckpt.arithmetic.formats import block_of, round_rows, rounded
 from llama_ckpt.arithmetic.integers import INTEGERS, to_integers
+from llama_ckpt.errors import OptionError
 
 
 def block(*first: float, size: int = 32) -> np.ndarray:
@@ -89,7 +90,7 @@ def test_int8_per_row_is_torchs() -> None:
 
 
 def test_rows_of_broken_blocks_are_refused() -> None:
-    with pytest.raises(ValueError, match="rows of 40 elements for q8_0, wanted whole blocks of 32"):
+    with pytest.raises(OptionError, match="rows for q8_0: got 40 elements, wanted whole blocks of 32"):
         rounded(np.ones((1, 40)), "q8_0")
     assert (block_of("q8_0"), block_of("q8_K"), block_of("int8 per row"), block_of("float16")) == (
         32,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
@@ -129,6 +130,72 @@ def test_a_bug_shows_behind_the_rounding_and_is_named(
     assert report.first_wrong is not None
     assert report.first_wrong.name == point
     assert words in report.reason
+
+
+FOUND = {
+    "TF32": ("--arithmetic tf32", "TF32"),
+    "W8A8": ("--arithmetic w8a8-per-token", "int8"),
+    "half cache": (
+        """--arithmetic '{"keys": "float16", "values": "float16"}'""",
+        "keys and values in float16",
+    ),
+    "bfloat16": ("--arithmetic bfloat16-torch", "bfloat16"),
+    "float16": ("--arithmetic float16-torch", "float16"),
+}
+"""What is said of a right program that declares nothing."""
+
+
+@pytest.mark.parametrize("program", PORTS)
+def test_what_is_not_declared_is_found_out(program: str, tmp_path: Path) -> None:
+    report = compared(PORTS[program][0](seeded()), tmp_path, 9)
+    option, words = FOUND[program]
+    assert (report.verdict, report.exit_code) == ("arithmetic", 3)
+    assert report.reason.startswith("differs by arithmetic, no bug seen: ")
+    assert words in report.reason and report.reason.endswith(f"declare it: {option}")
+    assert report.next[-1].command.endswith(option)
+
+
+class HalfCacheTF32(TF32Port):
+    """TF32 products with weights; keys and values in float16."""
+
+    attention = HalfCachePort.attention
+    cached = HalfCachePort.cached
+
+
+def test_a_mixture_is_found_place_by_place(tmp_path: Path) -> None:
+    report = compared(HalfCacheTF32(seeded()), tmp_path, 9)
+    assert report.verdict == "arithmetic", report.reason
+    assert "products in TF32, keys and values in float16" in report.reason
+    assert report.arithmetic is not None
+    again = read_arithmetic(report.arithmetic.option.removeprefix("--arithmetic ").strip("'"))
+    assert compared(HalfCacheTF32(seeded()), tmp_path, 9, arithmetic=again).verdict == "pass"
+
+
+@pytest.mark.parametrize("kept", [".out", "logits"])
+def test_it_is_found_of_few_points_too(kept: str, tmp_path: Path) -> None:
+    def few(name: str) -> bool:
+        return name.endswith((kept, "embd", "output_norm"))
+
+    report = compared(IntegerPort(seeded(n_layers=1)), tmp_path, 9, kept=few)
+    assert report.verdict == "arithmetic", report.reason
+    assert "w8a8-per-token" in report.reason
+
+
+@pytest.mark.parametrize("type", ["F16", "Q8_0", "Q4_0"])
+def test_llama_cpps_own_dump_says_what_it_is(type: str, tmp_path: Path) -> None:
+    model = derive(embedded_model(), type, tmp_path / "model.gguf").path
+    theirs = as_theirs(dump_folder(type.lower()), "hello", tmp_path / "theirs.safetensors")
+    report = compare_dump(theirs, model=model, partial=True)
+    assert report.verdict == "arithmetic", report.reason
+    assert "--arithmetic llama.cpp-cpu" in report.reason
+
+
+def test_a_bug_behind_what_is_not_declared_is_named_and_fails(tmp_path: Path) -> None:
+    report = compared(WrongEpsilon(seeded()), tmp_path, 12)
+    assert (report.verdict, report.exit_code) == ("fail", 1)
+    assert report.first_wrong is not None and report.first_wrong.name == "blk.0.attn_norm"
+    assert "eps" in report.reason and "behind arithmetic: " in report.reason
+    assert "w8a8-per-token" in report.reason
 
 
 def said(report: Comparison) -> str:

@@ -1,0 +1,179 @@
+"""The parts of an arithmetic that a program may have by themselves, and what each may be.
+
+Products with weights, attention with its cache, and the rest, in which only programs in half precision round.
+A program that does not say what it rounds is tried with each candidate of each part (`candidates`), and what
+is found is put together again (`composed`): as a profile where one has all of it, else under a name of words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
+
+from llama_ckpt.arithmetic.formats import UNROUNDED
+from llama_ckpt.arithmetic.profiles import PROFILES
+from llama_ckpt.arithmetic.record import Arithmetic
+
+__all__ = ["OTHERS", "PARTS", "Lines", "candidates", "composed", "in_words", "lines_of", "plain"]
+
+Lines: TypeAlias = Mapping[str, Any]
+"""Some lines of an arithmetic, as they hold for a number of rows and the types of a file."""
+
+BY_TYPE: Final = ("weights", "activations", "product_sums")
+
+PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "products": (*BY_TYPE, "products", "stream_products"),
+    "attention": (
+        *("queries", "keys", "values", "mixing", "keys_at_a_time", "mixed_sums"),
+        *("scores", "scaled", "probabilities", "context"),
+    ),
+    "rest": (
+        *("norm_weights", "embeddings", "norm_scaled", "norms", "turns", "rotation", "turned"),
+        *("silu", "gated", "residual"),
+    ),
+}
+"""A part and its lines. RoPE's angles are in none: what float32 makes of them is within every limit."""
+
+_BOTH: Final = ("tf32", "tf32-away", "tf32-cut", "float16", "bfloat16", "int8 per row", "int8 per tensor")
+_FP8: Final = tuple(
+    f"{form} per {all_of}" for form in ("fp8_e4m3", "fp8_e5m2") for all_of in ("tensor", "row")
+)
+_ROWS: Final = ("q8_0", "q8_0-plain", "q8_K", "int8 per 32", "int8 per 64")
+_CACHES: Final = ("float16", "bfloat16", "tf32", "q8_0", "q8_0-plain", "fp8_e4m3", "fp8_e5m2")
+
+
+OTHERS: Final = tuple(one for name, one in PROFILES.items() if name not in ("fast", "high"))
+"""The profiles of programs that somebody may have written; those two are the engine's here."""
+
+
+def lines_of(arithmetic: Arithmetic, part: str, rows: int, types: Sequence[str]) -> Lines:
+    """A part's lines as they hold for so many rows and weights of such types."""
+    held = arithmetic.for_rows(rows)
+    found = {name: getattr(held, name) for name in PARTS[part]}
+    for name in BY_TYPE:
+        if name in found:
+            by_type = found[name]
+            found[name] = {kind: _plain(by_type.get(kind, by_type.get("*", "float32"))) for kind in types}
+    return found
+
+
+def _plain(name: str) -> str:
+    return "float32" if name in UNROUNDED else name
+
+
+def plain(part: str, types: Sequence[str]) -> Lines:
+    """The lines that round nothing."""
+    return lines_of(Arithmetic(), part, 1, types)
+
+
+def candidates(part: str, rows: int, types: Sequence[str]) -> list[Lines]:
+    """What a part may be, each once: first what the profiles have, then plainer ones."""
+    found: list[Lines] = []
+    for one in (*OTHERS, *_plainer(part)):
+        lines = lines_of(one, part, rows, types)
+        if lines not in found:
+            found.append(lines)
+    return found
+
+
+def _plainer(part: str) -> Iterator[Arithmetic]:
+    if part == "products":
+        for name in (*_BOTH, *_FP8):
+            yield Arithmetic(weights={"*": name}, activations={"*": name})
+        for name in (*_BOTH, *_ROWS):
+            yield Arithmetic(activations={"*": name})
+        for name in (*_BOTH, *_FP8):
+            yield Arithmetic(weights={"*": name})
+    elif part == "attention":
+        for name in _CACHES:
+            yield Arithmetic(keys=name, values=name)
+            yield Arithmetic(queries=name, keys=name, values=name, mixing=name)
+        for name in _CACHES:
+            yield Arithmetic(keys=name)
+            yield Arithmetic(values=name)
+
+
+def composed(parts: Mapping[str, Lines], rows: int, types: Sequence[str], head: Lines | None) -> Arithmetic:
+    """The arithmetic of these parts: a profile where one has all of them.
+
+    Args:
+        parts: lines by part.
+        head: lines of products that hold for the output head instead; None: the same.
+    """
+    for profile in OTHERS:
+        same = all(lines_of(profile, part, rows, types) == lines for part, lines in parts.items())
+        if same and lines_of(profile.for_rows(rows).for_head(), "products", rows, types) == (
+            head or parts["products"]
+        ):
+            return profile
+    lines = _shortened({name: value for part in parts.values() for name, value in part.items()})
+    made = Arithmetic(about="found out by trying", **lines)
+    if head is not None:
+        of_head = {k: v for k, v in _shortened(head).items() if k != "stream_products" and v != lines[k]}
+        made = replace(made, head=of_head)
+    return replace(made, name=" and ".join(in_words(made, rows, types)) or "float32")
+
+
+def _shortened(lines: Lines) -> dict[str, Any]:
+    """One line for all types where they are alike."""
+    return {
+        name: {"*": next(iter(value.values()))}
+        if isinstance(value, Mapping) and len(set(value.values())) == 1
+        else value
+        for name, value in lines.items()
+    }
+
+
+def in_words(arithmetic: Arithmetic, rows: int, types: Sequence[str]) -> list[str]:
+    """What is rounded, a clause for each part; nothing where nothing is."""
+    lines = {k: v for part in PARTS for k, v in lines_of(arithmetic, part, rows, types).items()}
+    said = [*_products(lines), *_attention(lines)]
+    others = {lines[name] for name in PARTS["rest"]} - UNROUNDED
+    return [*said, *(f"steps between in {name}" for name in sorted(others))]
+
+
+def _products(lines: Lines) -> Iterator[str]:
+    rows, read, sums = (
+        set(lines[name].values()) - UNROUNDED for name in ("activations", "weights", "product_sums")
+    )
+    if rows and rows == read:
+        yield f"weights and activations of products in {_said(rows)}"
+    else:
+        if rows:
+            yield f"activations in {_said(rows)}"
+        if read:
+            yield f"weights in {_said(read)}"
+    if sums:
+        yield f"products summed in {' and '.join(sorted(sums))}"
+
+
+def _said(names: set[str]) -> str:
+    """Formats in a few words; the block formats of 8 bits differ in how a block is rounded."""
+    blocks = {name for name in names if name.startswith("q8_") or name in ("int8 per 32", "int8 per 64")}
+    others = sorted(_upper(name) for name in names - blocks)
+    return " and ".join([*others, *(["8-bit blocks"] if blocks else [])])
+
+
+def _upper(name: str) -> str:
+    """TF32 is written so."""
+    return name.replace("tf32", "TF32").replace("-", ", ")
+
+
+def _attention(lines: Lines) -> Iterator[str]:
+    kept = {lines["keys"], lines["values"]}
+    inside = {lines["queries"], lines["mixing"]} - UNROUNDED
+    if inside and inside == kept - UNROUNDED:
+        yield f"attention's products in {_said(inside)}"
+    else:
+        for names, words in (
+            ((("keys", "values"), "keys and values"),)
+            if len(kept) == 1
+            else ((("keys",), "keys"), (("values",), "values"))
+        ):
+            if lines[names[0]] not in UNROUNDED:
+                yield f"{words} in {_said({lines[names[0]]})}"
+        if inside:
+            yield f"queries or probabilities in {_said(inside)}"
+    if lines["mixed_sums"] not in UNROUNDED:
+        yield f"values summed in {lines['mixed_sums']}"

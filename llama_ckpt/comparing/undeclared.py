@@ -1,0 +1,228 @@
+"""Which roundings a program makes that declares none: tried place by place, on the first blocks that are off.
+
+Each candidate of a part of arithmetic (`arithmetic.parts`) is judged at the points that are wrong: it
+explains one where the point passes beside it and a quarter of the error at most is left, so that what merely
+allows more explains nothing. A part keeps the candidates that hold at all its points. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llama_ckpt.arithmetic.parts import OTHERS, PARTS, Lines, candidates, composed, in_words, lines_of, plain
+from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.comparing.block_run import WEIGHT_OF, BlockRun
+from llama_ckpt.comparing.comparison import ComparedPoint
+from llama_ckpt.comparing.declared import Declared
+from llama_ckpt.comparing.declared_block import DeclaredBlock
+from llama_ckpt.comparing.declared_head import DeclaredHead
+from llama_ckpt.comparing.head_run import HeadRun
+from llama_ckpt.comparing.own_run import OwnRun
+from llama_ckpt.errors import OptionError
+from llama_ckpt.judging.limits import limit_for, within
+from llama_ckpt.judging.verdict import PointVerdict, judge
+from llama_ckpt.points import POINTS, split_name
+
+__all__ = ["Undeclared"]
+
+Array: TypeAlias = NDArray[Any]
+
+LARGEST: Final = 0.2
+"""A relative error above this is no rounding that anybody makes on purpose."""
+
+LEFT: Final = 0.25
+"""Of the error at most so much is left where a rounding explains it."""
+
+PART_OF: Final[Mapping[str, str]] = {
+    **dict.fromkeys((*WEIGHT_OF, "logits"), "products"),
+    **dict.fromkeys(("attn_norm", "ffn_norm"), "rest"),
+    **dict.fromkeys(("attn_scores", "attn_probs", "attn_context"), "attention"),
+}
+
+
+def part_of(point: str) -> str:
+    """The part of an arithmetic that a point's step is rounded by."""
+    return PART_OF.get(point, "rest")
+
+
+Whole: TypeAlias = dict[str, Lines]
+"""Lines for every part."""
+
+
+@dataclass
+class Undeclared:
+    """What is tried, and what holds so far.
+
+    Attributes:
+        rows: tokens of the pass; types: of the model's matrices; weight_type: see `Declared`.
+        mask: where scores are judged.
+    """
+
+    rows: int
+    types: Sequence[str]
+    weight_type: str
+    mask: NDArray[np.bool_]
+    _alive: dict[str, list[Lines]] = field(default_factory=dict)
+    _whole: list[Whole] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+    _head: Lines | None = None
+
+    def look(self, run: OwnRun, theirs: Mapping[str, Array], judged: Mapping[str, ComparedPoint]) -> None:
+        """Try candidates on a block, or on what follows the blocks; of each kind of point once."""
+        if not isinstance(run, BlockRun | HeadRun):
+            return
+        wrong = {
+            point: {part_of(split_name(name)[1]) for name in one.since.unseen}
+            for point, one in judged.items()
+            if one.made in ("here", "between") and point not in self._seen and is_small(one)
+        }
+        found = set()
+        for point, parts in wrong.items():
+            self._seen.add(point)
+            trial = _Trial(self, run, point, theirs[point], judged[point])
+            if len(parts) > 1:
+                self._whole = self._explaining(trial, self._whole or self._wholes()) or self._whole
+            elif self._try(trial, *parts):
+                found |= parts
+        for part in found:
+            self._hold(part, run, theirs, judged)
+        if "logits" in judged and "logits" not in wrong and self._head is None:
+            self._hold_head(run, theirs, judged["logits"])
+
+    def _try(self, trial: _Trial, part: str) -> bool:
+        """Narrow a part to what explains a wrong point; whether anything does."""
+        rounding = [one for one in candidates(part, self.rows, self.types) if one != plain(part, self.types)]
+        explaining = self._explaining(trial, [{part: one} for one in self._alive.get(part, rounding)])
+        if not explaining and trial.point == "logits" and part in self._alive:
+            explaining = self._explaining(trial, [{part: one} for one in rounding])
+            self._head = explaining[0][part] if explaining else None
+            return bool(explaining)
+        if explaining:
+            self._alive[part] = [one[part] for one in explaining]
+        return bool(explaining)
+
+    @staticmethod
+    def _explaining(trial: _Trial, among: Sequence[Whole]) -> list[Whole]:
+        return [one for one in among if trial.explains(one)]
+
+    def _hold(
+        self,
+        part: str,
+        run: BlockRun | HeadRun,
+        theirs: Mapping[str, Array],
+        judged: Mapping[str, ComparedPoint],
+    ) -> None:
+        """Drop what is wrong at the right points of a part."""
+        for point, one in judged.items():
+            if one.made or one.own is None or part_of(point) != part or len(one.since.unseen) > 1:
+                continue
+            if point != "logits" and len(self._alive[part]) > 1:
+                trial = _Trial(self, run, point, theirs[point], one)
+                self._alive[part] = [x for x in self._alive[part] if trial.passes({part: x})] or self._alive[
+                    part
+                ]
+
+    def _hold_head(self, run: BlockRun | HeadRun, theirs: Mapping[str, Array], one: ComparedPoint) -> None:
+        """Logits that are right without rounding: whether they are with it as well."""
+        alive = self._alive.get("products")
+        if not alive or one.made or one.own is None or run.is_far("logits"):
+            return
+        trial = _Trial(self, run, "logits", theirs["logits"], one)
+        passing = [x for x in alive if trial.passes({"products": x})]
+        if passing:
+            self._alive["products"] = passing
+        else:
+            self._head = plain("products", self.types)
+
+    def _wholes(self) -> list[Whole]:
+        """What is tried where one point shows several parts: profiles, single parts, the usual pairs."""
+        none = {part: plain(part, self.types) for part in PARTS}
+        of = {part: candidates(part, self.rows, self.types) for part in ("products", "attention")}
+        found = [{p: lines_of(one, p, self.rows, self.types) for p in PARTS} for one in OTHERS]
+        found += [none | {part: one} for part, among in of.items() for one in among]
+        halves = [
+            x for x in of["attention"] if x["keys"] == x["values"] and x["keys"] in ("float16", "bfloat16")
+        ]
+        found += [none | {"products": x, "attention": y} for x in of["products"] for y in halves]
+        kept: list[Whole] = []
+        for one in found:
+            if one != none and one not in kept:
+                kept.append(one)
+        return kept
+
+    def found(self) -> Arithmetic | None:
+        """What explains the points that were wrong; None where nothing does."""
+        if not self._alive and not self._whole:
+            return None
+        wholes = [one for one in self._whole if self._agrees(one)]
+        parts = {part: self._alive.get(part) or [plain(part, self.types)] for part in PARTS}
+        for profile in OTHERS:
+            lines = {part: lines_of(profile, part, self.rows, self.types) for part in PARTS}
+            fits = lines in wholes if wholes else all(lines[part] in parts[part] for part in PARTS)
+            if fits and (self._head is None or self._head == self._head_of(profile)):
+                return profile
+        first = wholes[0] if wholes else {part: among[0] for part, among in parts.items()}
+        return composed(first, self.rows, self.types, self._head)
+
+    def _agrees(self, whole: Whole) -> bool:
+        return all(whole[part] in alive for part, alive in self._alive.items())
+
+    def _head_of(self, profile: Arithmetic) -> Lines:
+        return lines_of(profile.for_rows(self.rows).for_head(), "products", self.rows, self.types)
+
+    def said(self, arithmetic: Arithmetic) -> str:
+        """What is rounded, in words."""
+        return ", ".join(in_words(arithmetic, self.rows, self.types))
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """One tensor of theirs, and what candidates make of it."""
+
+    search: Undeclared
+    run: BlockRun | HeadRun
+    point: str
+    x: Array
+    judged: ComparedPoint
+
+    def passes(self, lines: Mapping[str, Lines]) -> bool:
+        """Whether the point is right beside these roundings."""
+        verdict = self._verdict(lines)
+        return verdict is not None and verdict.verdict == "pass"
+
+    def explains(self, lines: Mapping[str, Lines]) -> bool:
+        """Whether it is, and hardly any of its error is left."""
+        verdict, own = self._verdict(lines), self.judged.own
+        assert own is not None
+        return verdict is not None and verdict.verdict == "pass" and verdict.err <= LEFT * own.err
+
+    def _verdict(self, lines: Mapping[str, Lines]) -> PointVerdict | None:
+        """None where rows of these widths cannot be rounded so."""
+        given = {name: value for part in lines.values() for name, value in part.items()}
+        made = self._made(Declared(replace(Arithmetic(), **given), self.search.weight_type))
+        try:
+            o, spread = made[self.point], made.spreads.get(self.point)
+        except OptionError:
+            return None
+        mask = self.search.mask if POINTS[self.point].causal else None
+        limit = limit_for(self.judged.name, "float32", "own")
+        if spread is not None and self.x.shape == o.shape:
+            limit = within(limit, spread, o, mask)
+        return judge(self.judged.name, self.x, o, limit=limit, mask=mask, dtype="float32")
+
+    def _made(self, declared: Declared) -> DeclaredBlock | DeclaredHead:
+        run = self.run
+        if isinstance(run, HeadRun):
+            shared = run.given, run.weights, run.config, run.dtype, run.theirs
+            return DeclaredHead(*shared, last=run.last, declared=declared)
+        return DeclaredBlock(run.flow, run.number, run.given, run.weights, run.theirs, declared=declared)
+
+
+def is_small(one: ComparedPoint) -> bool:
+    """Whether a rounding may be what is wrong with a point."""
+    return one.own is not None and one.own.err <= LARGEST
