@@ -52,6 +52,8 @@ class Unrounded:
             o: the declared run's; block: None for the points after the blocks.
             last: logits are those of the last token alone.
         """
+        if not self._starts:  # before the first block nothing has come together
+            return limit
         made = self._points(block)[point]
         return at_least(limit, o, [{point: made[-1:] if last else made}], point, mask, margin=1.0)
 
