@@ -119,7 +119,7 @@ class Undeclared:
     ) -> None:
         """Drop what is wrong at the right points of a part."""
         for point, one in judged.items():
-            if one.made or one.own is None or part_of(point) != part or len(one.since.unseen) > 1:
+            if not is_right_here(one) or part_of(point) != part or len(one.since.unseen) > 1:
                 continue
             if point != "logits" and len(self._alive[part]) > 1:
                 trial = _Trial(self, run, point, theirs[point], one)
@@ -130,7 +130,7 @@ class Undeclared:
     def _hold_head(self, run: BlockRun | HeadRun, theirs: Mapping[str, Array], one: ComparedPoint) -> None:
         """Logits that are right without rounding: whether they are with it as well."""
         alive = self._alive.get("products")
-        if not alive or one.made or one.own is None or run.is_far("logits"):
+        if not alive or not is_right_here(one) or run.is_far("logits"):
             return
         trial = _Trial(self, run, "logits", theirs["logits"], one)
         passing = [x for x in alive if trial.passes({"products": x})]
@@ -221,6 +221,11 @@ class _Trial:
             shared = run.given, run.weights, run.config, run.dtype, run.theirs
             return DeclaredHead(*shared, last=run.last, declared=declared)
         return DeclaredBlock(run.flow, run.number, run.given, run.weights, run.theirs, declared=declared)
+
+
+def is_right_here(one: ComparedPoint) -> bool:
+    """Whether a point's own step is right, whatever came in with its inputs."""
+    return one.own is not None and one.own.verdict == "pass"
 
 
 def is_small(one: ComparedPoint) -> bool:

@@ -25,7 +25,13 @@ An arithmetic is a profile's name, or JSON that begins with one:
 
 ```
 {"like": "llama.cpp-cpu", "name": "mine", "keys": "float16", "values": "float16"}
-```"""
+```
+
+It is declared with `compare --arithmetic`, or as `arithmetic` in the header of a dump. Every report then has
+two numbers: what the arithmetic costs, and what is left unexplained. A program that rounds and does not say
+so is tried with every profile and with single roundings, place by place: where they explain all of it, it
+"differs by arithmetic, no bug seen", exit code 3, with what to declare; where a bug stands behind them, that
+is named and fails."""
 
 
 def arithmetic_page() -> str:
