@@ -1,7 +1,8 @@
 """The command `llama-ckpt`: one module a command, loaded when that command is asked for.
 
 Exit codes: 0 all is well; 1 a checkpoint fails; 2 bad input, said in one sentence on standard
-error; 3 a dump differs by rounding that it does not declare, and by nothing else; 130 interrupted; 141 nobody reads the output any more.
+error; 3 a dump differs by rounding that it does not declare, and by nothing else; 130 interrupted;
+141 nobody reads the output any more.
 """
 
 from __future__ import annotations
