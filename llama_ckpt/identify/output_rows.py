@@ -28,6 +28,9 @@ Array: TypeAlias = NDArray[Any]
 MOST_RUNS = 12
 """A matrix cut in the wrong place gives so many runs at most; of more a few outputs are said."""
 
+MOST_LOOKED_UP = 8192
+"""So many outputs are looked up one by one."""
+
 SAMPLE = 48
 """So many outputs tell whether an order is worth to be looked at whole."""
 
@@ -105,7 +108,7 @@ def _moved(product: Product) -> Sequence[Any]:
 def _looked_up(product: Product, sources: Sequence[Source]) -> Iterator[Offer]:
     """Each output that is off, looked up among all rows of all sources."""
     off = features_off(product)
-    if not len(off) or len(product.x) < 1:
+    if not 0 < len(off) <= MOST_LOOKED_UP:
         return
     found = nearest_columns(product, off, sources)
     if found is None:

@@ -24,6 +24,9 @@ Array: TypeAlias = NDArray[Any]
 MOST = 700
 """So many orders are tried of one length, the likeliest first."""
 
+FEWEST, KEPT = 8, 1 << 21
+"""Of many things fewer orders: so many numbers of all of them are kept."""
+
 BLOCK = 32
 """How many numbers of a row come together in most block formats."""
 
@@ -65,7 +68,7 @@ def orders(n: int, heads: int = 0) -> tuple[Order, ...]:
         if key not in seen:
             seen.add(key)
             found.append(order)
-        if len(found) >= MOST:
+        if len(found) >= max(FEWEST, min(MOST, KEPT // n)):
             break
     return tuple(found)
 

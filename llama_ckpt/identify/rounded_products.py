@@ -23,8 +23,8 @@ Array: TypeAlias = NDArray[Any]
 LARGEST = 0.3
 """A product that is further off than this, in parts of itself, is not rounded but wrong."""
 
-MOST_ELEMENTS = 1 << 23
-"""A larger matrix is not rounded in many ways to see which it was."""
+MOST_ELEMENTS = 1 << 18
+"""Of a larger matrix a few rows tell whether it is worth to be rounded in this way."""
 
 
 def rounded_products(product: Product) -> Iterator[Offer]:
@@ -55,8 +55,15 @@ def _all(product: Product) -> Iterator[tuple[str, str, Array]]:
         if product.a.shape[1] % block_of(name):
             continue
         yield "input", name, rounded(product.a, name) @ w.T
-        if w.size <= MOST_ELEMENTS:
+        if w.size <= MOST_ELEMENTS or _worth(product, w, name):
             yield "matrix", name, product.a @ rounded(w, name).T
+
+
+def _worth(product: Product, w: Array, name: str) -> bool:
+    """Whether a few outputs of a large product fit."""
+    few = np.unique(np.linspace(0, len(w) - 1, 32).astype(np.int64))
+    left = float(np.linalg.norm(product.x[:, few] - product.a @ rounded(w[few], name).T))
+    return left <= 4 * product.noise * float(np.sqrt(len(few) / len(w)))
 
 
 def _change(what: str, name: str, *others: str) -> Change:
