@@ -20,7 +20,7 @@ from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
-from llama_ckpt.judging.step_spreads import FUSED, scores_spread
+from llama_ckpt.judging.step_spreads import EMULATED, FUSED, scores_spread
 
 __all__ = ["Attention", "Part"]
 
@@ -168,11 +168,23 @@ class Attention:
         spread = Spread(off.transpose(1, 0, 2), aligned=bool(self.off), sums=sums)
         return probs.transpose(1, 0, 2), spread
 
+    @property
+    def _is_fused(self) -> bool:
+        """Where neither scores nor probabilities were recorded, they may never have lain anywhere."""
+        return self.scores is None and self.probs is None
+
     def _off(self, name: str, queries: slice | None = None, keys: int | None = None) -> Spread | None:
         """Of q, or of k or v, `[kv_heads, group or 1, queries or keys, head_dim]`; None where it is exact."""
-        if name not in self.off:
+        spread = self.off.get(name)
+        if self._is_fused:  # each of its numbers may have been two of TF32
+            lost = EMULATED * self._p.u * np.abs(getattr(self, name))
+            spread = (
+                Spread(lost)
+                if spread is None
+                else replace(spread, deviation=np.hypot(spread.deviation, lost))
+            )
+        if spread is None:
             return None
-        spread = self.off[name]
 
         def stacked(x: Array) -> Array:
             return self._by_key_head(x[queries]) if queries else x[:keys].transpose(1, 0, 2)[:, None]
@@ -223,8 +235,7 @@ class Attention:
             sums.see(one, part.queries, towards, through)
         came = self.off.get("v")
         mode = modes.reshape(n, -1) if came is not None and came.mode is not None else None
-        # Where probabilities were not recorded, they may never have lain anywhere.
-        fused = FUSED * self._p.u if self.probs is None else 0.0
+        fused = FUSED * self._p.u if self._is_fused else 0.0
         if self.off:
             return Spread(made.reshape(n, -1), mode=mode, aligned=True, everywhere=fused)
         return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward, everywhere=fused)

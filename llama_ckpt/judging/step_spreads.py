@@ -38,6 +38,7 @@ from llama_ckpt.judging.turns import angles_of
 from llama_ckpt.oracle import llama as oracle
 
 __all__ = [
+    "EMULATED",
     "FUSED",
     "biased_spread",
     "gated_spread",
@@ -56,6 +57,10 @@ ROOT = 0.25
 
 TURNED = 0.07
 """Cosines and sines: what they turned was 0.16 too long (CUDA's cosf and sinf), a third of it a deviation."""
+
+EMULATED = 8.0
+"""A number in a fused attention in float32, which a GPU's tensor cores multiply as two of TF32 each: what is
+cut off and left out of a product is up to 3 * 2^-20 of it, 48 roundings, which are six deviations."""
 
 FUSED = 4.0
 """Exponentials, sum and its reciprocal inside a fused attention: contexts were off by up to 6.5."""

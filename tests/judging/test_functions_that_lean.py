@@ -62,6 +62,46 @@ def judged(point: str, o: Array, x: Any, spread: Any, dtype: str = "float32") ->
     return judge(point, x, o, limit=limit, dtype=dtype)
 
 
+def in_tf32(x: Array) -> Array:
+    """Cut off after 10 bits."""
+    step = np.ldexp(1.0, np.frexp(x)[1] - 11)
+    return np.trunc(x / step) * step
+
+
+def emulated(a: Array, b: Array) -> Array:
+    """a @ b as float32 is emulated: each number in two of TF32, the product of the small parts left out."""
+    big_a, big_b = in_tf32(a), in_tf32(b)
+    small_a, small_b = in_tf32(a - big_a), in_tf32(b - big_b)
+    return np.float64(np.float32(big_a @ big_b + big_a @ small_b + small_a @ big_b))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_fused_attention_that_emulates_float32_is_right(seed: int) -> None:
+    """The first key outweighs all others, as in trained models, by a feature that is large in q and k."""
+    draw = np.random.default_rng(seed)
+    q, k, v = np.float64(np.float32(draw.standard_normal((3, N, HEADS, HEAD_DIM))))
+    q[..., 5] += 8
+    k[0, :, 5] += 4
+    attention = Attention(q, k, v, POSITIONS, "float32")
+    exact = attention.context()
+    spread = attention.context_spread(exact, None, None)
+
+    def program(product: Callable[[Array, Array], Array]) -> Array:
+        heads = []
+        for h in range(HEADS):
+            scores = product(q[:, h], k[:, h].T) / HEAD_DIM**0.5
+            scores = np.where(POSITIONS[None] <= POSITIONS[:, None], scores, -np.inf)
+            probs = np.exp(scores - scores.max(axis=1, keepdims=True))
+            heads.append(product(probs, v[:, h]) / probs.sum(axis=1, keepdims=True))
+        return np.float32(np.concatenate(heads, axis=1))
+
+    assert judged("attn_context", exact, program(emulated), spread).verdict == "pass"
+    plain_tf32 = program(lambda a, b: in_tf32(a) @ in_tf32(b))
+    assert judged("attn_context", exact, plain_tf32, spread).verdict == "fail"
+    recorded = Attention(q, k, v, POSITIONS, "float32", probs=np.zeros((N, HEADS, N)))
+    assert not recorded._is_fused and attention._is_fused
+
+
 def untrained(n: int, close: float) -> tuple[Array, Array]:
     """Hidden rows, and an output matrix half of whose rows are nearly the same."""
     x, w = drawn(n, 64), 3 * drawn(512, 64) / 8

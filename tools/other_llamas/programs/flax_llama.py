@@ -21,6 +21,9 @@ def load(files: ModelFiles, dtype: str) -> Runner:
 
     jax.config.update("jax_platforms", "cpu")
     model = FlaxLlamaForCausalLM.from_pretrained(files.hf, from_pt=True)
+    if files.config["tie_word_embeddings"]:  # its head is always a matrix of its own
+        embedding = model.params["model"]["embed_tokens"]["embedding"]
+        model.params["lm_head"]["kernel"] = embedding.T
     head_dim = files.config["head_dim"]
 
     def run(token_ids: Sequence[int]) -> Mapping[str, Any]:
