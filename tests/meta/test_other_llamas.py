@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_ckpt.precisions import DTYPES
-from tools.other_llamas.__main__ import judged_wrongly
+from tools.other_llamas.__main__ import PAGE, judged_wrongly
 from tools.other_llamas.catalogue import CHEAPEST, keys, program
 from tools.other_llamas.environments import REQUIREMENTS
 from tools.other_llamas.judge import Errors, Judged
@@ -93,6 +93,14 @@ def test_results_are_kept_by_what_judged(tmp_path: Path, monkeypatch: pytest.Mon
     Kept("one").add(result)
     assert result.run in Kept("one") and [one.run for one in Kept("one").all("cpu")] == [result.run]
     assert result.run not in Kept("other") and not list(Kept("other").all("cpu"))
+
+
+@pytest.mark.parametrize("key", keys())
+def test_the_page_tells_of_every_program(key: str) -> None:
+    """Of those too that were not run."""
+    text = PAGE.read_text(encoding="utf-8")
+    assert f"| {program(key).title} |" in text or f"| {program(key).title} on CUDA |" in text
+    assert re.search(r"as of commit [0-9a-f]{10}\.", text)
 
 
 def test_a_condemned_right_program_counts_as_judged_wrongly() -> None:

@@ -41,7 +41,9 @@ def main() -> None:
     failed = _run_all(wanted, options, kept)
     if not (options.cheapest or options.no_page):
         found = [one for device in DEVICES for one in kept.all(device)]
-        PAGE.write_text(page(found, everything("cpu"), now), encoding="utf-8")
+        devices = {"cpu", *(one.device for one in found)}
+        wanted = [one for device in devices for one in everything(device)]
+        PAGE.write_text(page(found, wanted, now), encoding="utf-8")
         print(f"{PAGE.relative_to(ROOT)}: written")
     bad = sum(judged_wrongly(one) for one in kept.all(options.device) if one.run in asked)
     print(f"{bad} of these runs judged otherwise than they should be; {failed} programs could not be run")

@@ -5,6 +5,7 @@ A driver imports its framework inside its functions, so that all of them can be 
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def keys() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
+@cache
 def program(key: str) -> Program:
     """The program of a key.
 
