@@ -24,15 +24,16 @@ _PLAIN: Final[Mapping[str, str]] = dict.fromkeys(("F32", "F16", "BF16"), "float3
 """Types of plain numbers, with which rows are multiplied as they are."""
 
 _K_TYPES = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
+_CODEBOOKS = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_XS")
 
 
 def _by_type(plain: Mapping[str, str], q8_0: str, q8_1: str, q8_k: str) -> dict[str, str]:
     """ggml's table: which of three block formats a row is rounded to for a weight of each type."""
     return {
         **plain,
-        **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL"), q8_0),
+        **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0", "IQ4_NL", "MXFP4", "NVFP4"), q8_0),
         **dict.fromkeys(("Q4_1", "Q5_1"), q8_1),
-        **dict.fromkeys((*_K_TYPES, "IQ4_XS"), q8_k),
+        **dict.fromkeys((*_K_TYPES, *_CODEBOOKS, "TQ1_0", "TQ2_0"), q8_k),
     }
 
 
