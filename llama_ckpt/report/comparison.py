@@ -189,18 +189,16 @@ def _diagnosis(found: Diagnosis, leading: bool, verbose: bool) -> Iterator[Line]
             (where + sentence, "bold" if leading else ""),
         ]
     operator = found.operator
-    if verbose and leading and operator is not None:
-        yield from _operator(operator, operator.said() != sentence)
+    if verbose and leading and operator is not None and operator.said() == sentence:
+        yield from _operator(operator)
     if verbose and leading and found.smallest_limit is not None:
         least = found.smallest_limit
         measure = f"{MEASURES[least.metric]}, {getattr(least, least.metric):.3g}"
         yield _fact("would pass", f"with {least.factor:.3g} times what is allowed ({measure})")
 
 
-def _operator(operator: Identified, other_words: bool) -> Iterator[Line]:
+def _operator(operator: Identified) -> Iterator[Line]:
     """What was identified: where, how sure that is, and the code that usually does it."""
-    if other_words:
-        yield _fact("that is", operator.sentence)
     if operator.place.said():
         yield _fact("where", operator.place.said())
     yield _fact("how sure", operator.certainty())
