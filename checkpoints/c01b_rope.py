@@ -26,7 +26,7 @@ from torch import Tensor
 from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
 
-__all__ = ["CHECKPOINT", "rope", "rope_frequencies", "rope_magnitude"]
+__all__ = ["CHECKPOINT", "magnified", "rope", "rope_frequencies", "rope_magnitude"]
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
@@ -60,6 +60,12 @@ def rope_magnitude(config: LlamaConfig) -> float:
     stretched = 0.1 * math.log(config.rope_scale)
     yarn = (1 + stretched) / (1 + config.rope_yarn.log_multiplier * stretched)
     return config.rope_attention_factor * yarn
+
+
+def magnified(config: LlamaConfig) -> dict[str, float]:
+    """`rope`'s keyword argument for a magnitude; empty for a Llama-2, whose function need not know of it."""
+    magnitude = rope_magnitude(config)
+    return {} if magnitude == 1.0 else {"magnitude": magnitude}
 
 
 def rope(
@@ -98,15 +104,13 @@ def rope(
 
 def cases(given: Given) -> Iterator[Case]:
     """Queries and keys of each block."""
-    magnitude = rope_magnitude(given.config)
-    magnified = {} if magnitude == 1.0 else {"magnitude": magnitude}  # a Llama-2's function need not know it
     for number in given.blocks:
         arguments = {
             "q": given[block_point(number, "q")],
             "k": given[block_point(number, "k")],
             "positions": given.positions,
             "frequencies": given.rope_frequencies,
-            **magnified,
+            **magnified(given.config),
         }
         yield Case("rope", arguments, (block_point(number, "q_rope"), block_point(number, "k_rope")))
 

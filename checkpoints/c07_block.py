@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from checkpoints.c01_rms_norm import rms_norm
-from checkpoints.c01b_rope import rope, rope_frequencies, rope_magnitude
+from checkpoints.c01b_rope import magnified, rope, rope_frequencies
 from checkpoints.c02_qkv import qkv
 from checkpoints.c03_attention import attention
 from checkpoints.c06_swiglu import swiglu
@@ -62,8 +62,7 @@ def block(
     q, k, v = qkv(h, weights.wq, weights.wk, weights.wv, **heads)
     for point, tensor in (("q", q), ("k", k), ("v", v)):
         see(point, tensor)
-    turns, magnitude = rope_frequencies(config, x.device), rope_magnitude(config)
-    q, k = rope(q, k, positions, turns, magnitude=magnitude)
+    q, k = rope(q, k, positions, rope_frequencies(config, x.device), **magnified(config))
     see("q_rope", q)
     see("k_rope", k)
     places = {"positions": positions, "cache": cache, "sequence_ids": sequence_ids, **weights.biases("bo")}

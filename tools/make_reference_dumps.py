@@ -58,7 +58,9 @@ PLANS: Mapping[str, tuple[Plan, ...]] = {
         Plan("eight-tokens", prompt="And God said, Let there be", blocks=EIGHT),
         Plan("one-token", tokens=(1,), blocks=FEW),
         Plan("two-tokens", prompt="Jesus", blocks=FEW),
-        Plan("far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW),
+        Plan(
+            "far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW, last_logits_only=True
+        ),
         Plan("sixty-four-tokens", prompt=GENESIS, max_tokens=16, blocks=FIRST, last_logits_only=True),
     ),
     "f16": (Plan("hello", prompt="Hello", blocks=FEW),),
