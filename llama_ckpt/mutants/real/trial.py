@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.dumps.theirs import save_dump
@@ -19,6 +20,7 @@ from llama_ckpt.mutants.real.models import Models, tokens_of
 from llama_ckpt.mutants.real.port import Array, Port
 from llama_ckpt.mutants.real.record import Prompt, RealBug, RightPort
 from llama_ckpt.mutants.rival_metrics import RIVALS
+from llama_ckpt.points import split_name
 
 __all__ = ["Bench", "Naming", "RealRun", "at_the_right_point", "graded", "run_bug", "run_right"]
 
@@ -38,7 +40,7 @@ class RealRun:
     Attributes:
         label: model and length of the prompt.
         caught: it did not pass. at: the first wrong point; "" where none is.
-        made: where its error is made, as in `ComparedPoint`.
+        made: where its error is made, as in `ComparedPoint`, or "arithmetic": in undeclared roundings.
         said: the headline's diagnosis and what lint found.
         naming: how good a name that is.
         rivals: names of other tools' metrics that fail a point when held against the plain port.
@@ -105,14 +107,26 @@ def graded(bug: RealBug, said: str) -> Naming:
 
 def _said(report: Comparison) -> str:
     looks = report.diagnoses[0].sentence() if report.diagnoses else ""
-    return "; ".join(filter(None, [looks, *(one.message for one in report.findings)]))
+    rounds = "" if _undeclared(report) is None else report.reason
+    return "; ".join(filter(None, [looks or rounds, *(one.message for one in report.findings)]))
+
+
+def _undeclared(report: Comparison) -> ArithmeticCosts | None:
+    """The roundings that explain everything, where that is the verdict."""
+    return report.arithmetic if report.verdict == "arithmetic" else None
 
 
 def _first_wrong(report: Comparison) -> tuple[str, str]:
-    """The first wrong point and where its error is made; a tensor of another shape is a finding."""
+    """The first wrong point and where its error is made; a tensor of another shape is a finding.
+
+    Of roundings that explain everything it is the point that they move most.
+    """
     first = report.first_wrong
     if first is not None:
         return first.name, first.made
+    rounds = _undeclared(report)
+    if rounds is not None:
+        return rounds.costs_at, "arithmetic"
     shapes = [one.point for one in report.findings if one.kind in ("shape", "padded")]
     return (shapes[0], "here") if shapes else ("", "")
 
@@ -128,7 +142,7 @@ def _run(bench: Bench, one: RealBug | RightPort, model: str, prompt: Prompt) -> 
         )
     return RealRun(
         f"{model}/{prompt.n}",
-        report.verdict == "fail",
+        report.exit_code != 0,
         at,
         made,
         _said(report),
@@ -150,4 +164,6 @@ def run_right(right: RightPort, bench: Bench, model: str, prompt: Prompt) -> Rea
 
 def at_the_right_point(bug: RealBug, run: RealRun) -> bool:
     """Whether the first wrong point is one of those that the fault must show at, and made there."""
+    if run.made == "arithmetic":  # the same roundings in every block: which of them moves most is chance
+        return split_name(run.at)[1] in {split_name(point)[1] for point in bug.at}
     return run.at in bug.at and run.made == "here"
