@@ -138,8 +138,11 @@ def measure_shape(
 
 def numpy_weights(weights: Any) -> Any:
     """The same values as arrays, which the oracle widens where it uses them."""
-    plain = {k: v.numpy() for k, v in vars(weights).items() if k != "blocks"}
-    blocks = [SimpleNamespace(**{k: v.numpy() for k, v in vars(b).items()}) for b in weights.blocks]
+
+    def arrays(tensors: Any) -> dict[str, Any]:
+        return {k: None if v is None else v.numpy() for k, v in vars(tensors).items() if k != "blocks"}
+
+    plain, blocks = arrays(weights), [SimpleNamespace(**arrays(block)) for block in weights.blocks]
     return SimpleNamespace(blocks=blocks, **plain)
 
 

@@ -17,6 +17,7 @@ from checkpoints.c08_logits import output_logits
 from llama_ckpt.diagnose.patched_oracle import Patch, PatchedOracle
 from llama_ckpt.model import pick_dtype
 from llama_ckpt.weights.quants import PackedWeight
+from llama_ckpt.weights.records import BlockWeights
 
 __all__ = ["in_torch", "torch_layers"]
 
@@ -85,7 +86,8 @@ def _weights(record: Any, packed: bool) -> Any:
     blocks = (
         {"blocks": tuple(_weights(one, packed) for one in fields.pop("blocks"))} if "blocks" in fields else {}
     )
-    return SimpleNamespace(**{name: _weight(value, packed) for name, value in fields.items()}, **blocks)
+    made = {name: _weight(value, packed) for name, value in fields.items() if value is not None}
+    return BlockWeights(**made) if "wq" in made else SimpleNamespace(**made, **blocks)
 
 
 def _weight(value: Any, packed: bool) -> Any:
