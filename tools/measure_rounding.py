@@ -71,7 +71,7 @@ def judged(number: int, step: str, dtype: str) -> Iterator[Use]:
     """A draw's points, computed by some of the right programs."""
     draw = draw_case(number, step, dtype)
     exact, spreads = exact_answers(draw)
-    if max(float(np.abs(o).max(initial=0.0)) for o in exact.values()) > OVERFLOWS[dtype]:
+    if not max(float(np.abs(o).max(initial=0.0)) for o in exact.values()) <= OVERFLOWS[dtype]:
         return
     limits: dict[str, tuple[Limit, Any]] = {}
     for name, o in exact.items():

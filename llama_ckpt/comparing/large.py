@@ -120,7 +120,8 @@ def _flat_spread(spread: Spread, shape: tuple[int, ...]) -> Spread:
         return _flat(np.broadcast_to(array, shape))
 
     most = None if spread.most is None else flat(spread.most)
-    return replace(spread, deviation=flat(spread.deviation), most=most)
+    mode = None if spread.mode is None else flat(spread.mode)
+    return replace(spread, deviation=flat(spread.deviation), most=most, mode=mode)
 
 
 def _flat(rows: Array) -> Array:

@@ -64,6 +64,7 @@ __all__ = [
     "is_measured",
     "limit_for",
     "turn_limit",
+    "with_mode",
     "unmeasured",
     "within",
 ]
@@ -89,6 +90,9 @@ much, some three roundings, the same in every element (300 tokens, heads of 128,
 
 ERR, ROW, ELEMENT = 2.0, 2.5, 6.0
 """What a tensor's, a row's and an element's error may be of what `rounding` expects there, as norms."""
+
+MODE = 5.0
+"""The same of what all elements of a row are off by together: a single number, that no other evens out."""
 
 WITHIN_FLOOR = 1 / 32
 """The same where limits follow from the data, which tell most of what lends errors a direction."""
@@ -238,10 +242,13 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
     deviation = _flat(spread.deviation, np.shape(o), judged)
     most = 0.0 if spread.most is None else _flat(spread.most, np.shape(o), judged)
     rows_scale = row_scale(exact)
-    rows = (ROW * np.linalg.norm(deviation, axis=1) + _norms(most)) / rows_scale
+    off = np.linalg.norm(deviation, axis=1)
+    together = 0.0 if spread.together is None else _norms(_flat(spread.together, np.shape(o), judged))
+    rows = (with_mode(ROW, off, together) + _norms(most)) / rows_scale
     elements = (ELEMENT * deviation + most) / element_scale(exact, rows_scale, judged)
     norm = float(np.linalg.norm(exact)) or 1.0
-    err = (ERR * float(np.linalg.norm(deviation)) + float(np.linalg.norm(most))) / norm
+    allowed = with_mode(ERR, float(np.linalg.norm(off)), float(np.max(together, initial=0.0)))
+    err = (allowed + float(np.linalg.norm(most))) / norm
     half = PRECISIONS[limit.dtype].half > 0
     gain, bias = directed(
         limit,
@@ -259,6 +266,15 @@ def within(limit: Limit, spread: Spread, o: ArrayLike, mask: Any = None) -> Limi
         elements=elements,
         turn=turn_limit(spread, o),
     )
+
+
+def with_mode(times: float, off: Any, mode: Any) -> Any:
+    """What errors of a norm `off` may come to, where a part of it is a row's mode.
+
+    Args:
+        times: what is allowed of the rest. mode: the norm of a row's mode, or of the largest of several rows.
+    """
+    return np.sqrt((times * off) ** 2 + (MODE**2 - times**2) * mode**2)
 
 
 def turn_limit(spread: Spread, o: ArrayLike) -> TurnLimit | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.directions import Directions
-from llama_ckpt.judging.limits import ELEMENT, ERR, ROW, Limit, directed, follows, turn_limit
+from llama_ckpt.judging.limits import ELEMENT, ERR, ROW, Limit, directed, follows, turn_limit, with_mode
 from llama_ckpt.judging.metrics import averaging
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
@@ -38,7 +38,7 @@ class Allowed:
         self._directions = Directions(PRECISIONS[self.table.dtype].half > 0)
         self._rows: list[Array] = []
         self._turns: list[TurnLimit] = []
-        self._deviation, self._most, self._lean = 0.0, 0.0, 0.0
+        self._deviation, self._mode, self._most, self._lean = 0.0, 0.0, 0.0, 0.0
 
     def add(
         self,
@@ -60,7 +60,11 @@ class Allowed:
         off = np.sqrt(np.einsum("ij,ij->i", deviation, deviation))
         self._deviation += float(off @ off)
         self._directions.add(o, deviation, spread, norms=norms, some=some)
-        allowed, rows = ELEMENT * deviation, ROW * off
+        mode = np.zeros(len(o))
+        if spread.together is not None:
+            mode = np.linalg.norm(_wide(spread.together, o, judged), axis=1)
+            self._mode = max(self._mode, float(mode.max(initial=0.0)))
+        allowed, rows = ELEMENT * deviation, with_mode(ROW, off, mode)
         if spread.most is not None:
             most = _wide(spread.most, o, judged)
             squares = np.einsum("ij,ij->i", most, most)
@@ -91,7 +95,7 @@ class Allowed:
             n: how many elements are judged, of `size`; element: the most that one is allowed, for its size.
         """
         deviation, most, rows = math.sqrt(self._deviation), math.sqrt(self._most), self.rows
-        err = (ERR * deviation + most) / norm
+        err = (float(with_mode(ERR, deviation, self._mode)) + most) / norm
         gain, bias = directed(
             self.table,
             err,

@@ -71,6 +71,11 @@ class Spread:
         return self.deviation if self.most is None else np.hypot(self.deviation, self.most)
 
     @property
+    def together(self) -> Array | None:
+        """Of the mode what came with what a step read; its own is in the deviation whole."""
+        return None if self.apart is not None else self.mode
+
+    @property
     def beside_mode(self) -> Array:
         """What a product adds up as chance does; the mode goes through it as one."""
         return self.whole if self.apart is None else self.apart
