@@ -19,7 +19,7 @@ from llama_ckpt.version import __version__
 __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: tuple[str, ...] = (
-    *("validate", "compare", "explain", "generate", "tokenize", "inspect"),
+    *("validate", "compare", "compare-weights", "explain", "generate", "tokenize", "inspect"),
     *("export", "capture", "make-seeded", "mutants", "bench", "check-worker"),
 )
 """The names of the commands, in the order of the help; the module of "make-seeded" is `cli.make_seeded`."""

@@ -13,6 +13,7 @@ from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.comparing.compare_dump import compare_dump
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.report.comparison import comparison_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]
@@ -29,7 +30,7 @@ def command(
         Path | None, typer.Option(metavar="DIR", help="llama.cpp's dumps, from llama-ckpt capture.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="M.gguf", help="The model, for the float64 oracle.")
+        Path | None, typer.Option(metavar="M.gguf", help="The model, a file or a folder, for the oracle.")
     ] = None,
     names: Annotated[
         Path | None, typer.Option("--map", metavar="FILE", help="What your names, axes and layouts mean.")
@@ -68,7 +69,7 @@ def command(
         report = compare_dump(
             theirs,
             reference=reference,
-            model=model,
+            model=None if model is None else model_file(model),
             names=names,
             dump=dump,
             dtype=dtype,

@@ -8,13 +8,16 @@ from typing import Annotated, Literal
 import typer
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.hugging_face.folder import model_file
 from reference_dumps import embedded_model
 
 __all__ = ["Device", "Dtype", "ModelFile", "Precision", "integers", "model_path"]
 
 ModelFile = Annotated[
     Path | None,
-    typer.Option("--model", metavar="M.gguf", help="A Llama in GGUF; the embedded model without it."),
+    typer.Option(
+        "--model", metavar="M.gguf", help="A GGUF file or Hugging Face folder; else the embedded model."
+    ),
 ]
 Device = Annotated[
     Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is one.")
@@ -30,8 +33,8 @@ Precision = Annotated[
 
 
 def model_path(model: Path | None) -> Path:
-    """The model that was asked for, or the embedded one."""
-    return embedded_model() if model is None else model
+    """The model that was asked for, or the embedded one; a folder as the file of the same model."""
+    return embedded_model() if model is None else model_file(model)
 
 
 def integers(option: str, text: str) -> list[int]:

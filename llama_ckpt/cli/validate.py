@@ -103,7 +103,7 @@ def _climb(
         screen = _Screen(console, bar, options, verbose)
         report = llama_ckpt.validate(
             ids,
-            **options,
+            **{**options, "model": options["model"] and model_path(options["model"])},
             maps=files.html is not None,
             stop_on_failure=stop_on_failure,
             progress=bar,

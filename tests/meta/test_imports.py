@@ -31,6 +31,7 @@ ARROWS: dict[str, str] = {
     "gguf": "errors",
     "weights": "errors gguf precisions",
     "tokens": "errors gguf",
+    "hugging_face": "errors gguf weights",
     "kernels": "errors weights",
     # the mathematics, and what is held against it
     "oracle": "errors gguf points weights",
@@ -72,7 +73,7 @@ ARROWS: dict[str, str] = {
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
         "llama_ckpt making model mutants points precisions reference_dumps report shadowing "
-        "tokens version weights worker"
+        "tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
         "comparing dumps errors generation gguf ladder making model shadowing tokens version weights"

@@ -1,0 +1,177 @@
+"""A Hugging Face folder as the GGUF file of the same model: names, order of rows, configuration, vocabulary.
+
+    gguf_of_folder(Path("Llama-3.2-1B"), Path("model.gguf"))
+
+Matrices keep their types, float32, float16 or bfloat16; norms and biases become float32. Rows of Q and K
+are put from `transformers`' order, where RoPE turns (i, i + head_dim / 2), into GGUF's: it turns neighbours.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from llama_ckpt.errors import ModelFileError, UnsupportedModelError
+from llama_ckpt.gguf.writing import TensorPlan, encode_rows, field, write_gguf
+from llama_ckpt.hugging_face.scaling import scaling_of, theta_of
+from llama_ckpt.hugging_face.tensors import FolderTensor, folder_tensors, json_of
+from llama_ckpt.hugging_face.vocabulary import vocabulary_keys
+from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_tensor
+
+__all__ = ["gguf_of_folder", "model_file", "named_tensors", "pairs_from_halves"]
+
+_BLOCK: Final = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "wq",
+    "self_attn.k_proj": "wk",
+    "self_attn.v_proj": "wv",
+    "self_attn.o_proj": "wo",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "w_gate",
+    "mlp.up_proj": "w_up",
+    "mlp.down_proj": "w_down",
+}
+_MODEL: Final = {
+    "model.embed_tokens.weight": MODEL_TENSORS["token_embd"],
+    "model.norm.weight": MODEL_TENSORS["output_norm"],
+    "lm_head.weight": MODEL_TENSORS["output"],
+}
+
+
+def model_file(path: Path) -> Path:
+    """A model's GGUF file: the path itself, or, of a folder, a file that is there until the process ends."""
+    return _converted(path.resolve()) if path.is_dir() else path
+
+
+@cache
+def _converted(folder: Path) -> Path:
+    scratch = Path(tempfile.mkdtemp(prefix="llama-ckpt-folder-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return gguf_of_folder(folder, scratch / f"{folder.name or 'model'}.gguf")
+
+
+def gguf_of_folder(folder: Path, out: Path) -> Path:
+    """Write the GGUF file of a folder's model.
+
+    Raises:
+        ModelFileError: a file of the folder is missing or damaged.
+        UnsupportedModelError: another model than a Llama, or a Llama of a kind that is not computed here.
+    """
+    config = json_of(folder / "config.json")
+    _refuse_others(config)
+    tensors = dict(named_tensors(folder, config))
+    head_dim = _head_dim(config)
+    scaling, divisors = scaling_of(config, head_dim)
+    keys = _keys(folder, config, tensors, head_dim) | scaling
+    plans = [TensorPlan(name, one.shape, _type(one)) for name, (one, _) in tensors.items()]
+    plans += [TensorPlan(name, values.shape, GGMLQuantizationType.F32) for name, values in divisors.items()]
+
+    @lru_cache(maxsize=2)
+    def whole(name: str) -> NDArray[np.float32]:
+        source, heads = tensors[name]
+        return pairs_from_halves(source.float32(), heads) if heads else source.float32()
+
+    def rows(plan: TensorPlan, first: int, n: int) -> NDArray[Any]:
+        if plan.name in divisors:
+            return encode_rows(plan.name, divisors[plan.name][None], plan.type)
+        values = whole(plan.name).reshape(plan.n_rows, -1)
+        return encode_rows(plan.name, values[first : first + n], plan.type)
+
+    return write_gguf(out, {key: field(value) for key, value in keys.items()}, plans, rows).path
+
+
+def pairs_from_halves(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
+    """Rows of a projection `[n_heads * head_dim, …]` from Hugging Face's order into GGUF's.
+
+    In each head row i comes to 2i and row i + head_dim / 2 to 2i + 1.
+    """
+    halves = w.reshape(n_heads, 2, -1, *w.shape[1:])  # [n_heads, 2, head_dim / 2, in]
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(w.shape)
+
+
+def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[FolderTensor, int]]]:
+    """Every tensor by its GGUF name, with the heads whose rows have another order there, 0 for none.
+
+    Raises:
+        UnsupportedModelError: a tensor that a Llama has no place for.
+    """
+    tied = bool(config.get("tie_word_embeddings"))
+    heads = {"wq": int(config["num_attention_heads"])}
+    heads["wk"] = int(config.get("num_key_value_heads") or heads["wq"])
+    for name, tensor in folder_tensors(folder).items():
+        if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
+            continue
+        whole = name if name.startswith(("model.", "lm_head.")) else f"model.{name}"
+        if whole in _MODEL:
+            yield _MODEL[whole], (tensor, 0)
+            continue
+        _, _, inner = whole.partition("model.layers.")
+        number, _, rest = inner.partition(".")
+        part, _, kind = rest.rpartition(".")
+        known = _BLOCK.get(part, "")
+        own = {"weight": known, "bias": BIAS_OF.get(known, "")}.get(kind, "")
+        if not (number.isdigit() and own):
+            raise UnsupportedModelError(f"{tensor.path}: tensor {name!r}", hint="a Llama has no place for it")
+        yield block_tensor(int(number), own), (tensor, heads.get(known, 0))
+
+
+def _type(tensor: FolderTensor) -> GGMLQuantizationType:
+    return GGMLQuantizationType["F32" if len(tensor.shape) == 1 else tensor.kind]
+
+
+def _head_dim(config: Mapping[str, Any]) -> int:
+    return int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+
+
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    for key, least in (("num_attention_heads", 1), ("hidden_size", 1), ("max_position_embeddings", 1)):
+        if not isinstance(config.get(key), int) or config[key] < least:
+            raise ModelFileError(f"config.json: {key}", got=config.get(key), wanted="a number from 1 on")
+    for key, wanted, default in (
+        ("model_type", ("llama", "mistral"), "llama"),
+        ("hidden_act", ("silu",), "silu"),
+        ("partial_rotary_factor", (1, None), None),
+        ("pretraining_tp", (1, None), None),
+        ("quantization_config", (None,), None),
+    ):
+        got = config.get(key, default)
+        if got not in wanted:
+            said = str(got)[:40]
+            raise UnsupportedModelError(
+                f"config.json: {key}", got=said, wanted=str(wanted[0]) if wanted[0] else "none"
+            )
+
+
+def _keys(
+    folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], head_dim: int
+) -> dict[str, Any]:
+    embedding = tensors.get(MODEL_TENSORS["token_embd"])
+    if embedding is None:
+        raise ModelFileError(f"{folder}", got="no model.embed_tokens.weight", wanted="a whole model")
+    heads, size = int(config["num_attention_heads"]), embedding[0].shape[0]
+    return {
+        "general.architecture": "llama",
+        "general.name": str(config.get("_name_or_path") or folder.name),
+        "llama.context_length": int(config["max_position_embeddings"]),
+        "llama.embedding_length": int(config["hidden_size"]),
+        "llama.block_count": int(config["num_hidden_layers"]),
+        "llama.feed_forward_length": int(config["intermediate_size"]),
+        "llama.attention.head_count": heads,
+        "llama.attention.head_count_kv": int(config.get("num_key_value_heads") or heads),
+        "llama.attention.key_length": head_dim,
+        "llama.attention.value_length": head_dim,
+        "llama.attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
+        "llama.rope.dimension_count": head_dim,
+        "llama.rope.freq_base": theta_of(config),
+        "llama.vocab_size": size,
+        **vocabulary_keys(folder, config, size),
+    }
