@@ -144,8 +144,14 @@ def _compared(name: str, types: tuple[str, str], a: Array, b: Array, heads: int)
 
 def _orders(heads: int) -> Iterator[tuple[str, Callable[[Array], Array]]]:
     if heads:
-        yield "the first's rows are in Hugging Face's order", lambda w: pairs_from_halves(w, heads)
-        yield "the second's rows are in Hugging Face's order", lambda w: _halves(w, heads)
+        yield (
+            "the first's rows are in halves, or the second's were put into pairs twice",
+            lambda w: pairs_from_halves(w, heads),
+        )
+        yield (
+            "the second's rows are in halves, or the first's were put into pairs twice",
+            lambda w: _halves(w, heads),
+        )
     yield "one is the other's transpose", lambda w: w.T if w.ndim == 2 and w.shape[0] == w.shape[1] else w
 
 

@@ -53,9 +53,9 @@ def test_rows_in_the_other_order_are_named(folder: Path, model: Path) -> None:
     change(folder, name, lambda w: w.reshape(2, 2, 8, 64).swapaxes(1, 2).reshape(w.shape))
     (apart,) = [one for one in compare_weights(folder, model) if one.state != "equal"]
     assert (apart.name, apart.state, apart.error) == ("blk.1.attn_k.weight", "permuted", 0.0)
-    assert apart.words == "the first's rows are in Hugging Face's order"
+    assert apart.words == "the second's rows are in halves, or the first's were put into pairs twice"
     (apart,) = [one for one in compare_weights(model, folder) if one.state != "equal"]
-    assert apart.words == "the second's rows are in Hugging Face's order"
+    assert apart.words == "the first's rows are in halves, or the second's were put into pairs twice"
 
 
 def test_a_difference_is_told_and_ends_with_1(folder: Path, model: Path) -> None:
