@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,7 +63,7 @@ def rope_magnitude(config: LlamaConfig) -> float:
     return config.rope_attention_factor * yarn
 
 
-def magnified(config: LlamaConfig) -> dict[str, float]:
+def magnified(config: LlamaConfig) -> dict[str, Any]:
     """`rope`'s keyword argument for a magnitude; empty for a Llama-2, whose function need not know of it."""
     magnitude = rope_magnitude(config)
     return {} if magnitude == 1.0 else {"magnitude": magnitude}

@@ -89,7 +89,7 @@ def _exact_in_half(model: Model) -> bool:
 def _matrices(model: Model) -> list[Weight]:
     """Every matrix that is multiplied with."""
     weights = [model.weights.output, *(w for block in model.weights.blocks for w in vars(block).values())]
-    return [w for w in weights if len(w.shape) == 2]
+    return [w for w in weights if w is not None and len(w.shape) == 2]  # a bias may be there or not
 
 
 class Engine:

@@ -22,7 +22,7 @@ from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
 from llama_ckpt.points import SAMPLED
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
@@ -162,9 +162,9 @@ def seeded_weights(config: LlamaConfig, generator: np.random.Generator) -> Any:
     def norm() -> Array:
         return (1 + 0.2 * generator.standard_normal(config.width)).astype(np.float32).astype(np.float64)
 
-    def block() -> Any:
+    def block() -> OracleBlockWeights:
         width, ffn = config.width, config.ffn
-        return SimpleNamespace(
+        return OracleBlockWeights(
             attn_norm=norm(),
             wq=matrix(config.q_width, width, 1.4),
             wk=matrix(config.kv_width, width, 1.4),

@@ -181,7 +181,7 @@ def weight_bytes(model: Model) -> int:
 
     weights = model.weights
     every = [weights.token_embd, weights.output_norm, weights.output]
-    every += [weight for block in weights.blocks for weight in vars(block).values()]
+    every += [weight for block in weights.blocks for weight in vars(block).values() if weight is not None]
     raw = {id(w): w.raw if isinstance(w, PackedWeight) else w for w in every}
     return sum(tensor.nbytes for tensor in raw.values())
 

@@ -73,7 +73,7 @@ def test_what_is_left_out_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     import checkpoints.c07_block as layer
 
     model = scaled_model(tmp_path / "m.gguf", YARN)
-    monkeypatch.setattr(layer, "rope_magnitude", lambda config: 1.0)
+    monkeypatch.setattr(layer, "magnified", lambda config: {})
     report = llama_ckpt.validate(["7", "8"], model=model, device="cpu", oracle_only=True)
     assert [one.verdict for one in report.checkpoints] == ["fail"] * 2
 
