@@ -28,6 +28,7 @@ from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.mutants.right_programs.torch_programs import ORDERS, PlainProgram, correct_programs
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.functions import oracle_function
+from llama_ckpt.oracle.weights import OracleBlockWeights
 from llama_ckpt.points import BLOCK_POINTS, POINTS, SAMPLED, Case, Checkpoint, split_name
 from tools.measured_models import SHAPES, Shape, model_for
 
@@ -142,7 +143,7 @@ def numpy_weights(weights: Any) -> Any:
     def arrays(tensors: Any) -> dict[str, Any]:
         return {k: None if v is None else v.numpy() for k, v in vars(tensors).items() if k != "blocks"}
 
-    plain, blocks = arrays(weights), [SimpleNamespace(**arrays(block)) for block in weights.blocks]
+    plain, blocks = arrays(weights), [OracleBlockWeights(**arrays(block)) for block in weights.blocks]
     return SimpleNamespace(blocks=blocks, **plain)
 
 

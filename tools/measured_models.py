@@ -11,7 +11,7 @@ import torch
 
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.weights.config import LlamaConfig
-from llama_ckpt.weights.records import load_weights
+from llama_ckpt.weights.records import BlockWeights, load_weights
 
 EMBEDDED = Path(__file__).parents[1] / "reference_dumps" / "tiny-32l" / "model.gguf"
 
@@ -68,8 +68,8 @@ def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
 
     q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
 
-    def block() -> SimpleNamespace:
-        return SimpleNamespace(
+    def block() -> BlockWeights:
+        return BlockWeights(
             attn_norm=norm(),
             wq=matrix(q_width, shape.width, shape.score),
             wk=matrix(kv_width, shape.width),
