@@ -38,6 +38,10 @@ MOST_EXPLAINED = 3
 MADE = ("here", "between", "unknown")
 """Where an error has to be made to be explained; one that is inherited is explained where it is made."""
 
+ANOTHERS = frozenset({"norm.weight", "block.weights", "product.matrix"})
+"""Kinds that say of a step that it has what is another's: of the block or of all blocks that may be only
+what shows first, as two norms exchanged or a block left out."""
+
 PART_OF_A_RUN = 0.6
 """What leaves less of a whole run's error is named as a part: an element that a program rounds the other
 way than the oracle with that bug does goes through all blocks."""
@@ -112,11 +116,11 @@ class Explainer:
         others = [one for one in answered(call.case, judged) if one != point]
         found = diagnose_points(shown(call, [point, *others]), around=around)
         self._seen |= {call.case.function, point}
-        if is_explained(found) or whole is None or is_identified(found):
+        if is_explained(found) or whole is None or _is_settled(found):
             return found
         # Two bugs in one call: what follows the second tells nothing of the first.
         before = list(takewhile(lambda one: judged[one].made not in MADE, others))
-        if len(before) < len(others) and call.case.function != "block":
+        if len(before) < len(others) and call.case.function != "block" and not is_identified(found):
             first = diagnose_points(shown(call, [point, *before]), around=around)
             if is_explained(first) or is_identified(first):
                 self._seen.remove(call.case.function)
@@ -143,7 +147,7 @@ class Explainer:
         """
         if not self.diagnoses or not evidence:
             return
-        if is_explained(self.diagnoses[0]) or is_identified(self.diagnoses[0]):
+        if is_explained(self.diagnoses[0]) or _is_settled(self.diagnoses[0]):
             return
         call = evidence[0].case
         among = candidates(call.function)
@@ -152,9 +156,9 @@ class Explainer:
             among = tuple(bug for bug in among if bug.function == "logits")
         found = diagnose_points(evidence, among=among, part=PART_OF_A_RUN, around=self.around)
         first = self.diagnoses[0]
-        if is_explained(found) or not first.named:
+        if is_explained(found) or not (first.named or is_identified(first)):
             first = replace(first, named=found.named, indistinguishable=found.indistinguishable)
-        if is_identified(found):
+        if is_identified(found) and not is_identified(first):
             first = replace(first, identified=found.identified, facts="")
         self.diagnoses[0] = first
 
@@ -234,6 +238,12 @@ class Explainer:
 def is_identified(found: Diagnosis) -> bool:
     """Whether an operator was identified that explains the tensors whole."""
     return any(one.explained for one in found.identified)
+
+
+def _is_settled(found: Diagnosis) -> bool:
+    """Whether what was identified needs no look at more than the call that it is of."""
+    explained = [one for one in found.identified if one.explained]
+    return bool(explained) and explained[0].kind not in ANOTHERS
 
 
 def is_explained(found: Diagnosis) -> bool:

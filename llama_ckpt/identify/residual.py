@@ -73,9 +73,9 @@ def residual_guesses(asked: Asked) -> Iterator[Guess]:
 
 def _shown(asked: Asked) -> dict[str, Array]:
     """The oracle's own tensors of the block, by neutral name."""
-    full = asked.first.case.run(oracle.block)
-    prefix = block_point(asked.block or 0, "")
-    return {name.removeprefix(prefix): np.asarray(array) for name, array in full.items()}
+    seen: dict[str, Array] = {}  # all of them: a call may name only some
+    seen["out"] = oracle.block(**asked.given, tap=seen.__setitem__)
+    return seen
 
 
 def _terms(asked: Asked, point: str, shown: Mapping[str, Array]) -> dict[str, Array]:

@@ -126,6 +126,8 @@ def _beside_each_other(weighed: Sequence[_Weighed], wrong: Sequence[Evidence]) -
     if not weighed:
         return []
     first, *others = weighed
+    if first.found.explained:  # what is said beside what explains all of it says nothing
+        others = [o for o in others if not o.found.sentence.startswith(f"{first.found.sentence}, and ")]
     alike = [one for one in others if _cannot_be_told_apart(first, one, wrong)]
     rest = [one.found for one in others if one not in alike and one.found.sentence != first.found.sentence]
     words = dict.fromkeys(_with_what_tells(one.guess) for one in alike)

@@ -25,7 +25,7 @@ from llama_ckpt.oracle import run_oracle
 from llama_ckpt.oracle.functions import oracle_modules
 from llama_ckpt.points import Case
 
-__all__ = ["RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers"]
+__all__ = ["RARE", "RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers"]
 
 Patch: TypeAlias = Callable[..., Any]
 """A replacement: `right`, a `PatchedOracle`, then the arguments of what it replaces."""
@@ -108,14 +108,15 @@ def _bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
 
     def replacement(*args: Any, **options: Any) -> Any:
         rare = (
-            {} if takes_all else {name: options.pop(name) for name in list(options) if name in _RARE - known}
+            {} if takes_all else {name: options.pop(name) for name in list(options) if name in RARE - known}
         )
         return _with_rare(patch(right, *args, **options), rare)
 
     return replacement
 
 
-_RARE = frozenset({"magnitude", "b_gate", "b_up", *_ADDED})
+RARE = frozenset({"magnitude", "b_gate", "b_up", *_ADDED})
+"""Arguments that a Llama-2 has none of; a wrong function need not know of them."""
 
 
 def _with_rare(made: Any, rare: Mapping[str, Any]) -> Any:

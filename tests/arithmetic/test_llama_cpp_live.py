@@ -127,7 +127,7 @@ def test_cached_keys_and_values_are_rounded_bit_for_bit(models: dict[str, Path],
     request = Request(str(models["F16"]), token_ids=MANY[:9], cache="f16", flash_attention=flash)
     library = load_library()
     with ReferenceModel(library, request) as loaded:
-        tap = CacheTap(library, 1, [0], fused=flash)
+        tap = CacheTap(library, 1, [0], request)
         with Context(loaded, request, 9, tap) as context:
             tap.recording = True
             context.decode(request.token_ids, 0)

