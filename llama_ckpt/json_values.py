@@ -9,9 +9,11 @@ __all__ = ["finite"]
 
 
 def finite(value: Any) -> Any:
-    """The same dicts, lists and values; a number that is NaN or infinite becomes None, a tuple a list."""
+    """The same as JSON's values: NaN and infinity are None, tuples and arrays lists, numpy's numbers Python's."""
     if isinstance(value, dict):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return [finite(one) for one in value]
+    if hasattr(value, "tolist"):  # of numpy, which this module need not import
+        return finite(value.tolist())
     return None if isinstance(value, float) and not math.isfinite(value) else value

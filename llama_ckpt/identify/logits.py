@@ -69,7 +69,13 @@ def _other_tables(asked: Asked, table: Array, ids: Array, x: Array) -> Iterator[
     """The head's matrix, the table read as its transpose, token ids moved."""
     head = getattr(asked.around.weights, "output", None)
     if head is not None and head is not asked.given["weight"] and np.shape(head) == table.shape:
-        yield _guess(asked, "table", "the embedding's rows are those of the output matrix", head[ids], 1)
+        yield _guess(
+            asked,
+            "table",
+            "the embedding is taken from the head's table where the file has its own",
+            head[ids],
+            1,
+        )
     turned = table.reshape(table.shape[::-1]).T
     said = "the table is read in its transpose's order, as [width, vocabulary]"
     yield _guess(asked, "transposed", said, turned[ids], 0)

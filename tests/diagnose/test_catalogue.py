@@ -50,7 +50,10 @@ def test_a_bug_can_be_called_as_what_it_replaces(bug: Bug) -> None:
     wanted = [one for one in inspect.signature(getattr(RIGHT, bug.function)).parameters if one not in RARE]
     given = inspect.signature(bug.patch).parameters
     if all(one.kind is not one.VAR_KEYWORD for one in given.values()):
-        assert [one for one in given if one not in RARE][1:] in (wanted, [*wanted, "tap"]) or bug.function == "linear"
+        assert [one for one in given if one not in RARE][1:] in (
+            wanted,
+            [*wanted, "tap"],
+        ) or bug.function == "linear"
     assert len(given) >= 2
 
 
