@@ -6,15 +6,15 @@ it is known but for whole turns a token. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.identify.rope_numbers import frequencies_of, is_plain, llama3_scaled, same_number, theta_of
-from llama_ckpt.identify.turns import Turns
+from llama_ckpt.identify.turns import Others, Turns
 from llama_ckpt.listing import some
 
 __all__ = ["Frequencies", "Measured", "measured_frequencies", "said_of"]
@@ -39,22 +39,8 @@ class Measured:
     sure: Array
 
 
-@dataclass(frozen=True)
-class Frequencies:
-    """Other frequencies than the right ones, and how to say them.
-
-    Attributes:
-        kind, words, code, tells, free, parameters: as in `Guess`.
-        at: `[pairs]`.
-    """
-
-    kind: str
-    words: str
-    at: Array
-    free: int = 1
-    code: str = ""
-    tells: str = "a longer prompt"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+class Frequencies(Others):
+    """Other frequencies than the right ones; `at` is `[pairs]`."""
 
 
 def measured_frequencies(turns: Turns, positions: Array) -> Measured | None:

@@ -7,13 +7,12 @@ said where there is something; otherwise the runs are, each with what it counts 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.turns import Turns
+from llama_ckpt.identify.turns import Others, Turns
 from llama_ckpt.judging.to_precision import cut_to_bfloat16, to_bfloat16, to_float16
 from llama_ckpt.listing import listed, some, which
 
@@ -37,22 +36,8 @@ FEW_RUNS = 6
 """Up to so many runs of rows are said one by one."""
 
 
-@dataclass(frozen=True)
-class Positions:
-    """Other positions than the right ones, and how to say them.
-
-    Attributes:
-        kind, words, code, tells, free, parameters: as in `Guess`.
-        at: `[n]`.
-    """
-
-    kind: str
-    words: str
-    at: Array
-    free: int = 1
-    code: str = ""
-    tells: str = "a longer prompt"
-    parameters: Mapping[str, Any] = field(default_factory=dict)
+class Positions(Others):
+    """Other positions than the right ones; `at` is `[n]`."""
 
 
 def measured_positions(turns: Turns, own: Array, frequencies: Array) -> Array | None:

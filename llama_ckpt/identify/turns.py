@@ -6,8 +6,8 @@ the turn of each pair in each row is read off by least squares over the heads. n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.matching import leaves_at_most
 
-__all__ = ["Layout", "Turns", "layouts", "measured_turns", "turned"]
+__all__ = ["Layout", "Others", "Turns", "layouts", "measured_turns", "turned"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -25,6 +25,24 @@ KEPT = 3e-2
 
 ROWS = 32
 """So many rows are looked at first."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Other numbers than the right ones, and how to say them.
+
+    Attributes:
+        kind, words, code, tells, free, parameters: as in `Guess`.
+        at: of each row, or of each pair.
+    """
+
+    kind: str
+    words: str
+    at: Array
+    free: int = 1
+    code: str = ""
+    tells: str = "a longer prompt"
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,16 @@ class Port:
         q, k, v = (self.keep(at + name, y) for name, y in zip("qkv", made, strict=True))
         q = self.keep(at + "q_rope", self.turn(q, positions).astype(F))
         k = self.keep(at + "k_rope", self.turn(k, positions).astype(F))
-        keys, values = (self.repeated(y) for y in self.cached(k, v))
-        scores = self.keep(at + "attn_scores", np.einsum("nhd,mhd->nhm", q, keys))
+        keys, values = (self.multiplied(self.repeated(y)) for y in self.cached(k, v))
+        scores = self.keep(at + "attn_scores", np.einsum("nhd,mhd->nhm", self.multiplied(q), keys))
         probs = self.probabilities(scores, (positions[:, None] >= positions)[:, None])
         self.keep(at + "attn_probs", probs)
-        context = self.keep(at + "attn_context", np.einsum("nhm,mhd->nhd", probs, values).reshape(n, -1))
-        return self.keep(at + "attn_out", self.product(context, weights.wo))
+        mixed = np.einsum("nhm,mhd->nhd", self.multiplied(probs), values).reshape(n, -1)
+        return self.keep(at + "attn_out", self.product(self.keep(at + "attn_context", mixed), weights.wo))
+
+    def multiplied(self, x: Array) -> Array:
+        """What attention's products take of queries, keys, probabilities and values."""
+        return x
 
     def feed_forward(self, x: Array, weights: Any, at: str) -> Array:
         gate = self.keep(at + "ffn_gate", self.product(x, weights.w_gate))

@@ -29,22 +29,8 @@ class TF32Port(Port):
     def product(self, x: Array, weight: Array) -> Array:
         return tf32(x) @ tf32(weight.astype(F)).T
 
-    def attention(self, x: Array, weights: Any, positions: Array, at: str) -> Array:
-        c, n = self.config, len(x)
-        heads = (c.n_heads, c.n_kv_heads, c.n_kv_heads)
-        made = [
-            self.product(x, w).reshape(n, h, c.head_dim)
-            for w, h in zip(self.projections(weights), heads, strict=True)
-        ]
-        q, k, v = (self.keep(at + name, y) for name, y in zip("qkv", made, strict=True))
-        q = self.keep(at + "q_rope", self.turn(q, positions).astype(F))
-        k = self.keep(at + "k_rope", self.turn(k, positions).astype(F))
-        keys, values = self.repeated(k), self.repeated(v)
-        scores = self.keep(at + "attn_scores", np.einsum("nhd,mhd->nhm", tf32(q), tf32(keys)))
-        probs = self.probabilities(scores, (positions[:, None] >= positions)[:, None])
-        self.keep(at + "attn_probs", probs)
-        mixed = np.einsum("nhm,mhd->nhd", tf32(probs), tf32(values)).reshape(n, -1)
-        return self.keep(at + "attn_out", self.product(self.keep(at + "attn_context", mixed), weights.wo))
+    def multiplied(self, x: Array) -> Array:
+        return tf32(x)
 
 
 def in_int8(x: Array) -> tuple[Array, Array]:

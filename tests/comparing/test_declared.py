@@ -158,7 +158,7 @@ def test_what_is_not_declared_is_found_out(program: str, tmp_path: Path) -> None
 class HalfCacheTF32(TF32Port):
     """TF32 products with weights; keys and values in float16."""
 
-    attention = HalfCachePort.attention
+    multiplied = HalfCachePort.multiplied
     cached = HalfCachePort.cached
 
 
