@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +236,7 @@ def _ask(out: Path, paths: list[Path]) -> None:
     for path in paths:
         answer = path.with_suffix(".json")
         if (child := os.fork()) == 0:
-            _in_fork(lambda path=path: _their_logits(library, path), answer)  # type: ignore[misc]
+            _in_fork(partial(_their_logits, library, path), answer)
         os.waitpid(child, 0)
         found[path.name] = json.loads(answer.read_text()) if answer.exists() else "it ended the process"
     out.write_text(json.dumps(found))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, Literal
 
@@ -109,7 +110,7 @@ def _side(path: Path) -> _Side:
         return _Side(tensors, {name: heads for name, (_, heads) in found.items() if heads})
     file = open_gguf(path)
     return _Side(
-        {name: (info.type.name, lambda name=name: file.float32(name)) for name, info in file.tensors.items()},  # type: ignore[misc]
+        {name: (info.type.name, partial(file.float32, name)) for name, info in file.tensors.items()},
         _heads_of(file),
     )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -154,7 +155,7 @@ def _small_scales(parts: BlockParts) -> Iterator[Misreading]:
     yield Misreading("scale", "the groups' scales are those in reverse", small(lambda b: b[..., ::-1]))
     for by, whose in ((-1, "next"), (1, "previous")):
         said = f"each group has the small scale of the {whose} one in its block of 256"
-        yield Misreading("scale", said, small(lambda b, by=by: np.roll(b, by, axis=-1)))  # type: ignore[misc]
+        yield Misreading("scale", said, small(partial(np.roll, shift=by, axis=-1)))
     if parts.minima is not None:
         said = "the top bits of the scales of the second half of each block of 256 are lost"
         yield Misreading("scale", said, small(without_top))
@@ -186,7 +187,7 @@ def _minima(parts: BlockParts) -> Iterator[Misreading]:
     if parts.minimum is not None and parts.minimum.shape[1] > 1:
         for by, whose in ((-1, "next"), (1, "previous")):
             said = f"each group has the minimum of the {whose} one"
-            yield Misreading("minimum", said, changed(lambda m, by=by: np.roll(m, by, axis=1)))  # type: ignore[misc]
+            yield Misreading("minimum", said, changed(partial(np.roll, shift=by, axis=1)))
     said = f"integers are read less {len(parts.meaning) // 2}, beside the minimum"
     half = len(parts.meaning) // 2
     yield Misreading("minimum", said, lambda p: replace(p, meaning=p.meaning - half))
