@@ -9,7 +9,7 @@ __all__ = ["finite"]
 
 
 def finite(value: Any) -> Any:
-    """The same as JSON's values: NaN and infinity are None, tuples and arrays lists, numpy's numbers Python's."""
+    """As JSON has it: NaN and infinity None, tuples and arrays lists, numpy's numbers Python's."""
     if isinstance(value, dict):
         return {name: finite(one) for name, one in value.items()}
     if isinstance(value, list | tuple):

@@ -64,7 +64,7 @@ def command(
     junit_file: JunitFile = None,
     html_file: HtmlFile = None,
 ) -> None:
-    """Hold every checkpoint, or your own layer, against references.
+    """Hold the checkpoints, or your layer, against references.
 
     These are the tensors of the real llama.cpp and a float64 oracle.
 
