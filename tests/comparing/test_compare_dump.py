@@ -311,7 +311,7 @@ def test_memory_is_bounded_by_one_layer_and_not_by_the_dump(
         peaks.append(peak)
         sizes.append(path.stat().st_size)
     assert sizes[1] > 2.8 * sizes[0]
-    # What does grow is one row of width for each token and layer: the ends of the blocks.
+    # What does grow is one row of width for each token and layer, the ends of the blocks, and what is said.
     assert peaks[1] - peaks[0] < 0.25 * (sizes[1] - sizes[0]), peaks
 
 
@@ -329,13 +329,13 @@ def _compared_with_peak(folder: Path, n_layers: int) -> tuple[int, Path]:
 
 
 def _dump_of(model: Path, folder: Path) -> Path:
-    """A right program's dump of 48 tokens."""
-    config, tokens = LlamaConfig.from_gguf(open_gguf(model)), range(1, 49)
+    """A right program's dump of 96 tokens."""
+    config, tokens = LlamaConfig.from_gguf(open_gguf(model)), range(1, 97)
     weights, seen = OracleWeights(open_gguf(model), config), {}
 
     def keep(name: str, array: np.ndarray) -> None:
         seen[name] = np.float32(array)
 
-    keep("logits", oracle.logits(tokens, weights, config=config, positions=range(48), tap=keep))
+    keep("logits", oracle.logits(tokens, weights, config=config, positions=range(96), tap=keep))
     folder.mkdir()
-    return write(folder, seen, token_ids=tokens, positions=range(48))
+    return write(folder, seen, token_ids=tokens, positions=range(96))

@@ -126,7 +126,7 @@ def test_an_embedding_that_is_multiplied(where, factor):
 def test_an_embedding_taken_from_the_head():
     on = given("alike", 0)
     found = _embedded(("alike", 0), lambda table, ids: on.weights.output[ids])
-    assert found is not None and "output matrix" in found.sentence
+    assert found is not None and "from the head's table" in found.sentence
 
 
 def test_a_right_embedding():
