@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
 from llama_ckpt.comparing.compare_dump import compare_dump
-from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.report.comparison import comparison_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]
@@ -69,7 +69,7 @@ def command(
         report = compare_dump(
             theirs,
             reference=reference,
-            model=None if model is None else model_file(model),
+            model=None if model is None else file_of(model),
             names=names,
             dump=dump,
             dtype=dtype,

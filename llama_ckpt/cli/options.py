@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,7 +12,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.hugging_face.folder import model_file
 from reference_dumps import embedded_model
 
-__all__ = ["Device", "Dtype", "ModelFile", "Precision", "integers", "model_path"]
+__all__ = ["Device", "Dtype", "ModelFile", "Precision", "file_of", "integers", "model_path"]
 
 ModelFile = Annotated[
     Path | None,
@@ -34,7 +35,15 @@ Precision = Annotated[
 
 def model_path(model: Path | None) -> Path:
     """The model that was asked for, or the embedded one; a folder as the file of the same model."""
-    return embedded_model() if model is None else model_file(model)
+    return embedded_model() if model is None else file_of(model)
+
+
+def file_of(model: Path) -> Path:
+    """A model's GGUF file; of a folder, one for as long as this process lives, and that is said."""
+    file = model_file(model)
+    if file != model:
+        print(f"{model}: read as the GGUF file of the same model, {file}", file=sys.stderr)
+    return file
 
 
 def integers(option: str, text: str) -> list[int]:

@@ -66,6 +66,9 @@ def gguf_of_folder(folder: Path, out: Path) -> Path:
         ModelFileError: a file of the folder is missing or damaged.
         UnsupportedModelError: another model than a Llama, or a Llama of a kind that is not computed here.
     """
+    if not (folder / "config.json").is_file():
+        wanted = "a GGUF file, or a folder of Hugging Face's with config.json and *.safetensors"
+        raise ModelFileError(str(folder), got="a folder without config.json", wanted=wanted)
     config = json_of(folder / "config.json")
     _refuse_others(config)
     tensors = dict(named_tensors(folder, config))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import llama_ckpt
+from llama_ckpt.cli import app
 from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.hugging_face.folder import gguf_of_folder
@@ -165,10 +167,18 @@ def test_what_is_no_llama_here_is_refused(changed: dict[str, Any], words: str, t
 
 
 def test_damage_is_told(tmp_path: Path) -> None:
-    with pytest.raises(LlamaCkptError, match=r"config\.json"):
+    with pytest.raises(LlamaCkptError, match=r"got a folder without config\.json, wanted a GGUF file, or"):
         gguf_of_folder(tmp_path, tmp_path / "m.gguf")
     plain_folder(tmp_path)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(LlamaCkptError, match="wanted those of"):
         gguf_of_folder(tmp_path, tmp_path / "m.gguf")
+
+
+def test_the_commands_take_a_folder_and_say_what_they_read(tmp_path: Path) -> None:
+    plain_folder(tmp_path)
+    for words in (["inspect"], ["validate", "0", "1", "--oracle-only", "--device", "cpu", "--model"]):
+        done = CliRunner().invoke(app, [*words, str(tmp_path)])
+        assert done.exit_code == 0, done.output
+        assert f"{tmp_path}: read as the GGUF file of the same model" in done.stderr
