@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -134,3 +135,13 @@ def test_a_few_are_run_and_reported(tmp_path: Path) -> None:
     assert record["bugs"][0]["points"] == ["blk.0.q_rope"]
     assert at_the_right_point(report.bugs[0].bug, report.bugs[0].runs[0])
     assert report.exit_code == 0
+
+
+def test_the_page_is_of_todays_corpus() -> None:
+    """Its figures come from `llama-ckpt mutants --real --json docs/real_bugs.json`: run that after an entry."""
+    docs = Path(__file__).parents[3] / "docs"
+    record = json.loads((docs / "real_bugs.json").read_text(encoding="utf-8"))
+    assert [row["name"] for row in record["bugs"]] == [bug.name for bug in real_bugs()]
+    assert [row["name"] for row in record["right"]] == [one.name for one in right_ports()]
+    assert record["condemned"] == 0
+    assert (docs / "real_bugs.md").stat().st_size < 25_000
