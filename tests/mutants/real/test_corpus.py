@@ -138,7 +138,7 @@ def test_a_few_are_run_and_reported(tmp_path: Path) -> None:
 
 
 def test_the_page_is_of_todays_corpus() -> None:
-    """Its figures come from `llama-ckpt mutants --real --json docs/real_bugs.json`: run that after an entry."""
+    """After a new entry: `llama-ckpt mutants --real --json docs/real_bugs.json`, then `make docs`."""
     docs = Path(__file__).parents[3] / "docs"
     record = json.loads((docs / "real_bugs.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in record["bugs"]] == [bug.name for bug in real_bugs()]
