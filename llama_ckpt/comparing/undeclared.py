@@ -7,6 +7,7 @@ allows more explains nothing. A part keeps the candidates that hold at all its p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
@@ -25,6 +26,7 @@ from llama_ckpt.comparing.head_run import HeadRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import limit_for, within
+from llama_ckpt.judging.matching import distance
 from llama_ckpt.judging.verdict import PointVerdict, judge
 from llama_ckpt.points import POINTS, split_name
 
@@ -197,19 +199,23 @@ class _Trial:
 
     def explains(self, lines: Mapping[str, Lines]) -> bool:
         """Whether it is, and hardly any of its error is left."""
-        verdict, own = self._verdict(lines), self.judged.own
-        assert own is not None
-        return verdict is not None and verdict.verdict == "pass" and verdict.err <= LEFT * own.err
+        assert self.judged.own is not None
+        verdict = self._verdict(lines, LEFT * self.judged.own.err)
+        return verdict is not None and verdict.verdict == "pass"
 
-    def _verdict(self, lines: Mapping[str, Lines]) -> PointVerdict | None:
-        """None where rows of these widths cannot be rounded so."""
+    def _verdict(self, lines: Mapping[str, Lines], most: float = math.inf) -> PointVerdict | None:
+        """None where rows of these widths cannot be rounded so, or more than `most` of an error is left."""
         given = {name: value for part in lines.values() for name, value in part.items()}
         made = self._made(Declared(replace(Arithmetic(), **given), self.search.weight_type))
+        mask = self.search.mask if POINTS[self.point].causal else None
         try:
-            o, spread = made[self.point], made.spreads.get(self.point)
+            o = made[self.point]
+            # What rounding may leave costs more than the tensor: of most candidates nobody asks for it.
+            if not distance(self.x, o, mask) <= most:
+                return None
+            spread = made.spreads.get(self.point)
         except OptionError:
             return None
-        mask = self.search.mask if POINTS[self.point].causal else None
         limit = limit_for(self.judged.name, "float32", "own")
         if spread is not None and self.x.shape == o.shape:
             limit = within(limit, spread, o, mask)
