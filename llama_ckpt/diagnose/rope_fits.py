@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.patched_oracle import PatchedOracle
-from llama_ckpt.identify.rope_numbers import frequencies_of, llama3_scaled, scale_of, theta_of
+from llama_ckpt.identify.rope_numbers import frequencies_of, is_plain, llama3_scaled, scale_of, theta_of
 from llama_ckpt.identify.turns import Layout, layouts
 
 __all__ = ["rope_bugs"]
@@ -39,6 +39,9 @@ WORTH = 0.1
 
 ROUNDED = 1e-13
 """What rounding to float32 leaves of it."""
+
+OWN = 1e-4
+"""A fitted theta is the file's own up to this share."""
 
 OFFSETS = range(-16, 17)
 FACTORS = (2.0, 4.0, 16.0, 32.0, 64.0)
@@ -128,7 +131,9 @@ def _one_number(phases: Phases, base: Array, positions: Array, scale: float) -> 
 
     theta = float(np.exp(_fitted(phases, of_theta, np.log(10), np.log(1e9))))
     said = f"RoPE's theta is {theta:.6g}{_as_ntk(theta, theta_of(base), n)}"
-    yield Angles("theta", said, positions, of_theta(np.log(theta)))
+    # Where the file divides slow pairs, its theta is what its fastest have, and its own is no explanation.
+    if is_plain(base) or abs(theta / (base[0] / base[1]) ** n - 1) > OWN:
+        yield Angles("theta", said, positions, of_theta(np.log(theta)))
     factor = float(np.exp(_fitted(phases, lambda log: base * np.exp(log), -np.log(64), np.log(64))))
     said = f"RoPE's frequencies are multiplied by {factor:.6g}"
     yield Angles("factor", said, positions, base * factor)
