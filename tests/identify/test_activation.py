@@ -64,12 +64,13 @@ def test_a_slope_in_the_exponent(where, slope):
 @MOST
 @drawn(WHERE, st.floats(0.3, 0.9), st.sampled_from(("product", "up", "gate")))
 def test_bounds(where, share, what):
-    bound = {}
+    held = {}
 
     def make(gate, up):
         silu = gate * sigmoid(gate)
         sizes = {"product": np.abs(silu * up), "up": np.abs(up), "gate": gate}[what]
-        c = bound["is"] = float(share * sizes.max())
+        c = float(share * sizes.max())
+        held["are"] = int((sizes > c).sum())
         if what == "product":
             return np.clip(silu * up, -c, c)
         if what == "up":
@@ -77,14 +78,15 @@ def test_bounds(where, share, what):
         return np.minimum(gate, c) * sigmoid(np.minimum(gate, c)) * up
 
     found = _made(where, make)
-    # One or two elements at the bound are as well a wrong element or two.
-    if found is None:
-        assert where[2] < 8 or share > 0.6
+    # One element at a bound is as well one wrong element: a bound is seen where two stand at it.
+    if held["are"] < 2:
+        assert found is None or "clipped" in found.sentence or found.kind == "any.element"
         return
-    assert found.explained
+    assert found is not None and found.explained
     if what == "product" and "is held at it" in found.sentence:  # the same, said of the tensor
         return
-    assert "clipped" in found.sentence and what in found.sentence
+    said = " ".join((found.sentence, *found.alike))
+    assert "clipped" in said and what in said
 
 
 @MOST
