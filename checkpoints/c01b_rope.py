@@ -51,16 +51,14 @@ def unscaled(config: LlamaConfig, like: Tensor) -> Tensor:
     first = max(0, math.floor(pair_with(yarn.beta_fast)))
     last = min(2 * n_pairs - 1, math.ceil(pair_with(yarn.beta_slow)))
     ramp = (torch.arange(n_pairs).to(like) - first) / max(0.001, last - first)
-    return (1 - ramp.clamp(0, 1)) * yarn.ext_factor
+    return 1 - ramp.clamp(0, 1)
 
 
 def rope_magnitude(config: LlamaConfig) -> float:
     """What turned queries and keys are multiplied by: 1 but with YaRN or a factor of the file's."""
     if config.rope_yarn is None or config.rope_scale <= 1:
         return config.rope_attention_factor
-    stretched = 0.1 * math.log(config.rope_scale)
-    yarn = (1 + stretched) / (1 + config.rope_yarn.log_multiplier * stretched)
-    return config.rope_attention_factor * yarn
+    return config.rope_attention_factor * (1 + 0.1 * math.log(config.rope_scale))
 
 
 def magnified(config: LlamaConfig) -> dict[str, Any]:

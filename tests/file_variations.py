@@ -127,7 +127,7 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "an attention factor": scaled(attn_factor=1.3),
     "YaRN": scaled(type="yarn", factor=4.0, original_context_length=64),
     "YaRN without its context": scaled(type="yarn", factor=4.0),
-    "YaRN's betas": scaled(type="yarn", factor=8.0, yarn_beta_fast=16.0, yarn_beta_slow=2.0),
+    "YaRN's betas": scaled(type="yarn", factor=8.0, yarn_beta_fast=2.0, yarn_beta_slow=0.5),
     "YaRN with a factor": scaled(type="yarn", factor=4.0, attn_factor=1.3),
     "YaRN's other factor": scaled(type="yarn", factor=4.0, yarn_attn_factor=1.3),
     "half of YaRN": scaled(type="yarn", factor=4.0, yarn_ext_factor=0.5),

@@ -28,7 +28,7 @@ from typing import Any
 from llama_ckpt.tokens.bpe import BYTE_CHARACTERS
 from tools.random_vocabulary import KEY, write_vocabulary
 
-__all__ = ["FOLDER", "fetch", "tekken_metadata"]
+__all__ = ["FOLDER", "ROOT", "download", "fetch", "tekken_metadata"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "vocabularies"
@@ -39,7 +39,7 @@ def fetch(folder: Path) -> None:
     """Write the vocabularies to a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        source = _download(_reference(), Path(scratch) / "source", "--no-binary", ":all:")
+        source = download(_reference(), Path(scratch) / "source", "--no-binary", ":all:")
         with tarfile.open(source) as archive:
             for member in archive.getmembers():
                 path = Path(member.name)
@@ -47,7 +47,7 @@ def fetch(folder: Path) -> None:
                     opened = archive.extractfile(member)
                     assert opened is not None
                     (folder / path.name).write_bytes(opened.read())
-        wheel = _download(MISTRAL, Path(scratch) / "wheel")
+        wheel = download(MISTRAL, Path(scratch) / "wheel")
         with zipfile.ZipFile(wheel) as archive_:
             tekken = json.loads(archive_.read("mistral_common/data/tekken_240718.json"))
     write_vocabulary(folder / "tekken.gguf", tekken_metadata(tekken))
@@ -58,7 +58,8 @@ def _reference() -> str:
     return next(line for line in lines if line.startswith("reference = ")).split('"')[1]
 
 
-def _download(requirement: str, out: Path, *options: str) -> Path:
+def download(requirement: str, out: Path, *options: str) -> Path:
+    """The one file of a package, by pip."""
     words = [sys.executable, "-m", "pip", "--quiet", "download", "--no-deps", *options, "-d", str(out)]
     subprocess.run([*words, requirement], check=True)
     (found,) = out.iterdir()

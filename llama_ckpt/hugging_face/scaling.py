@@ -1,7 +1,8 @@
 """RoPE's scaling as a `config.json` says it, in GGUF's keys and tensors, so that the same angles come out.
 
 `transformers` puts an attention factor that the configuration names in the place of YaRN's own, llama.cpp
-multiplies the two; so what is written for llama.cpp is that factor divided by YaRN's own.
+multiplies the two; so what is written for llama.cpp is that factor divided by YaRN's own. Other betas than
+YaRN's, or a ramp that is not truncated, have no key that llama.cpp reads of a Llama: they become divisors.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def scaling_of(config: Mapping[str, Any], head_dim: int) -> Scaling:
         factors = llama3_factors(Llama3Scaling(factor, low, high, original), head_dim, theta_of(config))
         return {}, {ROPE_FACTORS: np.asarray(factors, np.float32)}
     if kind == "yarn":
-        return _yarn(said, factor, original), {}
+        return _yarn(said, factor, original, head_dim, theta_of(config))
     if kind == "longrope":
         return _long_rope(said, factor, original)
     raise UnsupportedModelError(
@@ -65,21 +66,37 @@ def _original(config: Mapping[str, Any]) -> Any:
     return config.get("original_max_position_embeddings")
 
 
-def _yarn(said: Mapping[str, Any], factor: float, original: int) -> dict[str, Any]:
-    if said.get("truncate") is False:
-        raise UnsupportedModelError("config.json: YaRN's ramp", got="not truncated", wanted="truncated")
+def _yarn(said: Mapping[str, Any], factor: float, original: int, head_dim: int, theta: float) -> Scaling:
     own = _larger(factor, 1.0)
     wanted = said.get("attention_factor")
     if wanted is None and said.get("mscale") and said.get("mscale_all_dim"):
         wanted = _larger(factor, said["mscale"]) / _larger(factor, said["mscale_all_dim"])
+    attention = _PREFIX + "attn_factor"
+    betas = float(said.get("beta_fast") or 32.0), float(said.get("beta_slow") or 1.0)
+    truncated = said.get("truncate") is not False
+    if betas != (32.0, 1.0) or not truncated:
+        first, last = (_turning(times, original, head_dim, theta) for times in betas)
+        ramp = (math.floor(first), math.ceil(last)) if truncated else (first, last)
+        divisors = _ramped(factor, max(ramp[0], 0), min(ramp[1], head_dim - 1), head_dim // 2)
+        larger = own if wanted is None else float(wanted)
+        return {_PREFIX + "type": "none", attention: larger}, {ROPE_FACTORS: divisors}
     keys: dict[str, Any] = {
         _PREFIX + "type": "yarn",
         _PREFIX + "factor": factor,
         _PREFIX + "original_context_length": original,
-        _PREFIX + "yarn_beta_fast": float(said.get("beta_fast") or 32.0),
-        _PREFIX + "yarn_beta_slow": float(said.get("beta_slow") or 1.0),
     }
-    return keys if wanted is None else keys | {_PREFIX + "attn_factor": float(wanted) / own}
+    return keys if wanted is None else keys | {attention: float(wanted) / own}, {}
+
+
+def _turning(times: float, original: int, head_dim: int, theta: float) -> float:
+    """The pair, a fraction, that turns so many times within the original context."""
+    return head_dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+
+def _ramped(factor: float, first: float, last: float, pairs: int) -> np.ndarray:
+    """YaRN as divisors: none up to a pair, the factor from another on, and a ramp between."""
+    stretched = np.clip((np.arange(pairs) - first) / max(last - first, 0.001), 0.0, 1.0)
+    return (1 / (1 - stretched + stretched / factor)).astype(np.float32)
 
 
 def _larger(factor: float, share: float) -> float:

@@ -19,7 +19,7 @@ def hf_scaling(config: LlamaConfig) -> dict[str, Any] | None:
     if config.rope_long_factors:
         return _long_rope(config, config.rope_factors, config.rope_long_factors, magnitude)
     yarn = config.rope_yarn
-    if yarn is not None and yarn.ext_factor == 1 and not config.rope_factors:
+    if yarn is not None and not config.rope_factors:
         return {
             "rope_type": "yarn",
             "factor": config.rope_scale,

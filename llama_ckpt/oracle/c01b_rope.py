@@ -45,16 +45,12 @@ def _yarn_stretch(config: Any, pair: Array) -> Array:
 
     fast, slow = np.floor(turning(yarn.beta_fast)), np.ceil(turning(yarn.beta_slow))
     fast, slow = np.maximum(0, fast), np.minimum(d - 1, slow)
-    between = np.clip((pair - fast) / np.maximum(0.001, slow - fast), 0.0, 1.0)
-    return np.asarray(1.0 - (1.0 - between) * yarn.ext_factor)
+    return np.asarray(np.clip((pair - fast) / np.maximum(0.001, slow - fast), 0.0, 1.0))
 
 
 def rope_magnitude(config: Any) -> float:
     """What RoPE multiplies queries and keys by as it turns them: 1 but for YaRN or a file's factor."""
     own: float = getattr(config, "rope_attention_factor", 1.0)
-    yarn = getattr(config, "rope_yarn", None)
-    if yarn is None or config.rope_scale <= 1.0:
+    if getattr(config, "rope_yarn", None) is None or config.rope_scale <= 1.0:
         return own
-    logarithm = 0.1 * float(np.log(config.rope_scale))
-    larger: float = (logarithm + 1.0) / (yarn.log_multiplier * logarithm + 1.0)
-    return own * larger
+    return own * (0.1 * float(np.log(config.rope_scale)) + 1.0)

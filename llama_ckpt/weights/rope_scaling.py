@@ -7,15 +7,16 @@
     longrope  two lists of divisors, one of which holds for a whole run: the long one where the run's context
               is longer than the original one (Ding et al. 2024, arXiv 2402.13753)
 
-`rope.scaling.attn_factor` multiplies what is turned, with any of them. llama.cpp and `transformers` part
-in three places: an attention factor that the file names is multiplied onto YaRN's own in the one, stands in
-its place in the other; LongRoPE's list is chosen by the context that was asked for, or by the tokens so far;
-and without such a key llama.cpp does nothing to the attention under LongRoPE, where the other has a formula.
+`rope.scaling.attn_factor` multiplies what is turned, with any of them. The keys that begin with `yarn_`
+(betas, share of the ramp, its attention) belong to other architectures: of a Llama's file llama.cpp reads
+none of them. llama.cpp and `transformers` part in three more places: an attention factor that the file names
+is multiplied onto YaRN's own in the one, stands in its place in the other; LongRoPE's list is chosen by the
+context that was asked for, or by the tokens so far; and without such a key llama.cpp does nothing to the
+attention under LongRoPE, where the other has a formula.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -46,16 +47,12 @@ class Yarn:
 
     Attributes:
         original_context: positions that the model was first trained for.
-        ext_factor: share of the ramp that is applied; 1 is YaRN.
         beta_fast, beta_slow: turns within the original context above which a pair is fast, below which slow.
-        log_multiplier: the share of 0.1 ln(factor) that what is turned is not made larger by.
     """
 
     original_context: int
-    ext_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    log_multiplier: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -96,14 +93,13 @@ def read_scaling(keys: MetadataKeys, head_dim: int, context_length: int) -> Rope
     if bool(factors) != bool(long_factors) and long_rope:
         missing = LONG_FACTORS if factors else SHORT_FACTORS
         raise keys.wrong(f"the tensor {missing}", "none", "one, beside the other list of LongRoPE")
-    context = _original_context(keys)
-    yarn = _yarn(keys, kind, context or context_length)
+    context, attention = _original_context(keys), _PREFIX + "attn_factor"
     return RopeScaling(
         scale=1.0 if kind == "none" else scale,
         factors=factors,
         long_factors=long_factors,
-        yarn=yarn,
-        attention_factor=_attention_factor(keys, yarn),
+        yarn=Yarn(context or context_length) if kind == "yarn" else None,
+        attention_factor=keys.positive(attention) if attention in keys.metadata else 1.0,
         original_context=context,
     )
 
@@ -123,36 +119,6 @@ def _original_context(keys: MetadataKeys) -> int:
     if type(value) is int and value == 0:  # llama.cpp: zero means not said
         return 0
     return keys.integer(key, _POSITIONS)
-
-
-def _yarn(keys: MetadataKeys, kind: str, original_context: int) -> Yarn | None:
-    """YaRN is where the share of its ramp is not 0: by its key with any type, by default with YaRN's own."""
-    share, more = _PREFIX + "yarn_ext_factor", _PREFIX + "yarn_log_multiplier"
-    ext_factor = _number(keys, share, -1.0)
-    if ext_factor < 0:  # llama.cpp: not said
-        ext_factor = float(kind == "yarn")
-    if ext_factor == 0:
-        return None
-    return Yarn(
-        original_context=original_context,
-        ext_factor=ext_factor,
-        beta_fast=keys.positive(_PREFIX + "yarn_beta_fast", default=32.0),
-        beta_slow=keys.positive(_PREFIX + "yarn_beta_slow", default=1.0),
-        log_multiplier=_number(keys, more, 0.0) and keys.positive(more),
-    )
-
-
-def _number(keys: MetadataKeys, key: str, default: float) -> float:
-    value = keys.metadata.get(key, default)
-    if not isinstance(value, float) or not math.isfinite(value):
-        raise keys.wrong(key, shown(value), "a finite number")
-    return value
-
-
-def _attention_factor(keys: MetadataKeys, yarn: Yarn | None) -> float:
-    names = ["attn_factor"] if yarn is not None else ["attn_factor", "yarn_attn_factor"]
-    there = [_PREFIX + name for name in names if _PREFIX + name in keys.metadata]
-    return math.prod(keys.positive(key) for key in there)
 
 
 def _divisors(keys: MetadataKeys, name: str, head_dim: int) -> tuple[float, ...]:

@@ -45,6 +45,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "yarn": {"rope_parameters": {**YARN, "rope_theta": 1e4}},
     "yarn's own factor": {"rope_parameters": {**YARN, "attention_factor": 1.5, "rope_theta": 1e4}},
     "yarn's mscales": {"rope_parameters": {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0, "rope_theta": 1e4}},
+    "yarn's betas": {
+        "rope_parameters": {**YARN, "beta_fast": 8.0, "beta_slow": 2.0, "rope_theta": 1e4},
+        "head_dim": 64,
+    },
+    "yarn's ramp as it is": {
+        "rope_parameters": {**YARN, "truncate": False, "rope_theta": 1e4},
+        "head_dim": 64,
+    },
     "biases": {"attention_bias": True, "mlp_bias": True},
 }
 

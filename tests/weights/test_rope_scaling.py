@@ -26,10 +26,10 @@ LONG: dict[str, Any] = {"type": "longrope", "factor": 2.0, "attn_factor": 1.1}
 SCALINGS: dict[str, dict[str, Any]] = {
     "yarn": YARN,
     "yarn and the file's factor": {**YARN, "attn_factor": 1.3, "yarn_attn_factor": 9.0},
-    "yarn's betas": {**YARN, "original_context_length": 2048, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0},
-    "half of yarn": {**YARN, "yarn_ext_factor": 0.5},
-    "none of yarn": {**YARN, "yarn_ext_factor": 0.0, "yarn_attn_factor": 1.2},
-    "yarn, less of its attention": {**YARN, "yarn_log_multiplier": 0.7},
+    "keys of other architectures": {
+        **{**YARN, "yarn_ext_factor": 0.5, "yarn_attn_factor": 1.2, "yarn_log_multiplier": 0.7},
+        **{"original_context_length": 2048, "yarn_beta_fast": 16.0, "yarn_beta_slow": 2.0},
+    },
     "yarn that shrinks": {"type": "yarn", "factor": 0.5},
     "linear's attention": {"type": "linear", "factor": 4.0, "attn_factor": 1.2},
     "none": {"type": "none", "factor": 4.0},
@@ -58,14 +58,17 @@ def test_beside_llama_cpp(name: str, tmp_path: Path) -> None:
     report = llama_ckpt.validate(whole, model=model, dumps=out, device="cpu")
     assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
     assert report.exit_code == 0 and len(report.checkpoints) == len(whole or range(12))
+    judged = [point.verdict for one in report.checkpoints for point in one.points]
+    # llama.cpp's angles are float32, which counts at position 900; another scaling would be off by far more.
+    assert max(one.err_reference for one in judged if one.err_reference == one.err_reference) < 1e-3
 
 
 @pytest.mark.llama_cpp
-@pytest.mark.parametrize("changed", [{"yarn_beta_fast": 20.0}, {"attn_factor": 1.001}], ids=str)
+@pytest.mark.parametrize("changed", [{"original_context_length": 65}, {"attn_factor": 1.001}], ids=str)
 def test_a_recording_of_another_scaling_is_refused(changed: dict[str, Any], tmp_path: Path) -> None:
     capture(scaled_model(tmp_path / "m.gguf", YARN), out=tmp_path / "dumps", tokens=TOKENS, max_tokens=0)
     other = scaled_model(tmp_path / "other.gguf", {**YARN, **changed})
-    with pytest.raises(DumpError, match=r"(yarn_beta_fast|rope_attention_factor) of .*other.gguf"):
+    with pytest.raises(DumpError, match=r"(yarn_original_context|rope_attention_factor) of .*other.gguf"):
         llama_ckpt.validate(model=other, dumps=tmp_path / "dumps", device="cpu")
 
 
@@ -85,7 +88,7 @@ def test_layers_and_oracle_agree(name: str, tmp_path: Path) -> None:
     assert rope_magnitude(config) == pytest.approx(oracle.rope_magnitude(config), rel=1e-14)
 
 
-@pytest.mark.parametrize("said", [YARN, {**YARN, "yarn_ext_factor": 0.5}, {**LONG, "factor": 1.0}], ids=str)
+@pytest.mark.parametrize("said", [YARN, {**LONG, "factor": 1.0}], ids=str)
 def test_transformers_computes_the_same_from_an_export(said: dict[str, Any], tmp_path: Path) -> None:
     from transformers import LlamaForCausalLM
 
@@ -129,7 +132,6 @@ def test_longropes_list_is_that_of_the_runs_context(tmp_path: Path) -> None:
     [
         ({"type": "ntk"}, "rope.scaling.type: got 'ntk', wanted one of none, linear, yarn, longrope"),
         ({**YARN, "factor": -1.0}, "wanted a positive, finite number"),
-        ({**YARN, "yarn_ext_factor": float("nan")}, "yarn_ext_factor: got nan, wanted a finite number"),
         ({"attn_factor": 0.0}, "attn_factor: got 0.0, wanted a positive, finite number"),
     ],
 )
