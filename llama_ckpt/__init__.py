@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from llama_ckpt.making.seeded_model import make_seeded as make_seeded
     from llama_ckpt.model import Model as Model
     from llama_ckpt.model import load as load
+    from llama_ckpt.ranks.any_run import compare as compare
     from llama_ckpt.tokens.tokenizer import Tokenizer as Tokenizer
     from llama_ckpt.weights.config import LlamaConfig as LlamaConfig
 
@@ -48,6 +49,7 @@ __all__ = [
     "Recorder",
     "Tokenizer",
     "__version__",
+    "compare",
     "compare_dump",
     "discover",
     "export_weights",
@@ -67,6 +69,7 @@ _HOMES = {
     "Model": "model",
     "Recorder": "dumps.recorder",
     "Tokenizer": "tokens.tokenizer",
+    "compare": "ranks.any_run",
     "compare_dump": "comparing.compare_dump",
     "discover": "ladder.discovery",
     "export_weights": "making.export",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["listed", "some", "which"]
+__all__ = ["listed", "ordinal", "some", "which"]
 
 MOST_PARTS = 8
 """Up to so many numbers and ranges are said one by one; of more, how many there are and where they lie."""
@@ -36,7 +36,7 @@ def which(noun: str, numbers: Iterable[int], n: int) -> str:
     steps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
     step = min(steps)
     if len(steps) == 1 and step > 1 and len(chosen) >= SHORTEST_STRIDE:
-        return f"every {_ordinal(step)} {noun} from {chosen[0]} to {chosen[-1]}"
+        return f"every {ordinal(step)} {noun} from {chosen[0]} to {chosen[-1]}"
     parts = list(_parts(chosen))
     if len(parts) > MOST_PARTS:
         few = ", ".join(map(str, chosen[:3]))
@@ -70,7 +70,7 @@ def _parts(chosen: Sequence[int]) -> Iterable[str]:
         first = i
 
 
-def _ordinal(n: int) -> str:
-    """2 is "2nd", 11 is "11th", 23 is "23rd"."""
+def ordinal(n: int) -> str:
+    """A number as it counts: 2 is "2nd", 11 is "11th", 23 is "23rd"."""
     ending = "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{ending}"

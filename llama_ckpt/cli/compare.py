@@ -13,7 +13,8 @@ from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
-from llama_ckpt.comparing.compare_dump import compare_dump
+from llama_ckpt.errors import OptionError
+from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]
@@ -25,7 +26,9 @@ EXAMPLE = (
 
 
 def command(
-    theirs: Annotated[Path, typer.Argument(metavar="DUMP", help="A safetensors file of your tensors.")],
+    theirs: Annotated[
+        Path | None, typer.Argument(metavar="DUMP", help="A safetensors file of your tensors.")
+    ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="DIR", help="llama.cpp's dumps, from llama-ckpt capture.")
     ] = None,
@@ -49,6 +52,13 @@ def command(
     partial: Annotated[
         bool, typer.Option("--partial", help="Only some points were recorded: the others are not missing.")
     ] = False,
+    rank: Annotated[
+        list[str] | None, typer.Option(metavar="N=DUMP", help="One rank's dump, instead of DUMP; repeat.")
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="How points are cut over ranks; else as Megatron-LM's."),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="All about what is wrong, not its first six lines.")
     ] = False,
@@ -65,9 +75,12 @@ def command(
     was not declared.
     """
     files = ReportFiles(json_file, junit_file, html_file)
+    ranks = ranks_of(rank)
     with ProgressBar() as bar:
-        report = compare_dump(
+        report = compare(
             theirs,
+            ranks=ranks,
+            plan=plan,
             reference=reference,
             model=None if model is None else file_of(model),
             names=names,
@@ -82,3 +95,22 @@ def command(
         console.print(Text.assemble(*line))
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)
+
+
+def ranks_of(given: list[str] | None) -> dict[int, Path] | None:
+    """`--rank 0=A --rank 1=B` as a dump for each number; None without any.
+
+    Raises:
+        OptionError: no number, no file, or a number twice.
+    """
+    found: dict[int, Path] = {}
+    for one in given or ():
+        number, _, path = one.partition("=")
+        if not number.strip().isdigit() or not path:
+            raise OptionError(
+                "--rank", got=repr(one), wanted="a rank's number and its dump, 0=rank0.safetensors"
+            )
+        if int(number) in found:
+            raise OptionError("--rank", got=f"{number} twice", wanted="each rank once")
+        found[int(number)] = Path(path)
+    return found or None

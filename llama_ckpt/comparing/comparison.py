@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.nearest import NOTHING, DataFlow, Nearest
+from llama_ckpt.comparing.rank_verdict import RankVerdict
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.tally import Tally
@@ -221,6 +222,7 @@ class Comparison:
         next: what to do.
         tally: histograms and maps for the page of the report.
         sequences: of a dump with several, or with padding, each of them; all else is that of one alone.
+        ranks: of a run on several, each of them; all else is of what they make together.
         arithmetic: what the program rounds on purpose, declared or found out; None where nothing is.
         seconds: what it took.
     """
@@ -244,6 +246,7 @@ class Comparison:
     next: list[NextStep] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     sequences: list[SequenceVerdict] = field(default_factory=list)
+    ranks: list[RankVerdict] = field(default_factory=list)
     arithmetic: ArithmeticCosts | None = None
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -345,6 +348,7 @@ class Comparison:
             "notes": self.notes,
             "next": [asdict(one) for one in self.next],
             "sequences": [asdict(one) for one in self.sequences],
+            "ranks": [asdict(one) for one in self.ranks],
             "maps": self.tally.to_json(),
             "seconds": round(self.seconds, 3),
         }

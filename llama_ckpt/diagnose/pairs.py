@@ -7,7 +7,6 @@ alone gives the tensor. Tried on a few tokens first. numpy only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.few_tokens import few_tokens
-from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle
+from llama_ckpt.diagnose.patched_oracle import RIGHT, PatchedOracle, bound
 from llama_ckpt.diagnose.trying import SLACK, Trial, unpatched
 from llama_ckpt.judging.evidence import Evidence
 
@@ -56,12 +55,13 @@ def pairs_of(bugs: Sequence[Bug], evidence: Sequence[Evidence]) -> Iterator[Bug]
 def _comes_near(outer: Bug, inner: Bug, trial: Trial) -> bool:
     """Whether the outer bug, laid over the inner one, leaves no more than rounding and the slack."""
     program = inner.over(trial.evidence[0].base)
-    return trial.runs(lambda case: partial(outer.patch, program)) and trial.whole <= SLACK
+    return trial.runs(lambda case: bound(outer.patch, program)) and trial.whole <= SLACK
 
 
 def _pair(outer: Bug, inner: Bug) -> Bug:
     def both(right: PatchedOracle, *args: Any, **options: Any) -> Any:
-        return outer.patch(inner.oracle if right is RIGHT else inner.over(right), *args, **options)
+        inside = inner.oracle if right is RIGHT else inner.over(right)
+        return bound(outer.patch, inside)(*args, **options)
 
     name, sentence = f"{outer.name}+{inner.name}", f"{outer.sentence}, and {inner.sentence}"
     return Bug(name, sentence, outer.checkpoint, outer.function, both)

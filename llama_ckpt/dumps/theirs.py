@@ -19,7 +19,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +36,7 @@ from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, split_name
 from llama_ckpt.precisions import DTYPES
 
-__all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
+__all__ = ["Declared", "TheirDump", "in_order", "open_their_dump", "save_dump"]
 
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """The element types that a point may be stored in, as safetensors and as numpy call them."""
@@ -206,7 +206,12 @@ def _points(
             wanted="neutral names, such as blk.0.attn_norm or logits",
             hint="say what is what with --map FILE",
         )
-    return dict(sorted(stored.items(), key=lambda item: _place(item[0]))), unknown
+    return {name: stored[name] for name in in_order(stored)}, unknown
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Full names of points in the order in which data flows through them."""
+    return tuple(sorted(names, key=_place))
 
 
 _ORDER = {point.name: place for place, point in enumerate((*BLOCK_POINTS, *MODEL_POINTS))}

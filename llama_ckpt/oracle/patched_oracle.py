@@ -25,7 +25,7 @@ from llama_ckpt.oracle import run_oracle
 from llama_ckpt.oracle.functions import oracle_modules
 from llama_ckpt.points import Case
 
-__all__ = ["RARE", "RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers"]
+__all__ = ["RARE", "RIGHT", "DoesNotApply", "Patch", "PatchedOracle", "answers", "bound"]
 
 Patch: TypeAlias = Callable[..., Any]
 """A replacement: `right`, a `PatchedOracle`, then the arguments of what it replaces."""
@@ -56,7 +56,7 @@ class PatchedOracle:
             for name, patch in layer.items():
                 known = name if name in self._namespace else "_" + name
                 assert known in self._namespace, f"the oracle has no function {name!r}"
-                self._namespace[known] = _bound(patch, right)
+                self._namespace[known] = bound(patch, right)
 
     def __getattr__(self, name: str) -> Any:
         for known in (name, "_" + name):
@@ -101,7 +101,8 @@ _ADDED = {"bq": 0, "bk": 1, "bv": 2, "bo": 0, "b_down": 0}
 """A bias, and which of a function's values it is added to."""
 
 
-def _bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
+def bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
+    """A wrong function on an oracle, called as the right one is: with what it does not know of as well."""
     parameters = inspect.signature(patch).parameters.values()
     takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
     known = {one.name for one in parameters}

@@ -51,6 +51,7 @@ ARROWS: dict[str, str] = {
         "arithmetic diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
         "reference_dumps weights"
     ),
+    "ranks": ("comparing diagnose dumps errors gguf judging listing oracle points reference_dumps weights"),
     # the ladder, and the catalogues on trial
     "ladder": (
         "capture checkpoints diagnose dumps engine errors gguf identify judging kernels making model "
@@ -58,7 +59,7 @@ ARROWS: dict[str, str] = {
     ),
     "mutants": (
         "checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle points "
-        "precisions reference_dumps tokens weights"
+        "precisions ranks reference_dumps tokens weights"
     ),
     # what people run
     "report": (
@@ -72,11 +73,11 @@ ARROWS: dict[str, str] = {
     "pytest_plugin": "errors ladder report",
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
-        "llama_ckpt making model mutants points precisions reference_dumps report shadowing "
+        "llama_ckpt making model mutants points precisions ranks reference_dumps report shadowing "
         "tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
-        "comparing dumps errors generation gguf ladder making model shadowing tokens version weights"
+        "comparing dumps errors generation gguf ladder making model ranks shadowing tokens version weights"
     ),
     "__main__": "cli",
     "reference_dumps": "",

@@ -1,0 +1,1 @@
+"""Programs that run on several ranks, right and wrong, for `compare --rank`."""

@@ -1,0 +1,1 @@
+"""Runs on several ranks: one dump a rank, put together, judged, and the rank and fault named."""
