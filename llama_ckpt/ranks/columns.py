@@ -19,7 +19,7 @@ from llama_ckpt.ranks.scene import Scene
 
 __all__ = ["faults_of_columns"]
 
-FUSED = {"q": ("q", "k", "v"), "k": ("q", "k", "v"), "v": ("q", "k", "v")}
+FUSED: dict[str, tuple[str, ...]] = {"q": ("q", "k", "v"), "k": ("q", "k", "v"), "v": ("q", "k", "v")}
 FUSED |= dict.fromkeys(("ffn_gate", "ffn_up"), ("ffn_gate", "ffn_up"))
 """Points whose matrices people keep as one."""
 

@@ -48,6 +48,7 @@ def axis_of(point: str, how: str) -> int:
 
 
 def _nothing(name: str) -> Array | None:
+    """What parts of a sum come to where there is no model: nobody knows."""
     return None
 
 
@@ -116,7 +117,8 @@ class Pieces:
             others = math.prod(self.sizes[one] for i, one in enumerate(axes) if i != axis)
             others = 1 if single else others
             if math.prod(shape) % others:
-                return self._does_not_fit(rank, name, shape)
+                self._does_not_fit(rank, name, shape)
+                return None
             local[axes[axis]] = math.prod(shape) // others
         x = rank.dump.read(own, local)
         if single:
