@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison, LintFinding
@@ -65,7 +66,13 @@ def compare_ranks(
     chosen = plan if isinstance(plan, Plan) else Plan() if plan is None else read_plan(plan)
     opened = placed([open_their_dump(path, their_names) for path in paths], chosen)
     run = open_run(opened, chosen, reference=reference, model=model, dump=dump, dtype=dtype)
-    options = {"reference": reference, "model": model, "dump": dump, "dtype": dtype, "arithmetic": arithmetic}
+    options: dict[str, Any] = {
+        "reference": reference,
+        "model": model,
+        "dump": dump,
+        "dtype": dtype,
+        "arithmetic": arithmetic,
+    }
     with TemporaryDirectory(prefix="llama_ckpt_ranks") as folder:
         views = list(run.views())
         results: dict[int, Comparison] = {}
