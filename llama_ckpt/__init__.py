@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.parts import parts_needed
 from llama_ckpt.version import __version__
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def __getattr__(name: str) -> Any:
         from llama_ckpt.shadowing import check_checkpoints
 
         check_checkpoints()
-    value = getattr(importlib.import_module(f"llama_ckpt.{home}"), name)
+    with parts_needed(f"llama_ckpt.{name}"):
+        value = getattr(importlib.import_module(f"llama_ckpt.{home}"), name)
     globals()[name] = value  # the next use finds it without coming here
     return value
 

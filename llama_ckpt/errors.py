@@ -8,6 +8,7 @@
     ├── ContextLengthError         more tokens than the context or the cache holds
     ├── DeviceError                a device that is not there, or too small
     ├── OptionError                an option out of its range, an unknown checkpoint
+    ├── MissingPartError           a part that a light install leaves out: torch, the worker
     ├── DumpError                  a reference dump that is damaged, incomplete, or of other weights
     └── ReferenceError             the reference program
         ├── ReferenceMissingError      llama-cpp-python is not installed
@@ -23,6 +24,7 @@ __all__ = [
     "DeviceError",
     "DumpError",
     "LlamaCkptError",
+    "MissingPartError",
     "ModelFileError",
     "OptionError",
     "ReferenceCrashedError",
@@ -85,6 +87,10 @@ class DeviceError(LlamaCkptError):
 
 class OptionError(LlamaCkptError):
     """An option is out of its range, or names something that does not exist."""
+
+
+class MissingPartError(LlamaCkptError):
+    """A part of the package is needed that is not installed: an extra of pyproject.toml."""
 
 
 class DumpError(LlamaCkptError):

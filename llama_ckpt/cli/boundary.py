@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.parts import missing_part
 from llama_ckpt.shadowing import check_checkpoints
 
 __all__ = ["BAD_INPUT", "BROKEN_PIPE", "INTERRUPTED", "CommandGroup"]
@@ -50,6 +51,8 @@ class CommandGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except ImportError as error:
+            if said := missing_part(error, f"llama-ckpt {ctx.invoked_subcommand}"):
+                raise said from error
             if (error.name or "").partition(".")[0] == "checkpoints":
                 check_checkpoints()  # raises the sentence, if it is another package of that name
             raise

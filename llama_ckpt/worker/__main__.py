@@ -7,6 +7,7 @@ import contextlib
 import sys
 
 from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.parts import PARTS, check_installed
 from llama_ckpt.worker.logs import log, start_logging
 from llama_ckpt.worker.options import parse_options
 
@@ -20,6 +21,8 @@ def main() -> None:
     logging = start_logging()
     try:
         options = parse_options()
+        # Torch too, which the model's own process loads: it is said here, before anything starts.
+        check_installed("llama-ckpt-worker", *(name for name, part in PARTS.items() if part != "reference"))
     except LlamaCkptError as error:
         log("error", str(error))
         logging.flush_within(1)

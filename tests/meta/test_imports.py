@@ -27,6 +27,7 @@ ARROWS: dict[str, str] = {
     "json_values": "",
     "listing": "",
     "shadowing": "errors",
+    "parts": "errors",
     # bytes, weights, tokens
     "gguf": "errors",
     "weights": "errors gguf precisions",
@@ -68,16 +69,17 @@ ARROWS: dict[str, str] = {
     ),
     "worker": (
         "checkpoints engine errors generation gguf judging model precisions shadowing spawning "
-        "tokens version weights"
+        "parts tokens version weights"
     ),
     "pytest_plugin": "errors ladder report",
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
-        "llama_ckpt making model mutants points precisions ranks reference_dumps report shadowing "
-        "tokens version weights worker hugging_face"
+        "llama_ckpt making model mutants parts points precisions ranks reference_dumps report "
+        "shadowing tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
-        "comparing dumps errors generation gguf ladder making model ranks shadowing tokens version weights"
+        "comparing dumps errors generation gguf ladder making model parts ranks shadowing tokens version "
+        "weights"
     ),
     "__main__": "cli",
     "reference_dumps": "",

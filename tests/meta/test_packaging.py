@@ -16,6 +16,7 @@ import pytest
 import llama_ckpt
 import reference_dumps
 from llama_ckpt.errors import OptionError
+from llama_ckpt.parts import PARTS
 from llama_ckpt.shadowing import check_checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -87,10 +88,21 @@ def test_torch_is_pinned_in_one_place() -> None:
 def test_every_requirement_is_pinned_for_the_set_up() -> None:
     pinned = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements/constraints.txt").read_text(), re.M))
     extras = PYPROJECT["project"]["optional-dependencies"]
-    wanted = [*PYPROJECT["project"]["dependencies"], *extras["test"], *extras["dev"]]
+    wanted = [*PYPROJECT["project"]["dependencies"], *(one for extra in extras.values() for one in extra)]
     names = {re.match(r"[\w.-]+", requirement)[0] for requirement in wanted}  # type: ignore[index]
-    assert names - {"torch"} <= pinned
+    assert names - {"torch", "llama_ckpt", "llama-cpp-python"} <= pinned
     assert extras["reference"] == ["llama-cpp-python==0.3.36"]
+
+
+def test_what_may_be_missing_is_named_by_its_extra() -> None:
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    for package, extra in PARTS.items():
+        assert any(
+            one.replace("-python", "").startswith(package.replace("_", "-")) or one.startswith(package)
+            for one in extras[extra]
+        ), package
+    light = " ".join(PYPROJECT["project"]["dependencies"])
+    assert not any(package in light for package in PARTS)
 
 
 def test_embedded_files_are_found() -> None:

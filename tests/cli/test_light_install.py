@@ -1,0 +1,71 @@
+"""Without torch and the worker's packages: five commands work, and every other says what to install.
+
+The packages are installed here: None among the modules, as Python has it, hides them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_ckpt.parts import PARTS, install_line
+from reference_dumps import dump_folder, embedded_model
+
+HIDDEN = f"import sys\nsys.modules.update(dict.fromkeys({sorted(PARTS)}))\n"
+MODEL = str(embedded_model())
+
+
+def ran(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", HIDDEN + code, *arguments], check=False, capture_output=True, text=True
+    )
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return ran("from llama_ckpt.cli import main\nmain()", *arguments)
+
+
+def test_what_judges_and_reads_needs_neither_torch_nor_a_server(tmp_path: Path) -> None:
+    dump = dump_folder("f32") / "two-tokens.safetensors"
+    for arguments, code, said in (
+        (("compare", str(dump), "--partial"), 0, "every point within its limits"),
+        (
+            ("export", "--model", MODEL, "--layout", "hf", "--out", str(tmp_path / "x.safetensors")),
+            0,
+            "bytes",
+        ),
+        (("inspect", MODEL), 0, "every tensor of a Llama is there"),
+        (("tokenize", "--model", MODEL, "Hello world"), 0, "[1, 15043, 3186]"),
+        (("explain", "3"), 0, "attention"),
+        (("compare-weights", MODEL, MODEL), 0, "291 equal"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == code and said in done.stdout, (arguments, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("validate",), ("generate", "--model", MODEL, "Hi"), ("bench", "--model", MODEL), ("check-worker",)],
+)
+def test_what_computes_says_in_one_line_what_to_install(arguments: tuple[str, ...]) -> None:
+    done = command(*arguments)
+    sentence = f"llama-ckpt {arguments[0]} needs torch, which is not installed; {install_line('torch')}"
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [f"llama-ckpt: error: {sentence}"]
+
+
+def test_the_library_says_it_too() -> None:
+    done = ran(f"import llama_ckpt as lc\ntry: lc.load({MODEL!r})\nexcept lc.LlamaCkptError as e: print(e)")
+    assert (
+        done.stdout.strip() == f"llama_ckpt.load needs torch, which is not installed; {install_line('torch')}"
+    )
+
+
+def test_the_worker_says_it_before_it_listens() -> None:
+    options = ("--model", MODEL, "--worker-id", "w", "--port", "1", "--callback-url", "http://127.0.0.1:2")
+    done = ran("from llama_ckpt.worker.__main__ import main\nmain()", *options)
+    assert done.returncode == 2
+    assert "llama-ckpt-worker needs" in done.stderr and len(done.stderr.splitlines()) == 1
