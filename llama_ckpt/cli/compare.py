@@ -12,7 +12,7 @@ from rich.text import Text
 from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
-from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
+from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
 from llama_ckpt.errors import OptionError
 from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
@@ -65,6 +65,7 @@ def command(
     json_file: JsonFile = None,
     junit_file: JunitFile = None,
     html_file: HtmlFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """Judge the tensors that your program wrote.
 
@@ -74,7 +75,7 @@ def command(
     Exit code 0 when all is right, 1 when not, 2 for bad input, 3 where all that differs is arithmetic that
     was not declared.
     """
-    files = ReportFiles(json_file, junit_file, html_file)
+    files = ReportFiles(json_file, junit_file, html_file, markdown_file)
     ranks = ranks_of(rank)
     with ProgressBar() as bar:
         report = compare(

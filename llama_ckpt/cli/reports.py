@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,11 @@ from typing import Annotated, Any
 
 import typer
 
-__all__ = ["HtmlFile", "JsonFile", "JunitFile", "ReportFiles"]
+from llama_ckpt.gguf.whole_files import check_writable, write_whole
+
+__all__ = ["HtmlFile", "JsonFile", "JunitFile", "MarkdownFile", "ReportFiles"]
+
+STDOUT = Path("-")
 
 JsonFile = Annotated[
     Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
@@ -24,27 +29,39 @@ HtmlFile = Annotated[
 ]
 
 
+MarkdownFile = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Write a summary in Markdown, for a pull request."),
+]
+
+
 @dataclass(frozen=True)
 class ReportFiles:
-    """Where the report goes; each is made at once, so that one that cannot be written is found early.
+    """Where the report goes; a place that cannot be written is found before the work, a file appears whole.
+
+    Under GitHub Actions, which sets GITHUB_ACTIONS, the failures are printed as annotations as well.
 
     Attributes:
-        json, junit, html: None where it is not asked for; `json` may be "-".
+        json, junit, html, markdown: None where it is not asked for; `json` may be "-".
+
+    Raises:
+        OptionError: a file could not be written.
     """
 
     json: Path | None
     junit: Path | None
     html: Path | None
+    markdown: Path | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.json, self.junit, self.html):
-            if path is not None and path != Path("-"):
-                path.touch()
+        for path in (self.json, self.junit, self.html, self.markdown):
+            if path is not None and path != STDOUT:
+                check_writable(path)
 
     @property
     def to_stdout(self) -> bool:
         """Whether standard output is the JSON's, so that people read on standard error."""
-        return self.json == Path("-")
+        return self.json == STDOUT
 
     def write(self, report: Mapping[str, Any]) -> None:
         """Write what was asked for.
@@ -55,13 +72,25 @@ class ReportFiles:
         if self.junit is not None:
             from llama_ckpt.report.junit import junit
 
-            self.junit.write_text(junit(report), encoding="utf-8")
+            write_whole(self.junit, junit(report))
         if self.html is not None:
             from llama_ckpt.report.html import page
 
-            self.html.write_text(page(report), encoding="utf-8")
+            write_whole(self.html, page(report))
+        if self.markdown is not None:
+            from llama_ckpt.report.markdown import markdown
+
+            write_whole(self.markdown, markdown(report))
         text = json.dumps(report, indent=1, allow_nan=False) + "\n"
         if self.to_stdout:
             sys.stdout.write(text)
         elif self.json is not None:
-            self.json.write_text(text, encoding="utf-8")
+            write_whole(self.json, text)
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            self._annotate(report)
+
+    def _annotate(self, report: Mapping[str, Any]) -> None:
+        from llama_ckpt.report.github import workflow_commands
+
+        for line in workflow_commands(report):
+            print(line, file=sys.stderr if self.to_stdout else sys.stdout)  # the runner reads both

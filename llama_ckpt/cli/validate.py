@@ -13,7 +13,7 @@ from rich.text import Text
 import llama_ckpt
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar
-from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, ReportFiles
+from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.report import terminal
 from llama_ckpt.report.repeat import repeat_command, started_as
@@ -63,6 +63,7 @@ def command(
     json_file: JsonFile = None,
     junit_file: JunitFile = None,
     html_file: HtmlFile = None,
+    markdown_file: MarkdownFile = None,
 ) -> None:
     """Hold the checkpoints, or your layer, against references.
 
@@ -83,7 +84,7 @@ def command(
     }
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     fit_threads(model_path(model))
-    files = ReportFiles(json_file, junit_file, html_file)
+    files = ReportFiles(json_file, junit_file, html_file, markdown_file)
     report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, verbose=verbose)
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)

@@ -14,7 +14,14 @@ from typing import Final
 
 from llama_ckpt.errors import OptionError
 
-__all__ = ["WrittenFile", "appears_when_whole", "file_sha256", "folder_beside"]
+__all__ = [
+    "WrittenFile",
+    "appears_when_whole",
+    "check_writable",
+    "file_sha256",
+    "folder_beside",
+    "write_whole",
+]
 
 _A_FOLDER: Final = "a folder that can be written"
 
@@ -80,6 +87,33 @@ def appears_when_whole(path: str | Path, nbytes: int = 0) -> Iterator[Path]:
         raise OptionError(f"cannot write {path}", got=error.strerror) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Find out before the work whether a file could be written there; leaves nothing behind.
+
+    Raises:
+        OptionError: it is a folder, or its folder is not there or cannot be written.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return  # a pipe, a terminal, /dev/null
+    if path.is_dir():
+        raise OptionError(f"cannot write {path}", got="a folder", wanted="the name of a file")
+    with folder_beside(path):
+        pass
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text in UTF-8 so that the file is the old one or the whole new one, on a full disk too.
+
+    Raises:
+        OptionError: the folder is not there or cannot be written, or the disk is full.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_text(text, encoding="utf-8")
+        return
+    with appears_when_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _umask() -> int:

@@ -20,8 +20,10 @@ from llama_ckpt.ladder.climb import validate
 from llama_ckpt.ladder.report import LadderReport
 from llama_ckpt.report import charts
 from llama_ckpt.report.comparison import comparison_lines, strip
+from llama_ckpt.report.github import workflow_commands
 from llama_ckpt.report.html import page
 from llama_ckpt.report.junit import junit
+from llama_ckpt.report.markdown import markdown
 from llama_ckpt.report.view import Curve, view
 from tests.comparing.their_programs import bug, right_run, run, write
 
@@ -121,16 +123,19 @@ def cases(xml: str) -> dict[str, str | None]:
 
 
 def test_junit_of_a_comparison(wrong: Comparison, right: Comparison) -> None:
-    found = cases(junit(wrong.to_json()))
+    record = wrong.to_json()
+    found = cases(junit(record))
     assert "blk.9.v[0, 0, 0] is nan" in str(found["llama_ckpt.lint not_finite blk.9.v"])
-    assert str(found["llama_ckpt.points q_rope"]).startswith("blk.7.q_rope: here: error")
+    assert str(found["llama_ckpt.points q_rope"]).startswith(record["reason"])
+    failing = {name.split()[-1] for name, message in found.items() if message and ".points" in name}
+    assert failing == {one["point"] for one in record["points"] if one["made"] in ("here", "between")}
     assert found["llama_ckpt.points embd"] is None
     assert not any(cases(junit(right.to_json())).values())
 
 
 def test_junit_of_a_validation(ladder: LadderReport) -> None:
     found = cases(junit(ladder.to_json()))
-    assert "blk.0.attn_norm: error" in str(found["llama_ckpt.1 f32/hello own attn_norm"])
+    assert "epsilon is 1e-6 for 1e-5" in str(found["llama_ckpt.1 f32/hello own attn_norm"])
     assert any(message is None for message in found.values())
 
 
@@ -142,10 +147,74 @@ def test_junit_of_what_was_skipped_and_of_what_has_no_points() -> None:
         "reason": "1 failed",
         "seconds": 0.0,
         "points": [],
+        "diagnoses": [],
     }
     failed = {**skipped, "id": "1", "verdict": "fail", "reason": "nothing\x00 was compared"}
     root = ElementTree.fromstring(junit({"checkpoints": [skipped, failed]}).encode())
-    assert (root.get("skipped"), root.get("failures")) == ("1", "1")
+    assert root.get("failures") == "1" and root.find("testsuite").get("skipped") == "1"  # type: ignore[union-attr]
+
+
+JENKINS = {
+    "testsuites": ({"name", "time", "tests", "failures", "errors", "disabled"}, {"testsuite"}),
+    "testsuite": (
+        {"name", "tests", "failures", "errors", "time", "skipped", "timestamp", "hostname", "id", "package"},
+        {"properties", "testcase", "system-out", "system-err"},
+    ),
+    "testcase": (
+        {"name", "classname", "time", "file", "line"},
+        {"skipped", "error", "failure", "system-out", "system-err"},
+    ),
+    "failure": ({"type", "message"}, set()),
+    "skipped": ({"type", "message"}, set()),
+}
+"""What junit-10.xsd of Jenkins' xUnit plugin allows: an element's attributes and children."""
+
+
+def test_junit_is_what_jenkins_and_gitlab_take(wrong: Comparison, ladder: LadderReport) -> None:
+    for record in (wrong.to_json(), ladder.to_json()):
+        root = ElementTree.fromstring(junit(record).encode())
+        assert root.tag == "testsuites"
+        for element in root.iter():
+            attributes, children = JENKINS[element.tag]
+            assert set(element.keys()) <= attributes, element.tag
+            assert {child.tag for child in element} <= children, element.tag
+        for case in root.iter("testcase"):
+            assert case.get("name") and case.get("classname") and len(case) <= 1
+        for suite in root.iter("testsuite"):
+            for kind in ("failure", "skipped"):
+                counted = suite.get("failures" if kind == "failure" else kind)
+                assert counted == str(len(list(suite.iter(kind))))
+
+
+# -- annotations and Markdown ------------------------------------------------------------------------
+
+
+def test_annotations_say_the_bug_and_nothing_of_what_passes(
+    wrong: Comparison, right: Comparison, ladder: LadderReport
+) -> None:
+    found = list(workflow_commands(wrong.to_json()))
+    assert found[0].startswith(
+        "::error title=llama_ckpt%3A blk.7.q_rope::blk.7.q_rope is the first wrong point"
+    )
+    assert "RoPE turns pairs" in found[0] and len(found) <= 10
+    assert all("\n" not in line and re.match(r"::error title=[^:,]*::", line) for line in found)
+    assert list(workflow_commands(right.to_json())) == []
+    assert "epsilon" in next(iter(workflow_commands(ladder.to_json())))
+
+
+def test_a_message_of_several_lines_stays_one_annotation() -> None:
+    record = {"checkpoints": [{"id": "1", "verdict": "fail", "reason": "50%\nof it", "points": []}]}
+    (line,) = workflow_commands({**record, "checkpoints": [{**record["checkpoints"][0], "diagnoses": []}]})
+    assert line == "::error title=llama_ckpt%3A checkpoint 1::50%25%0Aof it; llama-ckpt explain 1"
+
+
+def test_markdown_begins_with_the_bug(wrong: Comparison, right: Comparison, ladder: LadderReport) -> None:
+    lines = markdown(wrong.to_json()).splitlines()
+    assert lines[0].endswith("FAIL") and lines[2].startswith("blk.7.q\\_rope is the first wrong point")
+    assert any(line.startswith("| `blk.7.q_rope` | here |") for line in lines)
+    assert not any("<script>" in line for line in lines)
+    assert len(markdown(right.to_json()).splitlines()) <= 6
+    assert any(line.startswith("- checkpoint 1: ") for line in markdown(ladder.to_json()).splitlines())
 
 
 # -- the page ----------------------------------------------------------------------------------------
