@@ -27,7 +27,9 @@ from llama_ckpt.weights.config import LlamaConfig
 from tests.draws import draws
 
 MOST = settings(max_examples=draws(8, 300), deadline=None, derandomize=True)
-TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q8_0", "Q4_K_S", "Q6_K", "Q2_K", "Q3_K_S")
+TYPES = ("Q4_0", "Q4_1", "Q5_0", "Q8_0")
+K_QUANTS = ("Q4_K_S", "Q6_K", "Q2_K", "Q3_K_S")
+"""llama.cpp itself quantizes these."""
 
 
 @cache
@@ -74,6 +76,17 @@ def _found(kind: str, rows: int, point: str, w):
 @MOST
 @drawn(st.sampled_from(TYPES), st.sampled_from((1, 2, 8)), st.sampled_from("qkv"), st.data())
 def test_each_way_is_recovered(kind, rows, point, data):
+    _recovered(kind, rows, point, data)
+
+
+@pytest.mark.llama_cpp
+@MOST
+@drawn(st.sampled_from(K_QUANTS), st.sampled_from((1, 2, 8)), st.sampled_from("qkv"), st.data())
+def test_each_way_to_misread_k_quants_is_recovered(kind, rows, point, data):
+    _recovered(kind, rows, point, data)
+
+
+def _recovered(kind, rows, point, data):
     case, _, _ = _case(kind, rows)
     w = case.arguments[f"w{point}"]
     parts = w.parts
@@ -120,6 +133,7 @@ def test_any_meaning_of_integers_is_measured(seed):
     assert np.allclose(np.asarray(found.parameters["meaning"])[seen], meaning[seen])
 
 
+@pytest.mark.llama_cpp
 def test_a_fault_in_one_type_of_a_mixed_file():
     case, _, _ = _case("Q4_K_M", 8)
     kinds = {point: case.arguments[f"w{point}"].weight_type for point in "qkv"}
@@ -131,7 +145,9 @@ def test_a_fault_in_one_type_of_a_mixed_file():
     assert "the matrix is Q6_K, of Q4_K they are right here" in found.sentence
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(
+    "kind", [*TYPES, *(pytest.param(one, marks=pytest.mark.llama_cpp) for one in K_QUANTS)]
+)
 def test_of_a_right_matrix_nothing_is_said(kind):
     case, _, _ = _case(kind, 8)
     assert _found(kind, 8, "q", np.asarray(case.arguments["wq"])) is None
