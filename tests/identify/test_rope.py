@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llama_ckpt.identify.places import ranges
 from llama_ckpt.identify.record import Around, Identified
-from llama_ckpt.identify.rope_frequencies import yarn_scaled
 from llama_ckpt.identify.rope_numbers import llama3_scaled
+from llama_ckpt.identify.rope_scalings import yarn_scaled
 from llama_ckpt.identify.turns import layouts, turned
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from tests.draws import draws
