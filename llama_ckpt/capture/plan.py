@@ -50,7 +50,7 @@ class Copy:
 Op: TypeAlias = Rows | Decode | Remove | Copy
 Plan: TypeAlias = tuple[Op, ...]
 
-KINDS: dict[str, type[Op]] = {kind.__name__: kind for kind in (Rows, Decode, Remove, Copy)}
+KINDS: dict[str, Any] = {"Rows": Rows, "Decode": Decode, "Remove": Remove, "Copy": Copy}
 
 
 def plan_to_json(plan: Plan) -> list[Any]:

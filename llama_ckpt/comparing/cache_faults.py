@@ -54,7 +54,7 @@ class _Recorded:
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scaled = np.einsum("hd,mhd->hm", self.q[row], k) / np.sqrt(d)
         e = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-        return np.einsum("hm,mhd->hd", e / e.sum(axis=-1, keepdims=True), v).reshape(-1)
+        return np.asarray(np.einsum("hm,mhd->hd", e / e.sum(axis=-1, keepdims=True), v)).reshape(-1)
 
     @staticmethod
     def _taken(x: Array, rows: Sequence[int]) -> Array:
@@ -100,7 +100,8 @@ def _n_keys(part: SequenceDump, block: int, call: int) -> int | None:
 
 
 def _errors(recorded: _Recorded, at: CallKeys, seen: Any) -> float:
-    made, theirs = [], []
+    made: list[Array] = []
+    theirs: list[Array] = []
     for place in _some(len(at.own)):
         row = at.own[place]
         keys, values = seen(place)
@@ -128,7 +129,8 @@ def _is_wrong(recorded: _Recorded, at: CallKeys) -> bool:
 
 def _nearest(recorded: _Recorded, at: CallKeys) -> Guessed | None:
     most = _errors(recorded, at, _right(at))
-    best, found = min(SAME, NEARER * most), None
+    best = min(SAME, NEARER * most)
+    found: Guessed | None = None
     for number, guess in enumerate(guesses(at)):
         if number >= MOST_GUESSES:
             break
@@ -141,7 +143,8 @@ def _nearest(recorded: _Recorded, at: CallKeys) -> Guessed | None:
 def _recorded(parts: Sequence[SequenceDump], block: int) -> _Recorded | None:
     """A block's attention by the file's rows; None where a point is missing or of another shape."""
     part = parts[0]
-    table, made = part.table, []
+    table = part.table
+    made: list[Array] = []
     for point in ATTENDED:
         name = block_point(block, point)
         if name not in part.stored:

@@ -209,8 +209,9 @@ def _batches(at: CallKeys) -> Iterator[Guessed]:
     live = sorted(row for rows in table.cached[at.call].live.values() for row in rows)
     words = "rows see the keys of every sequence in the cache"
     yield Guessed(words, hint, _same(lambda i: [r for r in live if r <= at.own[i]]), True)
-    if table.positions is not None:
-        at_or_before = lambda i: [r for r in live if table.positions[r] <= table.positions[at.own[i]]]  # noqa: E731
+    positions = table.positions
+    if positions is not None:
+        at_or_before = lambda i: [r for r in live if positions[r] <= positions[at.own[i]]]  # noqa: E731
         yield Guessed(f"{words} up to their own position", hint, _same(at_or_before), True)
     for number, rows in at.others():
         words = f"rows read the cache of sequence {number} in place of their own"

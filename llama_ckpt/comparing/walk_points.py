@@ -250,8 +250,8 @@ class PointJudge:
             return ()
         errors = row_errors(x, run[point], self._mask(name))
         limit = self._limit(name, "own" if (name, "own") in self._limits else "total")
-        allowed = limit.row_err if limit.rows is None else np.asarray(limit.rows)
-        wrong = np.flatnonzero(~(errors <= allowed))
+        allowed = limit.row_err if limit.rows is None else limit.rows
+        wrong = np.flatnonzero(~(errors <= np.broadcast_to(allowed, len(errors))))
         worst = [int(np.argmax(np.nan_to_num(errors, nan=np.inf)))]
         first = len(self.sides.token_ids) - len(x)  # the last row's logits alone are a row
         return tuple(int(row) + first for row in (wrong.tolist() or worst))

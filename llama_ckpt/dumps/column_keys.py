@@ -72,10 +72,11 @@ class KeyColumns:
             return None
         group = q.shape[1] // keys.shape[1]
         with np.errstate(all="ignore"):
-            return np.einsum("nhd,mhd->nhm", q.astype(np.float64), np.repeat(keys, group, axis=1))
+            return np.asarray(np.einsum("nhd,mhd->nhm", q.astype(np.float64), np.repeat(keys, group, axis=1)))
 
     def _keys(self, block: int) -> NDArray[np.float64] | None:
-        name, made = block_point(block, "k_rope"), None
+        name = block_point(block, "k_rope")
+        made: NDArray[np.float64] | None = None
         if name not in self.theirs.stored:
             return None
         for call in self.table.numbers:

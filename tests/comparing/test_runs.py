@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.dumps.theirs import save_dump
 from tests.comparing.cache_bugs import CATALOGUE, PLANS, Fault
 from tests.comparing.cached_port import CachedPort, judged
-from tests.comparing.ported_llama import Port, prompt, seeded
+from tests.comparing.ported_llama import Array, Port, prompt, seeded
 
 N_PAD = 3
 
@@ -55,14 +56,14 @@ def test_a_wrong_one_is_found_in_its_call_and_named(tmp_path: Path, fault: Fault
     assert fault.named.lower() in report.reason.lower()
 
 
-def padded(rows: int = 2) -> tuple[dict[str, np.ndarray], dict[str, object], Port]:
+def padded() -> tuple[dict[str, Array], dict[str, object], Port]:
     """A left-padded batch `[2, n, …]`, masked and shifted, of the port run on each prompt alone."""
     tokens = [prompt(5), prompt(8)[: 5 + N_PAD]]
     n = 5 + N_PAD
-    tensors: dict[str, np.ndarray] = {}
-    for line, ids in enumerate(tokens):
-        for name, x in Port(seeded()).run(ids).items():
-            pad = n - len(ids)
+    tensors: dict[str, Array] = {}
+    for line, alone in enumerate(tokens):
+        for name, x in Port(seeded()).run(alone).items():
+            pad = n - len(alone)
             width = [(pad, 0), *[(0, 0)] * (x.ndim - 1)]
             if name.endswith(("scores", "probs")):
                 width[-1] = (pad, 0)
@@ -73,9 +74,7 @@ def padded(rows: int = 2) -> tuple[dict[str, np.ndarray], dict[str, object], Por
     return tensors, {"token_ids": ids, "attention_mask": mask}, Port(seeded())
 
 
-def saved(path: Path, tensors: dict[str, np.ndarray], facts: dict[str, object]) -> Path:
-    from safetensors.numpy import save_file
-
+def saved(path: Path, tensors: dict[str, Array], facts: dict[str, object]) -> Path:
     whole = {name: np.asarray(x, np.int32) for name, x in facts.items()}
     save_file({k: np.ascontiguousarray(x) for k, x in tensors.items()} | whole, path)
     return path
