@@ -30,6 +30,11 @@ public:
     // What the program says of its run; all optional, and what is absent cannot be checked.
     void token_ids(const std::vector<std::int64_t> & ids) { metadata_["token_ids"] = joined(ids); }
     void positions(const std::vector<std::int64_t> & at) { metadata_["positions"] = joined(at); }
+    // Of a run of several calls, rows in their order: dump.of_rows("calls", {0, 0, 0, 1}); also "sequences",
+    // "padding" (1 or 0) and "slots". Or keep each call's tensors by themselves: dump.add("call.1.blk.0.q", …).
+    void of_rows(const std::string & what, const std::vector<std::int64_t> & numbers) {
+        metadata_[what] = joined(numbers);
+    }
     void weights_sha256(const std::string & sum) { metadata_["weights_sha256"] = sum; }
     void dtype(const std::string & name) { metadata_["dtype"] = name; }  // "float32", "float16", "bfloat16"
     void note(const std::string & key, const std::string & value) { metadata_[key] = value; }

@@ -4,7 +4,7 @@ import json
 import struct
 
 
-def write_dump(path, tensors, **facts):  # facts: token_ids="1,15043", positions="0,1", weights_sha256="…"
+def write_dump(path, tensors, **facts):  # facts: token_ids="1,15043", positions="0,1", calls="0,1", …
     header, place = {"__metadata__": facts}, 0
     for name, array in tensors.items():
         end = place + 4 * array.size

@@ -22,7 +22,7 @@ from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.weights.config import LlamaConfig
 
-__all__ = ["Take", "capture", "capture_takes", "dump_name"]
+__all__ = ["Take", "capture", "capture_takes", "dump_name", "request_for"]
 
 LAST_POSITION = 2**31 - 1  # llama.cpp counts positions in int32
 
@@ -176,6 +176,15 @@ def _request(file: GGUFFile, config: LlamaConfig, take: Take, n_threads: int, n_
     )
     _check(request, take.tokens, _n_layers(file))
     return request
+
+
+def request_for(
+    model: str | os.PathLike[str], tokens: Sequence[int], *, blocks: Sequence[int] | None, n_threads: int
+) -> tuple[GGUFFile, LlamaConfig, Request]:
+    """The file, its configuration, and what is asked of the recorder's process for these tokens, checked."""
+    file = open_gguf(model)
+    config = LlamaConfig.from_gguf(file)
+    return file, config, _request(file, config, Take(tokens=tokens, blocks=blocks), n_threads, 0)
 
 
 def dump_name(request: Request) -> str:

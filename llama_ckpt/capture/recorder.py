@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from llama_ckpt.capture.library import Library, load_library
 from llama_ckpt.capture.request import Request, read_requests
+from llama_ckpt.capture.runs import record_run
 from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, run_chain
 from llama_ckpt.capture.session import Context, ReferenceModel
 from llama_ckpt.capture.tap import PointTap
@@ -122,7 +123,9 @@ def main(folder: Path) -> None:
         requests = read_requests(folder / "requests.json")
         with ReferenceModel(load_library(), requests[0]) as loaded:
             for number, request in enumerate(requests):
-                result, tensors = record(loaded, request)
+                result, tensors = (record_run if request.plan else record)(loaded, request)
+                if request.plan:
+                    result |= _producer(loaded.library, loaded)
                 contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
                 save_file(contiguous, folder / f"{number}.safetensors")
                 results.append(result)

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llama_ckpt.capture.plan import Plan, plan_from_json, plan_to_json
+
 __all__ = ["CACHE_TYPES", "Request", "read_requests", "write_requests"]
 
 CACHE_TYPES: Final = {"f32": 0, "f16": 1, "bf16": 30}
@@ -35,6 +37,8 @@ class Request:
         fused_qkv: one tensor holds Q, K and V, and llama.cpp names the product of all three alone.
         qkv_widths: the widths of Q, and of K or V.
         repacked: whether weights are laid out anew for the machine, as llama.cpp does by itself.
+        plan: the calls of a run of several; empty for one pass over the prompt.
+        points: of a run, those that are kept.
     """
 
     model: str
@@ -52,11 +56,14 @@ class Request:
     biases: tuple[str, ...] = ()
     fused_qkv: bool = False
     qkv_widths: tuple[int, int] = (0, 0)
+    plan: Plan = ()
+    points: tuple[str, ...] = ()
 
 
 def write_requests(requests: Sequence[Request], path: Path) -> None:
     """Write requests for one model as JSON."""
-    path.write_text(json.dumps([asdict(request) for request in requests]), encoding="utf-8")
+    plain = [asdict(request) | {"plan": plan_to_json(request.plan)} for request in requests]
+    path.write_text(json.dumps(plain), encoding="utf-8")
 
 
 def read_requests(path: Path) -> list[Request]:
@@ -66,5 +73,6 @@ def read_requests(path: Path) -> list[Request]:
 
 def _request(fields: dict[str, Any]) -> Request:
     blocks, token_ids = fields.pop("blocks"), tuple(fields.pop("token_ids"))
-    fields |= {name: tuple(fields[name]) for name in ("biases", "qkv_widths")}
+    fields |= {name: tuple(fields[name]) for name in ("biases", "qkv_widths", "points")}
+    fields["plan"] = plan_from_json(fields["plan"])
     return Request(**fields, token_ids=token_ids, blocks=None if blocks is None else tuple(blocks))

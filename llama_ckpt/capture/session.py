@@ -6,6 +6,7 @@ One sequence a context, an empty KV cache, every row's logits kept; cache and at
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -90,12 +91,17 @@ class ReferenceModel:
 
 
 class Context:
-    """llama.cpp's context for one sequence; use it in a `with` block."""
+    """llama.cpp's context, for one sequence or several that share a cache; use it in a `with` block."""
 
-    def __init__(self, loaded: ReferenceModel, request: Request, n_tokens: int, tap: PointTap) -> None:
+    def __init__(
+        self, loaded: ReferenceModel, request: Request, n_tokens: int, tap: PointTap, n_sequences: int = 1
+    ) -> None:
         self.loaded, self.api = loaded, loaded.library.api
         self._keep = tap
         params = self._params(request, n_tokens, tap)
+        if n_sequences > 1:
+            # One cache for all: else each has scores of its own, in an axis that no point has.
+            params.n_seq_max, params.kv_unified = n_sequences, True
         self.context: Any = self.api.llama_init_from_model(loaded.model, params)
         if not self.context:
             raise ReferenceError("llama.cpp makes no context", got=" ".join(loaded.library.complaints[-3:]))
@@ -110,16 +116,30 @@ class Context:
 
     def decode(self, token_ids: tuple[int, ...], first_position: int) -> None:
         """Run tokens through the model in one pass, after those that the cache holds."""
-        batch = self.api.llama_batch_init(len(token_ids), 0, 1)
-        batch.n_tokens = len(token_ids)
-        for row, token in enumerate(token_ids):
-            batch.token[row], batch.pos[row] = token, first_position + row
-            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, 0, 1
+        rows = tuple((0, token) for token in token_ids)
+        self.decode_rows(rows, range(first_position, first_position + len(token_ids)))
+
+    def decode_rows(self, rows: Sequence[tuple[int, int]], positions: Sequence[int]) -> None:
+        """Run rows of several sequences through the model in one pass: each one's sequence and token."""
+        batch = self.api.llama_batch_init(len(rows), 0, 1)
+        batch.n_tokens = len(rows)
+        for row, ((sequence, token), position) in enumerate(zip(rows, positions, strict=True)):
+            batch.token[row], batch.pos[row] = token, position
+            batch.n_seq_id[row], batch.seq_id[row][0], batch.logits[row] = 1, sequence, 1
         status = self.api.llama_decode(self.context, batch)
         self.api.llama_batch_free(batch)
         if status != 0:
             complaints = " ".join(self.loaded.library.complaints[-3:])
             raise ReferenceError("llama_decode", got=f"status {status} {complaints}", wanted="status 0")
+
+    def remove(self, sequence: int, first: int) -> None:
+        """Take what a sequence has from a position on out of the cache."""
+        if not self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), sequence, first, -1):
+            raise ReferenceError("llama_memory_seq_rm", got="refused", wanted="the last tokens removed")
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Give a sequence another's keys and values up to before position `end`."""
+        self.api.llama_memory_seq_cp(self.api.llama_get_memory(self.context), source, target, 0, end)
 
     @property
     def length(self) -> int:

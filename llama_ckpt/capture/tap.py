@@ -40,8 +40,12 @@ class PointTap:
         # Kept here, because ctypes frees a callback that nobody holds.
         self.callback = library.api.ggml_backend_sched_eval_callback(self._evaluate)
 
-    def points(self, n_tokens: int) -> dict[str, Float32]:
-        """The recorded points: first axis = token, keys without llama.cpp's padding.
+    def clear(self) -> None:
+        """Forget what was seen, before another pass."""
+        self._seen = {}
+
+    def points(self, n_keys: int | None) -> dict[str, Float32]:
+        """The recorded points: first axis = token, the first `n_keys` keys, or up to the last that is seen.
 
         Raises:
             ReferenceError: a point did not occur, occurred twice, or could not be read.
@@ -55,7 +59,8 @@ class PointTap:
                 wanted=", ".join(f"{name} from {op}" for name, op in missing[:4]),
             )
         seen = _parted(self._seen, self._request)
-        shaped = {name: _shaped(name, array, n_tokens) for name, array in seen.items()}
+        n_keys = n_keys or _n_seen(seen)
+        shaped = {name: _shaped(name, array, n_keys) for name, array in seen.items()}
         _split_heads(shaped)
         return shaped
 
@@ -133,13 +138,19 @@ def _parted(seen: Mapping[str, Float32], request: Request) -> dict[str, Float32]
     return found
 
 
-def _shaped(name: str, array: Float32, n_tokens: int) -> Float32:
+def _n_seen(seen: Mapping[str, Float32]) -> int:
+    """How many cells some row sees in some block; llama.cpp pads the cache."""
+    probs = [array for name, array in seen.items() if split_name(name)[1] == "attn_probs"]
+    return max((int(np.flatnonzero(array.any(axis=(0, 1, 2)))[-1]) + 1 for array in probs), default=1)
+
+
+def _shaped(name: str, array: Float32, n_keys: int) -> Float32:
     """From ggml's four axes to the point's own; a product with a weight still has its heads joined."""
     point = POINTS[split_name(name)[1]]
     if "key" in point.axes:
-        # [1, head, token, cell]: heads come before tokens, and unused cells pad the keys. The
-        # cache was empty, so cell i holds token i.
-        return np.ascontiguousarray(array[0].transpose(1, 0, 2)[:, :, :n_tokens])
+        # [1, head, token, cell]: heads come before tokens, and unused cells pad the keys. Where the
+        # cache was empty, cell i holds token i.
+        return np.ascontiguousarray(array[0].transpose(1, 0, 2)[:, :, :n_keys])
     n_axes = 2 if point.op == "MUL_MAT" else len(point.axes)
     return array.reshape(array.shape[4 - n_axes :])
 

@@ -9,8 +9,13 @@ from typing import Annotated
 import typer
 
 from llama_ckpt.capture import capture
+from llama_ckpt.capture.plan import plan_of
+from llama_ckpt.capture.run_file import capture_run
 from llama_ckpt.cli.options import ModelFile, integers, model_path
 from llama_ckpt.cli.progress import waiting
+from llama_ckpt.errors import OptionError
+from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.tokens.tokenizer import Tokenizer
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -53,12 +58,47 @@ def command(
     repacked: Annotated[
         bool, typer.Option("--repacked", help="Weights laid out for the machine, as llama.cpp by itself.")
     ] = False,
+    chunks: Annotated[
+        str | None, typer.Option(metavar="NS", help="A run of several calls: tokens of each, 512,512.")
+    ] = None,
+    decode: Annotated[
+        int, typer.Option(metavar="N", help="A run: then N greedy tokens, each a call that is recorded.")
+    ] = 0,
+    rollback: Annotated[
+        str | None, typer.Option(metavar="N,IDS", help="A run: the last N tokens removed, then other ones.")
+    ] = None,
+    share: Annotated[
+        str | None, typer.Option(metavar="N,IDS", help="A run: N tokens copied to another sequence.")
+    ] = None,
+    beside: Annotated[
+        list[str] | None, typer.Option(metavar="IDS", help="A run: another sequence in the same batch.")
+    ] = None,
     gpu_layers: Annotated[int, typer.Option(help="Blocks on the GPU, for a llama.cpp built for one.")] = 0,
 ) -> None:
     """Record llama.cpp's tensors on a prompt.
 
-    And how it goes on. Needs the extra `reference`. llama.cpp runs in a process of its own.
+    And how it goes on. Needs the extra `reference`. llama.cpp runs in a process of its own. A run of several
+    calls is a dump by itself, which `compare` judges like any program's.
     """
+    if chunks or decode or rollback or share or beside:
+        file, ids = model_path(model), None if tokens is None else integers("--tokens", tokens)
+        cut, copied = _numbers("--rollback", rollback), _numbers("--share", share)
+        plan = plan_of(
+            [_ids(file, prompt, ids), *(integers("--beside", one) for one in beside or ())],
+            chunks=_numbers("--chunks", chunks),
+            decode=decode,
+            rollback=cut[0] if cut else 0,
+            then=cut[1:],
+            share=copied[0] if copied else 0,
+            continued=copied[1:],
+        )
+        chosen = None if blocks is None else integers("--blocks", blocks)
+        out.mkdir(parents=True, exist_ok=True)
+        path = out / f"{name or 'run'}.safetensors"
+        with waiting("recording llama.cpp"):
+            capture_run(file, plan, out=path, blocks=chosen, n_threads=threads or os.cpu_count() or 1)
+        print(f"{path}: a run; llama-ckpt compare {path} judges it")
+        return
     with waiting("recording llama.cpp"):
         entry = capture(
             model_path(model),
@@ -78,3 +118,15 @@ def command(
             repacked=repacked,
         )
     print(f"{out / entry.file}: {len(entry.token_ids)} tokens, {len(entry.blocks)} blocks in full")
+
+
+def _numbers(option: str, text: str | None) -> list[int]:
+    return [] if text is None else integers(option, text)
+
+
+def _ids(model: Path, prompt: str | None, tokens: list[int] | None) -> list[int]:
+    """The tokens of a run's prompt."""
+    if (prompt is None) == (tokens is None):
+        got = "neither" if tokens is None else "both"
+        raise OptionError("what to record", got=got, wanted="a prompt or tokens")
+    return tokens if tokens is not None else Tokenizer.from_gguf(open_gguf(model)).encode(prompt or "")

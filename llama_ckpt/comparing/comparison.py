@@ -44,7 +44,8 @@ class LintFinding:
     Attributes:
         kind: "missing_bos", "other_tokens", "other_positions", "other_weights", "missing_point",
             "not_finite", "axis_order", "padded", "shape", "norm_before_weight", "layers_shifted",
-            "layers_identical", "stale_buffer", "unwritten", "mixed_layout", "sees_others".
+            "layers_identical", "stale_buffer", "unwritten", "mixed_layout", "sees_others", "cache",
+            "nan_of_padding".
         point: the first point that it concerns; "" for the whole dump.
         message: one sentence: what is there, and what was wanted.
         hint: what to do about it.
@@ -189,6 +190,8 @@ class SequenceVerdict:
         compared, of: as of a `Comparison`.
         first_wrong: the first wrong point; None without one.
         shown: whether the comparison's points and everything else are those of this one.
+        calls: that its rows came in; rolled_back: before which its last rows were removed, None where they
+            stand to the end.
     """
 
     number: int
@@ -198,6 +201,8 @@ class SequenceVerdict:
     of: int
     first_wrong: str | None
     shown: bool
+    calls: tuple[int, ...] = (0,)
+    rolled_back: int | None = None
 
 
 @dataclass
@@ -225,6 +230,8 @@ class Comparison:
         ranks: of a run on several, each of them; all else is of what they make together.
         arithmetic: what the program rounds on purpose, declared or found out; None where nothing is.
         seconds: what it took.
+        wrong_rows: of the first wrong point, the rows that are off.
+        where: in which call and sequence that is, a clause; run_fault: what of a cache or a batch gives it.
     """
 
     theirs: Mapping[str, Any]
@@ -249,6 +256,9 @@ class Comparison:
     ranks: list[RankVerdict] = field(default_factory=list)
     arithmetic: ArithmeticCosts | None = None
     seconds: float = 0.0
+    wrong_rows: tuple[int, ...] = ()
+    where: str = ""
+    run_fault: str = ""
     schema: int = SCHEMA
 
     def note_arithmetic(self, name: str, costs: float, left: float, *, passes: bool) -> None:
@@ -295,11 +305,11 @@ class Comparison:
         """The verdict's reason in one sentence."""
         first = self.first_wrong
         if first is not None:
-            looks = self.diagnoses[0].sentence() if self.diagnoses else ""
+            looks = self.run_fault or (self.diagnoses[0].sentence() if self.diagnoses else "")
             why = looks or first.leading.reason.partition(";")[0]
             found = self.arithmetic
             behind = "" if found is None or found.declared else f"; behind arithmetic: {found.found_out()}"
-            return f"{first.name} is the first wrong point, {first.where}: {why}{behind}"
+            return f"{first.name} is the first wrong point, {first.where}{self.where}: {why}{behind}"
         if self.findings:
             more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
             return self.findings[0].message + more
@@ -325,6 +335,8 @@ class Comparison:
             "reason": self.reason,
             "first_wrong": None if first is None else first.name,
             "made": None if first is None else first.made,
+            "where": self.where.strip(),
+            "run_fault": self.run_fault,
             "between": self._between(first),
             "record_next": self.record_next,
             "blame": None if first is None else first.blame,

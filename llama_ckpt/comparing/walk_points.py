@@ -35,6 +35,7 @@ from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.judging.by_rows import judge_by_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
+from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_INPUT, POINTS, block_point, split_name
 
@@ -216,6 +217,8 @@ class PointJudge:
             if own is None and total is None:
                 continue  # the reference has no such tensor, and there is no model to compute it
             judged[point] = self._compared(name, own, total, since)
+            if judged[point].made in ("here", "between", "unknown") and not self.result.wrong_rows:
+                self.result.wrong_rows = self._wrong_rows(name, theirs[point], run if own else right)
             self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
                 # Of a block's run nothing but its end is to stay; logits are made once more where asked for.
@@ -239,6 +242,19 @@ class PointJudge:
         own = self._own(name, x, run)
         may_be_rounding = own is not None and own.verdict == "pass"
         return own, self._total(name, x, right, may_be_rounding)
+
+    def _wrong_rows(self, name: str, x: Array, run: Mapping[str, Array]) -> tuple[int, ...]:
+        """Which tokens' rows are off by more than is allowed; the worst where each is not by itself."""
+        point = split_name(name)[1]
+        if point not in run or x.size > HELD or x.shape != run[point].shape or x.ndim < 2:
+            return ()
+        errors = row_errors(x, run[point], self._mask(name))
+        limit = self._limit(name, "own" if (name, "own") in self._limits else "total")
+        allowed = limit.row_err if limit.rows is None else limit.rows
+        wrong = np.flatnonzero(~(errors <= np.broadcast_to(allowed, len(errors))))
+        worst = [int(np.argmax(np.nan_to_num(errors, nan=np.inf)))]
+        first = len(self.sides.token_ids) - len(x)  # the last row's logits alone are a row
+        return tuple(int(row) + first for row in (wrong.tolist() or worst))
 
     def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
         """On what was recorded before it."""

@@ -8,18 +8,18 @@ What a program may say of its run stands in the file's `__metadata__`, all of it
 is stated and cannot be checked: `token_ids` and `positions` (whole numbers with commas), `sequences` and
 `padding` (of each row which sequence it belongs to, and 1 where it is padding), `weights_sha256`, `dtype`
 (what was computed in), `arithmetic` (what is rounded on purpose: a profile's name, or JSON), `points` and
-`blocks` (what was recorded on purpose), `producer`, `notes` (what the reader of a report should know). What
-has a number for each row may also be an integer tensor of that name.
-numpy and safetensors only.
+`blocks` (what was recorded on purpose), `producer`, `notes` (what the reader of a report should know). Where
+there are several calls: `calls`, `slots` and `copies`, see `calls.py`; their tensors lie one after the other,
+or each by itself (`call.3.blk.0.q`). What has a number for each row may also be an integer tensor of that
+name. numpy and safetensors only.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -31,21 +31,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from llama_ckpt.dumps.names_map import DumpMap, Rule
+from llama_ckpt.dumps.run_facts import RunFacts, run_facts
+from llama_ckpt.dumps.stored_points import FLOATS, LAST, stored_points
 from llama_ckpt.errors import DumpError, OptionError
-from llama_ckpt.listing import some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, split_name
+from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
 
-__all__ = ["Declared", "TheirDump", "in_order", "open_their_dump", "save_dump"]
+__all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
 
-FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The element types that a point may be stored in, as safetensors and as numpy call them."""
-
-INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
-LAST = "last_logits"
-"""The last token's row of the logits: taken for these where they are not there."""
-RUN = ("token_ids", "positions", "sequences", "padding")
-"""What may be given as a tensor of integers as well as in the metadata."""
+CACHE = re.compile(r"(?:call\.(?P<call>\d+)\.)?blk\.(?P<block>\d+)\.(?P<which>[kv])_cache")
+"""How the slots of a cache are called, which are no points."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +57,10 @@ class Declared:
             what was recorded on purpose, so that nothing else counts as missing.
         producer, notes: for reports.
         arithmetic: what is rounded on purpose: a profile's name, or lines as JSON has them.
+        calls: the call that each row belongs to, ascending; None: all to one.
+        slots: where in the cache each row's key lies, the column of scores that is its own.
+        copies: what a sequence has of another's cache, five numbers each: before which call, from which
+            sequence, to which, the first position, and the one behind the last.
     """
 
     token_ids: tuple[int, ...] | None = None
@@ -75,6 +74,9 @@ class Declared:
     sequences: tuple[int, ...] | None = None
     padding: tuple[int, ...] | None = None
     arithmetic: Any = None
+    calls: tuple[int, ...] | None = None
+    slots: tuple[int, ...] | None = None
+    copies: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class TheirDump:
         stored: for each point their name of it and how it lies in the file.
         unknown: their names that are no points.
         file: the open safetensors file.
+        by_call: for each point its calls and their names of it, where each call has tensors of its own; in
+            `stored` is the first.
+        batch: how many sequences lie side by side in a batch, where the tokens are given so.
     """
 
     path: Path
@@ -94,6 +99,8 @@ class TheirDump:
     stored: Mapping[str, tuple[str, Rule]]
     unknown: tuple[str, ...]
     file: Any = field(repr=False)
+    by_call: Mapping[str, tuple[tuple[int, str], ...]] = field(default_factory=dict, repr=False)
+    batch: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,7 +117,11 @@ class TheirDump:
 
     def raw(self, point: str) -> NDArray[Any]:
         """A point as it lies in the file: its own shape, float64 or float32 (which holds half precision)."""
-        name, kind = self.stored[point][0], self.dtype(point)
+        return self.piece(self.stored[point][0])
+
+    def piece(self, name: str) -> NDArray[Any]:
+        """A tensor by their own name of it."""
+        kind = FLOATS[self.file.get_slice(name).get_dtype()]
         array = self._from_file(name, np.dtype("<u2" if kind == "bfloat16" else kind).newbyteorder("<"))
         if kind == "bfloat16":  # numpy has none: its bits are the upper half of a float32's
             return (array.astype(np.uint32) << 16).view(np.float32)
@@ -167,71 +178,22 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
             wanted="a safetensors file of tensors",
             hint="docs/diagnosis.md says how to write one",
         ) from None
-    stored, unknown = _points(where, file, keys, names or DumpMap())
-    integers = {name: _integers(where, file, name) for name in RUN if name in unknown}
+    facts = run_facts(where, file, keys)
+    found = stored_points(where, file, [key for key in keys if key not in facts.names], names or DumpMap())
     return TheirDump(
         where,
-        _declared(where, file.metadata() or {}, integers),
-        stored,
-        tuple(name for name in unknown if name not in RUN),
+        _declared(where, file.metadata() or {}, facts),
+        found.stored,
+        tuple(name for name in found.unknown if not CACHE.fullmatch(name)),
         file,
+        found.by_call,
+        facts.batch,
     )
 
 
-def _points(
-    path: Path, file: Any, keys: Sequence[str], names: DumpMap
-) -> tuple[dict[str, tuple[str, Rule]], list[str]]:
-    stored: dict[str, tuple[str, Rule]] = {}
-    unknown = []
-    for key in keys:
-        found = names.find(key)
-        if found is None:
-            unknown.append(key)
-            continue
-        point, rule = found
-        if point in stored:
-            raise DumpError(f"{path}: {point}", got=f"{stored[point][0]} and {key}", wanted="one tensor")
-        kind = file.get_slice(key).get_dtype()
-        if kind not in FLOATS:
-            raise DumpError(f"{path}: the type of {key}", got=kind, wanted="one of " + ", ".join(FLOATS))
-        stored[point] = key, rule
-    if LAST in unknown and "logits" not in stored and file.get_slice(LAST).get_dtype() in FLOATS:
-        unknown.remove(LAST)
-        stored["logits"] = LAST, Rule(LAST, "logits")
-    if not stored:
-        few = some(keys, 4)
-        raise DumpError(
-            f"{path}: names of tensors",
-            got=few or "none at all",
-            wanted="neutral names, such as blk.0.attn_norm or logits",
-            hint="say what is what with --map FILE",
-        )
-    return {name: stored[name] for name in in_order(stored)}, unknown
-
-
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Full names of points in the order in which data flows through them."""
-    return tuple(sorted(names, key=_place))
-
-
-_ORDER = {point.name: place for place, point in enumerate((*BLOCK_POINTS, *MODEL_POINTS))}
-
-
-def _place(name: str) -> tuple[float, int]:
-    """Sorts points in the order in which data flows through them."""
-    number, point = split_name(name)
-    outside = -1.0 if point == "embd" else math.inf
-    return outside if number is None else float(number), _ORDER[point]
-
-
-def _integers(path: Path, file: Any, name: str) -> tuple[int, ...]:
-    if file.get_slice(name).get_dtype() not in INTEGERS:
-        raise DumpError(f"{path}: the type of {name}", got=file.get_slice(name).get_dtype(), wanted="I32")
-    return tuple(int(number) for number in file.get_tensor(name).reshape(-1))
-
-
-def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tuple[int, ...]]) -> Declared:
+def _declared(path: Path, metadata: Mapping[str, str], facts: RunFacts) -> Declared:
     """What the metadata say; a tensor of that name counts where both are there."""
+    tensors = facts.numbers
 
     def whole(key: str) -> tuple[int, ...] | None:
         if key in tensors or key not in metadata:
@@ -273,6 +235,9 @@ def _declared(path: Path, metadata: Mapping[str, str], tensors: Mapping[str, tup
         sequences=whole("sequences"),
         padding=whole("padding"),
         arithmetic=arithmetic,
+        calls=whole("calls"),
+        slots=whole("slots"),
+        copies=whole("copies"),
     )
 
 
@@ -291,14 +256,17 @@ def save_dump(
     sequences: Sequence[int] | None = None,
     padding: Sequence[int] | None = None,
     arithmetic: Any = None,
+    calls: Sequence[int] | None = None,
+    slots: Sequence[int] | None = None,
+    copies: Sequence[int] | None = None,
 ) -> None:
     """Write a dump that `open_their_dump` reads; any other writer of safetensors does as well.
 
     Args:
         path: the file to write.
         tensors: by full neutral name, row-major, token first; written as float32 (float64 as it is).
-        token_ids, positions, sequences, padding, weights_sha256, dtype, points, blocks, producer, notes,
-            arithmetic: as in `Declared`.
+        token_ids, positions, sequences, padding, calls, slots, copies, weights_sha256, dtype, points, blocks,
+            producer, notes, arithmetic: as in `Declared`.
 
     Raises:
         OptionError: no tensors.
@@ -312,7 +280,8 @@ def save_dump(
     if points is not None:
         metadata["points"] = ",".join(points)
     rows = {"token_ids": token_ids, "positions": positions, "sequences": sequences, "padding": padding}
-    for key, numbers in (*rows.items(), ("blocks", blocks)):
+    rows |= {"calls": calls, "slots": slots, "copies": copies, "blocks": blocks}
+    for key, numbers in rows.items():
         if numbers is not None:
             metadata[key] = ",".join(str(int(number)) for number in numbers)
     arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.fitting import fit
-from llama_ckpt.dumps.theirs import in_order
+from llama_ckpt.dumps.stored_points import in_order
 from llama_ckpt.errors import DumpError
 from llama_ckpt.points import POINTS, block_input, block_point, split_name
 from llama_ckpt.ranks.place import RankDump
