@@ -34,6 +34,7 @@ class Request:
         biases: fields of the biases that every block has: what is named is then the sum, not the product.
         fused_qkv: one tensor holds Q, K and V, and llama.cpp names the product of all three alone.
         qkv_widths: the widths of Q, and of K or V.
+        experts: how many experts compute a token; 0 of a dense model.
         repacked: whether weights are laid out anew for the machine, as llama.cpp does by itself.
     """
 
@@ -52,6 +53,7 @@ class Request:
     biases: tuple[str, ...] = ()
     fused_qkv: bool = False
     qkv_widths: tuple[int, int] = (0, 0)
+    experts: int = 0
 
 
 def write_requests(requests: Sequence[Request], path: Path) -> None:
