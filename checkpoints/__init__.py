@@ -13,6 +13,7 @@ from checkpoints.c01b_rope import rope
 from checkpoints.c02_qkv import qkv
 from checkpoints.c03_attention import attention
 from checkpoints.c06_swiglu import swiglu
+from checkpoints.c06b_experts import experts
 from checkpoints.c07_block import block
 from checkpoints.c08_logits import logits
 from checkpoints.c09_last_logits import last_logits
@@ -25,6 +26,7 @@ __all__ = [
     "attention",
     "block",
     "embed",
+    "experts",
     "generate",
     "last_logits",
     "logits",

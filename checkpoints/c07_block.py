@@ -3,9 +3,9 @@
     h = x + attention(rope(qkv(rms_norm(x))))
     out = h + swiglu(rms_norm(h))            x, h, out [n, width]
 
-Checkpoints 1, 1B, 2, 3 and 6 put together; what is new is the order and the two residual sums. Judged
-on block 0; checkpoint 8 judges every block. Source: Touvron et al. 2023 (arXiv 2302.13971), section 2.2
-(pre-normalization); llama.cpp, `src/models/llama.cpp`.
+Checkpoints 1, 1B, 2, 3 and 6, or 6B in a mixture of experts, put together; what is new is the order and the
+two residual sums. Judged on block 0; checkpoint 8 judges every block. Source: Touvron et al. 2023 (arXiv
+2302.13971), section 2.2 (pre-normalization); llama.cpp, `src/models/llama.cpp`.
 
 Stands on the layers before it; the residual stream stays in the dtype of x.
 
@@ -23,6 +23,7 @@ from checkpoints.c01b_rope import magnified, rope, rope_frequencies
 from checkpoints.c02_qkv import qkv
 from checkpoints.c03_attention import attention
 from checkpoints.c06_swiglu import swiglu
+from checkpoints.c06b_experts import experts
 from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import LayerCache
@@ -45,7 +46,7 @@ def block(
 
     Args:
         x: `[n, width]`, the residual stream.
-        weights: the block's nine weights.
+        weights: the block's nine weights, ten of a mixture of experts.
         config: heads, epsilon, rotary frequencies.
         positions: `[n]` int64.
         cache: this layer's cache, its slots reserved.
@@ -72,8 +73,11 @@ def block(
     see("ffn_inp", x)
     h = rms_norm(x, weights.ffn_norm, eps=config.rms_norm_eps)
     see("ffn_norm", h)
-    biases = weights.biases("b_gate", "b_up", "b_down")
-    h = swiglu(h, weights.w_gate, weights.w_up, weights.w_down, **biases, tap=tap)
+    matrices = weights.w_gate, weights.w_up, weights.w_down
+    if weights.w_router is not None:
+        h = experts(h, weights.w_router, *matrices, n_used=config.n_experts_used, tap=tap)
+    else:
+        h = swiglu(h, *matrices, **weights.biases("b_gate", "b_up", "b_down"), tap=tap)
     see("ffn_out", h)
     return x + h
 
@@ -95,7 +99,7 @@ CHECKPOINT = Checkpoint(
     id="7",
     title="first block",
     function=block,
-    stands_on=("1", "1B", "2", "3", "6"),
+    stands_on=("1", "1B", "2", "3", "6", "6B"),
     points=("ffn_inp", "out"),
     max_abs=1e-4,
     cases=cases,

@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "ALL_POINTS",
     "BLOCK_INPUT",
     "BLOCK_POINTS",
+    "DENSE_ONLY",
+    "EXPERT_POINTS",
     "MODEL_POINTS",
     "POINTS",
     "SAMPLED",
@@ -28,6 +31,7 @@ __all__ = [
     "Point",
     "block_input",
     "block_point",
+    "points_in_block",
     "split_name",
 ]
 
@@ -103,6 +107,37 @@ BLOCK_POINTS: tuple[Point, ...] = (
 )
 """The points of one block, in the order in which data flows through them."""
 
+_ROUTED = ("ffn_norm",)
+_RANK = ("token", "rank")
+
+EXPERT_POINTS: tuple[Point, ...] = (
+    Point(
+        "ffn_router", ("token", "expert"), "ffn_moe_logits", "MUL_MAT", "experts", _ROUTED, _DOT, inner=True
+    ),
+    Point("ffn_chosen", _RANK, "ffn_moe_topk", "VIEW", "experts", _ROUTED, "a choice", inner=True),
+    Point("ffn_weights", _RANK, "ffn_moe_weights_norm", "DIV", "experts", _ROUTED, _EXP, inner=True),
+    Point(
+        "ffn_expert_out",
+        ("token", "rank", "width"),
+        *("ffn_moe_down", "MUL_MAT_ID", "experts", _ROUTED, _DOWN),
+        inner=True,
+    ),
+)
+"""What a mixture's block has between `ffn_norm` and `ffn_out`; the likeliest expert's rank is 0."""
+
+DENSE_ONLY = frozenset({"ffn_gate", "ffn_up", "ffn_swiglu"})
+"""The points of a block that a mixture of experts has not: each of its experts would have its own."""
+
+
+def points_in_block(*, experts: bool) -> tuple[Point, ...]:
+    """The points of one block, in order, of a dense model or of a mixture of experts."""
+    if not experts:
+        return BLOCK_POINTS
+    at = [point.name for point in BLOCK_POINTS].index("ffn_norm") + 1
+    rest = tuple(point for point in BLOCK_POINTS[at:] if point.name not in DENSE_ONLY)
+    return (*BLOCK_POINTS[:at], *EXPERT_POINTS, *rest)
+
+
 _LOOKUP = "a lookup: the table's own rounding, none in float32"
 _HEAD = "the last norm and a dot product over the width"
 
@@ -114,7 +149,10 @@ MODEL_POINTS: tuple[Point, ...] = (
 """The points outside the blocks."""
 
 POINTS: Mapping[str, Point] = {point.name: point for point in (*MODEL_POINTS, *BLOCK_POINTS)}
-"""Every point by its neutral name without a block's number."""
+"""Every point of a dense model by its neutral name without a block's number."""
+
+ALL_POINTS: Mapping[str, Point] = {**POINTS, **{point.name: point for point in EXPERT_POINTS}}
+"""The same, with those of a mixture of experts."""
 
 
 def block_point(block: int, point: str) -> str:
@@ -214,7 +252,8 @@ class Given(Protocol):
 
         Each of `blocks[i]` has attn_norm, ffn_norm `[width]`; wq `[n_heads * head_dim, width]`; wk, wv
         `[n_kv_heads * head_dim, width]`; wo `[width, n_heads * head_dim]`; w_gate, w_up `[ffn, width]`;
-        w_down `[width, ffn]`. The layer's may be packed, the oracle's are read as float64.
+        w_down `[width, ffn]`. The layer's may be packed, the oracle's are read as float64. A mixture of
+        experts has w_router `[n_experts, width]`, and its experts' matrices under one another.
         """
 
     @property
@@ -283,6 +322,7 @@ class Checkpoint:
         torch_function: the torch function it stands on, and why (one sentence, for the docs).
         mistakes: what people get wrong here, a sentence each, for `explain`.
         error_from: for its own points, where the error of a correct program comes from: the limit's reason.
+        experts: True for mixtures of experts alone, False for dense models alone; None for every model.
     """
 
     id: str
@@ -295,3 +335,8 @@ class Checkpoint:
     torch_function: str
     mistakes: tuple[str, ...]
     error_from: Mapping[str, str] = field(default_factory=dict, hash=False)
+    experts: bool | None = None
+
+    def holds_for(self, n_experts: int) -> bool:
+        """Whether a model of so many experts, 0 of a dense one, has what it computes."""
+        return self.experts is None or self.experts == (n_experts > 0)

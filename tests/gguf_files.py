@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,10 +61,10 @@ def _other_scales(blocks: NDArray[np.uint8], type: T, rng: np.random.Generator, 
 def packed(values: NDArray[np.float32], type: T, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A matrix [out, in] in that type; for types that `gguf` cannot write, random blocks of its size."""
     try:
-        rows = quantize(values, type)
+        rows = quantize(values.reshape(-1, values.shape[-1]), type)
     except NotImplementedError:
         return random_rows(type, (values.shape[0], values.shape[1]), rng, scale=1e-3)
-    return np.ascontiguousarray(rows).view(np.uint8).reshape(values.shape[0], -1)
+    return np.ascontiguousarray(rows).view(np.uint8).reshape(*values.shape[:-1], -1)
 
 
 SPECIALS = ("unknown", "bos", "eos")
@@ -99,6 +100,8 @@ def write_llama(
     rms_norm_eps: float = 1e-5,
     rope_theta: float = 10000.0,
     tied_output: bool = False,
+    n_experts: int = 0,
+    n_used: int = 2,
     keys: Mapping[str, tuple[Any, V]] | None = None,
     omit_keys: Sequence[str] = (),
     tensors: Mapping[str, NDArray[np.float32] | None] | None = None,
@@ -108,6 +111,7 @@ def write_llama(
     """Write a Llama with random weights and return its path.
 
     Args:
+        n_experts, n_used: a mixture of so many experts, and how many compute a token; 0: a dense model.
         head_dim: None writes no `attention.key_length`; the head size is then width / n_heads.
         type: of all matrices; norms are float32.
         keys: metadata to add or replace, name to value and GGUF type.
@@ -137,11 +141,16 @@ def write_llama(
     if head_dim is not None:
         metadata["llama.attention.key_length"] = (head_dim, V.UINT32)
         metadata["llama.attention.value_length"] = (head_dim, V.UINT32)
+    if n_experts:
+        metadata["llama.expert_count"] = (n_experts, V.UINT32)
+        metadata["llama.expert_used_count"] = (n_used, V.UINT32)
     metadata |= keys or {}
 
     shapes = _shapes(
         width, n_heads, n_kv_heads, head_dim or width // n_heads, ffn, n_layers, vocab, tied_output
     )
+    if n_experts:
+        shapes = _with_experts(shapes, n_experts, width, ffn)
     values = {name: _values(shape, rng, mean) for name, shape in shapes.items()} | dict(tensors or {})
     kept = {key: value for key, value in metadata.items() if key not in omit_keys}
     _fill(GGUFWriter(path, architecture), kept, values, type, rng)
@@ -189,9 +198,23 @@ def _shapes(
     return shapes if tied else shapes | {"output.weight": (vocab, width)}
 
 
+def _with_experts(
+    shapes: dict[str, tuple[int, ...]], n: int, width: int, ffn: int
+) -> dict[str, tuple[int, ...]]:
+    made = {name: shape for name, shape in shapes.items() if not re.search(r"ffn_(gate|up|down)", name)}
+    for block in range(sum(name.endswith("ffn_norm.weight") for name in shapes)):
+        made |= {
+            f"blk.{block}.ffn_gate_inp.weight": (n, width),
+            f"blk.{block}.ffn_gate_exps.weight": (n, ffn, width),
+            f"blk.{block}.ffn_up_exps.weight": (n, ffn, width),
+            f"blk.{block}.ffn_down_exps.weight": (n, width, ffn),
+        }
+    return made
+
+
 def _values(shape: tuple[int, ...], rng: np.random.Generator, mean: float) -> NDArray[np.float32]:
     normal = rng.standard_normal(shape, dtype=np.float32)
-    scaled = 1 + normal / 8 if len(shape) == 1 else (normal + mean) / np.sqrt(shape[1])
+    scaled = 1 + normal / 8 if len(shape) == 1 else (normal + mean) / np.sqrt(shape[-1])
     return scaled.astype(np.float32)
 
 

@@ -25,6 +25,7 @@ class Shape:
         outlier: how far beyond the others one feature of every embedding lies, as in trained models.
         tokens: how many tokens; a tuple is gone through seed by seed.
         free: whether it also runs free, through all its layers.
+        n_experts, n_used: of a mixture of experts; 0 of a dense model.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Shape:
     first_position: int = 0
     tokens: tuple[int, ...] = (1, 2, 8, 24)
     free: bool = False
+    n_experts: int = 0
+    n_used: int = 0
 
 
 SHAPES = (
@@ -56,6 +59,12 @@ that dwarfs the rest; and the longest sums of Llama-2-7B, over 4,096 and 11,008 
 so that they take seconds."""
 
 
+MIXTURE = Shape("mixture", 64, 4, 2, 16, 96, n_layers=16, score=2.0, free=True, n_experts=8, n_used=2)
+"""For the points that a mixture of experts alone has; it runs in the layers alone."""
+
+ALL_SHAPES = (*SHAPES, MIXTURE)
+
+
 def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
     """A config and float32 weights; every sublayer adds about a third of the residual's norm."""
     g = torch.Generator().manual_seed(seed)
@@ -66,6 +75,7 @@ def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
     def norm() -> torch.Tensor:
         return 1 + 0.2 * torch.randn(shape.width, generator=g)
 
+    each = max(1, shape.n_experts)
     q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
 
     def block() -> BlockWeights:
@@ -76,9 +86,10 @@ def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
             wv=matrix(kv_width, shape.width),
             wo=matrix(shape.width, q_width, 0.5),
             ffn_norm=norm(),
-            w_gate=matrix(shape.ffn, shape.width, 1.5),
-            w_up=matrix(shape.ffn, shape.width),
-            w_down=matrix(shape.width, shape.ffn, 0.5),
+            w_gate=matrix(each * shape.ffn, shape.width, 1.5),
+            w_up=matrix(each * shape.ffn, shape.width),
+            w_down=matrix(each * shape.width, shape.ffn, 0.5),
+            w_router=matrix(each, shape.width, 2.0) if shape.n_experts else None,
         )
 
     token_embd = torch.randn(shape.vocab, shape.width, generator=g)
@@ -99,6 +110,8 @@ def made_model(shape: Shape, seed: int) -> tuple[Any, Any]:
         vocab_size=shape.vocab,
         context_length=8192,
         rms_norm_eps=1e-5,
+        n_experts=shape.n_experts,
+        n_experts_used=shape.n_used,
     )
     return config, weights
 

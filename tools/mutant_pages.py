@@ -16,8 +16,8 @@ BUGS = """\
 {bugs} mistakes that people make, each a patch of the float64 oracle, and {benign} right programs that round
 otherwise. `llama-ckpt mutants` runs them all: a bug is laid over a program that computes in float32, with
 another order of sums for each seed, and held against the oracle as the ladder does it. The figures here are
-of {seeds} seeds, each with a small model of three shapes, and of llama.cpp's dumps of the embedded model:
-{n_prompts} prompts, {runs} runs.
+of {seeds} seeds, each with a small model of four shapes, the fourth a mixture of experts for its own bugs,
+and of llama.cpp's dumps of the embedded model: {n_prompts} prompts, {runs} runs.
 
 - {killed_by_named_checkpoint} of {bugs} are killed by the checkpoint that they name and not by an earlier
   one, on every prompt that can show them.

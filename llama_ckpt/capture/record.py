@@ -173,6 +173,7 @@ def _request(file: GGUFFile, config: LlamaConfig, take: Take, n_threads: int, n_
         biases=config.biases,
         fused_qkv=config.fused_qkv,
         qkv_widths=(config.q_width, config.kv_width),
+        experts=config.n_experts_used,
     )
     _check(request, take.tokens, _n_layers(file))
     return request
@@ -275,7 +276,9 @@ def _entry(name: str, request: Request, found: Mapping[str, Any], config: LlamaC
         positions=tuple(range(first, first + len(token_ids))),
         n_layers=n_layers,
         blocks=tuple(range(n_layers)) if request.blocks is None else request.blocks,
-        points=tuple(point.name for point in points_of(fused=request.flash_attention)),
+        points=tuple(
+            point.name for point in points_of(fused=request.flash_attention, experts=config.n_experts > 0)
+        ),
         greedy_tokens=tuple(found["greedy_tokens"]),
         continuation=_continuation(found["continuation"]),
         sampling=tuple(_sampling(setting) for setting in found["sampling"]),

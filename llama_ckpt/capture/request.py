@@ -36,6 +36,7 @@ class Request:
         biases: fields of the biases that every block has: what is named is then the sum, not the product.
         fused_qkv: one tensor holds Q, K and V, and llama.cpp names the product of all three alone.
         qkv_widths: the widths of Q, and of K or V.
+        experts: how many experts compute a token; 0 of a dense model.
         repacked: whether weights are laid out anew for the machine, as llama.cpp does by itself.
         plan: the calls of a run of several; empty for one pass over the prompt.
         points: of a run, those that are kept.
@@ -56,6 +57,7 @@ class Request:
     biases: tuple[str, ...] = ()
     fused_qkv: bool = False
     qkv_widths: tuple[int, int] = (0, 0)
+    experts: int = 0
     plan: Plan = ()
     points: tuple[str, ...] = ()
 

@@ -15,7 +15,14 @@ from llama_ckpt.capture.library import Library
 from llama_ckpt.capture.request import Request
 from llama_ckpt.capture.tensors import TensorReader
 from llama_ckpt.errors import ReferenceError
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, Point, block_point, split_name
+from llama_ckpt.points import (
+    ALL_POINTS,
+    MODEL_POINTS,
+    Point,
+    block_point,
+    points_in_block,
+    split_name,
+)
 
 __all__ = ["PointTap", "points_of"]
 
@@ -84,10 +91,12 @@ class PointTap:
         return True
 
 
-def points_of(*, fused: bool) -> tuple[Point, ...]:
+def points_of(*, fused: bool, experts: bool = False) -> tuple[Point, ...]:
     """The points of a block that llama.cpp shows; a fused attention has neither scores nor probabilities."""
     return tuple(
-        point for point in BLOCK_POINTS if not (fused and point.name in ("attn_scores", "attn_probs"))
+        point
+        for point in points_in_block(experts=experts)
+        if not (fused and point.name in ("attn_scores", "attn_probs"))
     )
 
 
@@ -108,7 +117,10 @@ _ALL_THREE = "qkv"
 def _names_of_points(n_layers: int, blocks: frozenset[int], request: Request) -> dict[tuple[str, str], str]:
     """llama.cpp's name and op of every tensor to record, and its full neutral name."""
     wanted = {(point.llama_cpp, point.op): point.name for point in MODEL_POINTS}
-    named = {point.name: (point.llama_cpp, point.op) for point in points_of(fused=request.flash_attention)}
+    points = points_of(fused=request.flash_attention, experts=request.experts > 0)
+    named = {point.name: (point.llama_cpp, point.op) for point in points}
+    if request.experts:
+        named["ffn_out"] = ("ffn_moe_out", "ADD" if request.experts > 1 else "CONT")
     if request.flash_attention:
         named["attn_context"] = (named["attn_context"][0], "RESHAPE")
     for bias in request.biases:
@@ -146,7 +158,7 @@ def _n_seen(seen: Mapping[str, Float32]) -> int:
 
 def _shaped(name: str, array: Float32, n_keys: int) -> Float32:
     """From ggml's four axes to the point's own; a product with a weight still has its heads joined."""
-    point = POINTS[split_name(name)[1]]
+    point = ALL_POINTS[split_name(name)[1]]
     if "key" in point.axes:
         # [1, head, token, cell]: heads come before tokens, and unused cells pad the keys. Where the
         # cache was empty, cell i holds token i.

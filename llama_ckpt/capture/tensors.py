@@ -61,20 +61,21 @@ class TensorReader:
         return tensor.name.decode(errors="replace"), self._op_name(tensor.op)
 
     def values(self, pointer: int) -> NDArray[np.float32]:
-        """A copy of a float32 tensor's values, four axes, outermost first."""
+        """A copy of a tensor's values, four axes, outermost first: float32, or int32 made float32."""
         tensor = GGMLTensor.from_address(pointer)
         kind = self._library.type_name(tensor.type)
-        if kind != "f32":
+        if kind not in ("f32", "i32"):
             name = tensor.name.decode(errors="replace")
-            raise ReferenceError(f"llama.cpp's tensor {name}: type", got=kind, wanted="f32")
+            raise ReferenceError(f"llama.cpp's tensor {name}: type", got=kind, wanted="f32 or i32")
         n_bytes = self._library.ggml.ggml_nbytes(ctypes.c_void_p(pointer))
         data = np.empty(n_bytes, np.uint8)
         # Copies from a GPU's memory too; the tensor's own pointer may not be ours to follow.
         target, size = ctypes.c_void_p(data.ctypes.data), ctypes.c_size_t(n_bytes)
         ggml = self._library.ggml
         ggml.ggml_backend_tensor_get(ctypes.c_void_p(pointer), target, ctypes.c_size_t(0), size)
-        strided = np.ndarray(tuple(tensor.ne)[::-1], np.float32, data, strides=tuple(tensor.nb)[::-1])
-        return strided.copy()
+        held = np.float32 if kind == "f32" else np.int32
+        strided = np.ndarray(tuple(tensor.ne)[::-1], held, data, strides=tuple(tensor.nb)[::-1])
+        return strided.astype(np.float32)
 
     def _check_layout(self, tensor: GGMLTensor, pointer: int) -> None:
         ggml = self._library.ggml

@@ -39,6 +39,8 @@ def command(
     tied: Annotated[
         bool | None, typer.Option("--tied/--separate", help="Whether the output is the token embedding.")
     ] = None,
+    experts: Annotated[int | None, typer.Option(help="Experts in each block; 0 without it.")] = None,
+    experts_used: Annotated[int | None, typer.Option(help="How many of them compute a token.")] = None,
     omit: Annotated[
         list[str] | None, typer.Option(metavar="KEY", help="A GGUF key to leave out; repeatable.")
     ] = None,
@@ -70,6 +72,8 @@ def command(
             rope_scale=rope_scale,
             llama3_factor=llama3_factor,
             tied_output=tied,
+            n_experts=experts,
+            n_experts_used=experts_used,
             omit_keys=omit or None,
             seed=seed,
             type=kind,

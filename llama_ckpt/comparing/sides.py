@@ -21,7 +21,7 @@ from llama_ckpt.comparing.lint import lint_run
 from llama_ckpt.dumps.manifest import DumpEntry
 from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
 from llama_ckpt.dumps.theirs import TheirDump
-from llama_ckpt.errors import DumpError, OptionError
+from llama_ckpt.errors import DumpError, OptionError, UnsupportedModelError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.judging.limits import MAY_BE_WIDER
 from llama_ckpt.judging.metrics import relative_error
@@ -122,6 +122,13 @@ def open_sides(
 def _open_model(sides: Sides, model: str | Path) -> None:
     sides.file = open_gguf(model)
     sides.config = LlamaConfig.from_gguf(sides.file)
+    if sides.config.n_experts:
+        raise UnsupportedModelError(
+            f"{sides.file.path}: a dump to compare",
+            got="a mixture of experts",
+            wanted="a dense model",
+            hint="llama-ckpt validate holds your layer, or ours, against llama.cpp",
+        )
     sides.weights = OracleWeights(sides.file, sides.config)
     sides.n_layers = sides.config.n_layers
 

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from llama_ckpt.dumps.manifest import SCHEMA, DumpEntry, Manifest
 from llama_ckpt.errors import DumpError
-from llama_ckpt.points import BLOCK_POINTS
+from llama_ckpt.points import BLOCK_POINTS, EXPERT_POINTS
 
 __all__ = ["check_entry", "read_manifest"]
 
@@ -113,7 +113,7 @@ def check_entry(entry: DumpEntry, where: str) -> None:
         DumpError: which field, got, wanted.
     """
     n_tokens = len(entry.token_ids)
-    block_points = {point.name for point in BLOCK_POINTS}
+    block_points = {point.name for point in (*BLOCK_POINTS, *EXPERT_POINTS)}
     kept = ("last_row", "last_logits_only") if entry.last_row and entry.last_logits_only else ()
     wanted: list[tuple[str, object, object, bool]] = [
         ("token_ids", entry.token_ids, "at least one", n_tokens > 0),

@@ -30,7 +30,7 @@ from safetensors.numpy import save
 from llama_ckpt.dumps.manifest import DumpEntry, Manifest, ModelRecord, Producer, manifest_text
 from llama_ckpt.dumps.manifest_reader import check_entry, read_manifest
 from llama_ckpt.errors import DumpError
-from llama_ckpt.points import MODEL_POINTS, POINTS, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, MODEL_POINTS, block_point, split_name
 
 __all__ = ["Dump", "DumpSet", "keep_last_row", "open_dumps", "point_names", "write_dump"]
 
@@ -131,7 +131,7 @@ class Dump(Mapping[str, Float32]):
             dtype = self._file.get_slice(name).get_dtype()
             if dtype != "F32":
                 raise DumpError(f"{self.path}: dtype of {name}", got=dtype, wanted="F32")
-            axes = ("vocab",) if name == "last_logits" else POINTS[split_name(name)[1]].axes
+            axes = ("vocab",) if name == "last_logits" else ALL_POINTS[split_name(name)[1]].axes
             # The first tensor that has an axis fixes its size; all others must agree.
             wanted = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
             if shape != wanted or len(axes) != len(shape):

@@ -62,6 +62,8 @@ def unsupported(model: Model, precision: Precision = "fast") -> str | None:
             return f"{name} is {getattr(config, name)}, not a multiple of 32"
     if config.head_dim % 8:
         return f"head_dim is {config.head_dim}, not a multiple of 8"
+    if config.n_experts:
+        return "it is a mixture of experts"
     if config.biases:
         return "its products have biases"
     unpacked = next((w for w in _matrices(model) if not packable(w)), None)

@@ -183,9 +183,7 @@ def _after(asked: Asked, ffn_inp: Array, second: Sum | None) -> dict[str, Array]
     weights, config = asked.given["weights"], asked.given["config"]
     made: dict[str, Array] = {}
     made["ffn_norm"] = oracle.rms_norm(ffn_inp, weights.ffn_norm, eps=config.rms_norm_eps)
-    made["ffn_out"] = oracle.swiglu(
-        made["ffn_norm"], weights.w_gate, weights.w_up, weights.w_down, tap=made.__setitem__
-    )
+    made["ffn_out"] = oracle.feed_forward(made["ffn_norm"], weights, config, made.__setitem__)
     made["out"] = ffn_inp + made["ffn_out"] if second is None else second.made
     return made
 

@@ -103,6 +103,7 @@ STRUCTURE = 3.0
 EXACT = {
     "token_ids": "integers: equal or not",
     "greedy_tokens": "integers: equal or not",
+    "ffn_chosen": "integers: equal or not, where the router's scores are no near tie",
     "last_logits": "a row is picked, nothing is computed",
 }
 """Points where nothing is rounded in any precision, and why."""

@@ -35,9 +35,11 @@ from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import (
     biased_spread,
     gated_spread,
+    mixed_spread,
     norm_spread,
     product_spread,
     scores_spread,
+    softmax_spread,
     sum_spread,
     turned_spread,
 )
@@ -197,6 +199,42 @@ def _swiglu(c: _Call) -> dict[str, Spread]:
     return {"ffn_gate": s_gate, "ffn_up": s_up, "ffn_swiglu": spread, "ffn_out": out}
 
 
+def _experts(c: _Call) -> dict[str, Spread]:
+    """The choice is taken as it is: near ties are nobody's error, and not judged."""
+    x, came, shown = np.asarray(c.arguments["x"], np.float64), c.carried.get("x"), dict(c.answers)
+    if not {"ffn_router", "ffn_chosen", "ffn_weights", "ffn_expert_out"} <= set(shown):
+        oracle.experts(**{**c.arguments, "tap": shown.__setitem__})
+    router, weights, out = (
+        np.asarray(shown[f"ffn_{name}"], np.float64) for name in ("router", "weights", "expert_out")
+    )
+    chosen = np.asarray(shown["ffn_chosen"])
+    s_router = product_spread(x, c.arguments["w_router"], router, c.p, came)
+    s_weights = softmax_spread(weights, np.take_along_axis(s_router.whole, chosen, axis=1), c.p)
+    s_out = np.zeros_like(out)
+    for expert in np.unique(chosen):
+        tokens, ranks = np.nonzero(chosen == expert)
+        own = {
+            name: _part(c.arguments[name], expert, router.shape[1]) for name in ("w_gate", "w_up", "w_down")
+        }
+        carried = {} if came is None else {"x": came.rows(tokens)}
+        call = _Call(
+            {"x": x[tokens], **own}, {"ffn_out": out[tokens, ranks]}, c.dtype, carried, c.exact_angles
+        )
+        s_out[tokens, ranks] = _swiglu(call)["ffn_out"].whole
+    return {
+        "ffn_router": s_router,
+        "ffn_weights": s_weights,
+        "ffn_expert_out": Spread(s_out),
+        "ffn_out": mixed_spread(out, weights, s_out, s_weights, c.p),
+    }
+
+
+def _part(stacked: Any, number: int, n: int) -> Any:
+    """One of n matrices that lie under one another."""
+    size = stacked.shape[0] // n
+    return stacked[number * size : (number + 1) * size]
+
+
 def _block(c: _Call) -> dict[str, Spread]:
     """Each step's own, and what comes from the steps before."""
     weights, config, positions = (c.arguments[name] for name in ("weights", "config", "positions"))
@@ -231,7 +269,13 @@ def _block(c: _Call) -> dict[str, Spread]:
 
     add("ffn_inp", c.arguments["x"], "attn_out", c.carried.get("x"))
     step(_rms_norm, {"weight": weights.ffn_norm, **eps}, ("ffn_norm",), {"x": "ffn_inp"})
-    step(_swiglu, parts, ("ffn_gate", "ffn_up", "ffn_out"), {"x": "ffn_norm"})
+    if getattr(weights, "w_router", None) is None:
+        step(_swiglu, parts, ("ffn_gate", "ffn_up", "ffn_out"), {"x": "ffn_norm"})
+    else:
+        routing = {"w_router": weights.w_router, "n_used": config.n_experts_used}
+        own = {name: parts[name] for name in ("w_gate", "w_up", "w_down")}
+        made = ("ffn_router", "ffn_chosen", "ffn_weights", "ffn_expert_out", "ffn_out")
+        step(_experts, {**own, **routing}, made, {"x": "ffn_norm"})
     add("out", steps["ffn_inp"], "ffn_out", found["ffn_inp"])
     return found
 
@@ -256,6 +300,7 @@ _MAKERS: Mapping[str, _Maker] = {
     "rope": _rope,
     "attention": _attention,
     "swiglu": _swiglu,
+    "experts": _experts,
     "block": _block,
     "output_logits": _output_logits,
 }

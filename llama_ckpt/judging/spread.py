@@ -104,7 +104,7 @@ class Spread:
         """Of the last row alone."""
         return self.rows(slice(-1, None))
 
-    def rows(self, part: slice) -> Spread:
+    def rows(self, part: Any) -> Spread:
         """Of some rows; what broadcasts over all of them stays."""
 
         def cut(array: Any) -> Any:

@@ -23,6 +23,7 @@ from llama_ckpt.judging.rounding_modes import (
     together,
 )
 from llama_ckpt.judging.rounding_steps import (
+    EXP_ROUNDINGS,
     PRECISIONS,
     Precision,
     gated,
@@ -42,9 +43,11 @@ __all__ = [
     "FUSED",
     "biased_spread",
     "gated_spread",
+    "mixed_spread",
     "norm_spread",
     "product_spread",
     "scores_spread",
+    "softmax_spread",
     "sum_spread",
     "turned_spread",
 ]
@@ -163,6 +166,24 @@ def gated_spread(
         return Spread(whole, mode=mode)  # a gate's own rounding and an up's are each element's apart
     own = gated(gate, up, None, None, p)[1]
     return Spread(whole, mode=mode, sums=aligned_sums(product, own, whole))
+
+
+def softmax_spread(weights: Array, off: Array, p: Precision) -> Spread:
+    """Of a softmax over a few scores `[n, k]`, `off` as the scores are."""
+    mean = np.sum((weights * off) ** 2, axis=1, keepdims=True)  # the sum is off by what it is made of
+    relative = np.sqrt(off**2 + mean + (EXP_ROUNDINGS * p.u + 2 * p.half) ** 2)
+    return Spread(weights * relative + p.least)
+
+
+def mixed_spread(out: Array, weights: Array, off: Array, came: Spread, p: Precision) -> Spread:
+    """Of vectors `[n, k, width]`, each times its weight `[n, k]`, and added; `off` as the vectors are."""
+    wide, off_weights = weights[..., None], came.whole[..., None]
+    terms = wide * out
+    roundings = (p.u + p.half) ** 2 * (2 * terms**2 + np.cumsum(terms, axis=1) ** 2)
+    each = (wide * off) ** 2 + (out * off_weights) ** 2 + roundings
+    # A weight that is off makes all that its expert made larger or smaller.
+    shared = np.max(came.whole / weights, axis=1, keepdims=True)
+    return Spread(np.sqrt(each.sum(axis=1)) + p.least, shared=shared)
 
 
 def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: Spread | None) -> Spread:

@@ -96,6 +96,7 @@ def validate(
             layers = (one for one in trials if isinstance(one, Trial))
             inner = not own.takes_tap and any(one.shows_inner_points(own.checkpoint) for one in layers)
             report.notes += own.notes(inner_points=inner)
+        ladder = _of_model(ladder, trials, asked=bool(ids) or own is not None)
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
             report.checkpoints.append(result)
             if on_checkpoint:
@@ -124,6 +125,23 @@ def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
     """The checkpoints of those ids, or all, in the ladder's order."""
     wanted = normalize_ids(ids)
     return [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
+
+
+def _of_model(
+    ladder: list[Checkpoint], trials: Sequence[Trial | EngineTrial], *, asked: bool
+) -> list[Checkpoint]:
+    """Those that the model has.
+
+    Raises:
+        OptionError: one was asked for that it has not.
+    """
+    n_experts = trials[0].subject.model.config.n_experts
+    found = [one for one in ladder if one.holds_for(n_experts)]
+    if asked and (others := [one.id for one in ladder if one not in found]):
+        kind = "a mixture of experts" if n_experts else "no mixture of experts"
+        wanted = "6B" if n_experts else "6"
+        raise OptionError(f"checkpoint {others[0]} of {kind}", got=others[0], wanted=wanted)
+    return found
 
 
 def _report_on(

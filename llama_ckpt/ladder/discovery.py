@@ -12,7 +12,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.shadowing import check_checkpoints
 
-__all__ = ["answering", "discover", "normalize_ids"]
+__all__ = ["answering", "discover", "ladder_of", "normalize_ids"]
 
 
 @cache
@@ -28,6 +28,11 @@ def discover() -> tuple[Checkpoint, ...]:
     names = sorted(m.name for m in pkgutil.iter_modules(checkpoints.__path__) if re.match(r"c\d\d", m.name))
     # "c01_rms_norm" before "c01b_rope": "_" sorts after capitals but before small letters.
     return tuple(importlib.import_module(f"checkpoints.{name}").CHECKPOINT for name in names)
+
+
+def ladder_of(n_experts: int) -> tuple[Checkpoint, ...]:
+    """The checkpoints that a model of so many experts has, 0 of a dense one: 12 of either."""
+    return tuple(one for one in discover() if one.holds_for(n_experts))
 
 
 @cache

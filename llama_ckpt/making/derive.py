@@ -36,7 +36,7 @@ from llama_ckpt.making.reference_quantizer import REFERENCE_TYPES, quantize_with
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
 
-__all__ = ["TYPES", "Derived", "derive", "direct_type", "file_type_fields"]
+__all__ = ["TYPES", "Derived", "derive", "direct_type", "file_type_fields", "stays_float32"]
 
 TYPES: Final = (*(kind.name for kind in DIRECT_TYPES), *REFERENCE_TYPES)
 """Every type that a model can be written in, by the name that llama.cpp gives it."""
@@ -161,7 +161,11 @@ def _write_direct(
     return write_gguf(Path(out), metadata, plans, rows, threads=threads, progress=progress)
 
 
+def stays_float32(name: str, shape: tuple[int, ...]) -> bool:
+    """Vectors, the norms, and a mixture's router are float32 in every type, as llama.cpp has them."""
+    return len(shape) == 1 or name.endswith(".ffn_gate_inp.weight")
+
+
 def _plan(info: TensorInfo, kind: GGMLQuantizationType) -> TensorPlan:
-    """Vectors, the norms, stay in float32, as llama.cpp has them."""
-    is_vector = len(info.shape) == 1
-    return TensorPlan(info.name, info.shape, GGMLQuantizationType.F32 if is_vector else kind)
+    plain = stays_float32(info.name, info.shape)
+    return TensorPlan(info.name, info.shape, GGMLQuantizationType.F32 if plain else kind)

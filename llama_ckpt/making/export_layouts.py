@@ -100,6 +100,8 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[Exported]:
     Raises:
         OptionError: the layout has no place for some of them.
     """
+    if layout != "gguf" and config.n_experts:
+        raise OptionError("the layout of a mixture of experts", got=layout, wanted="gguf")
     plain = replace(config, fused_qkv=layout == "gguf" and config.fused_qkv, biases=_biases(config, layout))
     for name, shape in expected_shapes(plain).items():
         if layout == "gguf":

@@ -28,7 +28,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import MetadataValue
 from llama_ckpt.gguf.whole_files import WrittenFile, folder_beside
 from llama_ckpt.gguf.writing import Progress, TensorPlan, encode_rows, field, write_gguf
-from llama_ckpt.making.derive import TYPES, direct_type, file_type_fields
+from llama_ckpt.making.derive import TYPES, direct_type, file_type_fields, stays_float32
 from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
 from llama_ckpt.making.seeded_shapes import SHAPES, SeededShape, Sizes, resolve_shape
 from llama_ckpt.making.seeded_vocabulary import vocabulary_keys
@@ -160,7 +160,7 @@ class _ModelPlan:
         weights = SeededWeights(config, self.seed)
         float32 = GGMLQuantizationType.F32
         plans = [
-            TensorPlan(name, shape, kind if len(shape) > 1 else float32)
+            TensorPlan(name, shape, float32 if stays_float32(name, shape) else kind)
             for name, shape in expected_shapes(config).items()
         ]
 
@@ -202,6 +202,9 @@ def _model_keys(config: LlamaConfig) -> tuple[dict[str, MetadataValue], dict[str
         "llama.rope.freq_base": config.rope_theta,
         "llama.vocab_size": config.vocab_size,
     }
+    if config.n_experts:
+        values["llama.expert_count"] = config.n_experts
+        values["llama.expert_used_count"] = config.n_experts_used
     if config.rope_scale != 1.0:
         values |= {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": config.rope_scale}
     defaults: dict[str, MetadataValue] = {

@@ -38,6 +38,8 @@ class Sizes(TypedDict, total=False):
     rope_scale: float | None
     llama3_factor: float | None
     tied_output: bool | None
+    n_experts: int | None
+    n_experts_used: int | None
     omit_keys: Sequence[str] | None
 
 
@@ -60,6 +62,8 @@ class SeededShape:
         llama3_factor: Llama 3's scaling, which divides slow frequencies by so much (8 in Llama 3.1, 32 in
             Llama 3.2), from 8,192 positions on; 1 is none.
         tied_output: no output matrix; the token embedding serves.
+        n_experts, n_experts_used: feed-forward networks in each block, and how many compute a token; 0 and 0:
+            one, and no router.
         omit_keys: metadata keys to leave out, where llama.cpp's default is what the model has.
 
     Raises:
@@ -79,6 +83,8 @@ class SeededShape:
     rope_scale: float = 1.0
     llama3_factor: float = 1.0
     tied_output: bool = False
+    n_experts: int = 0
+    n_experts_used: int = 0
     omit_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -102,6 +108,12 @@ class SeededShape:
         ):
             if not _SMALLEST <= number <= _LARGEST:
                 raise OptionError(name, got=number, wanted="a positive number that float32 holds")
+        if (
+            not 0 <= self.n_experts <= _MOST_LAYERS
+            or not (self.n_experts > 0) <= self.n_experts_used <= self.n_experts
+        ):
+            got = f"{self.n_experts_used} of {self.n_experts}"
+            raise OptionError("experts", got=got, wanted=f"1 to all of up to {_MOST_LAYERS}, or 0 of 0")
         self._check_heads()
 
     def _check_heads(self) -> None:
@@ -139,6 +151,8 @@ class SeededShape:
             rope_scale=float(np.float32(self.rope_scale)),
             rope_factors=() if self.llama3_factor == 1.0 else llama3_factors(scaling, head_dim, theta),
             tied_output=self.tied_output,
+            n_experts=self.n_experts,
+            n_experts_used=self.n_experts_used,
             name=name,
         )
 
@@ -184,6 +198,17 @@ SHAPES: Final[Mapping[str, SeededShape]] = MappingProxyType(
             context_length=131072,
             rope_theta=1e6,
         ),
+        "mixtral-8x7b": SeededShape(
+            n_layers=32,
+            width=4096,
+            n_heads=32,
+            n_kv_heads=8,
+            ffn=14336,
+            context_length=32768,
+            rope_theta=1e6,
+            n_experts=8,
+            n_experts_used=2,
+        ),
         "tinyllama-1.1b": SeededShape(
             n_layers=22, width=2048, n_heads=32, n_kv_heads=4, ffn=5632, context_length=2048
         ),
@@ -225,12 +250,16 @@ SHAPES: Final[Mapping[str, SeededShape]] = MappingProxyType(
             rope_theta=5e5,
             llama3_factor=8.0,
         ),
+        "mixture-256": SeededShape(
+            width=256, n_heads=4, n_kv_heads=2, ffn=256, n_layers=2, vocab=512, n_experts=4, n_experts_used=2
+        ),
         "bare-256": SeededShape(width=256, n_heads=4, ffn=512, n_layers=2, vocab=512, omit_keys=_BARE_KEYS),
     }
 )
 """Named shapes: those of models that people have, the embedded model's, and small ones for what that one
 lacks: grouped heads; an explicit head size; tied output, another epsilon and theta, and linear scaling;
-Llama 3's scaling; keys left out. All small ones have rows of 256, as K-quants need, but for `tiny-32l`."""
+Llama 3's scaling; a mixture of experts; keys left out. All small ones have rows of 256, as K-quants need,
+but for `tiny-32l`."""
 
 
 def resolve_shape(shape: str | SeededShape | None, sizes: Sizes) -> SeededShape:

@@ -58,6 +58,7 @@ _MOST_SHARE: Final = 0.5
 _MOST_COPIED: Final = 0.9  # of an output row's norm; the rest keeps the rows apart
 _QK_GAIN: Final = 1.4142135623730951  # on both, so that scores / sqrt(head_dim) have sd 2
 _CONTEXT_RMS: Final = 0.75  # of the attention's averaged values: about two keys' worth
+_ROUTER_SD: Final = 1.5  # of the router's scores: the second expert has a third of the weight or so
 _SWIGLU_RMS: Final = 0.6  # of silu(g) * u for independent normal g and u
 
 
@@ -128,6 +129,10 @@ class SeededWeights:
             "ffn_gate": (config.width, 1.0),
             "ffn_up": (config.width, 1.0),
             "ffn_down": (config.ffn, added / _SWIGLU_RMS),
+            "ffn_gate_inp": (config.width, _ROUTER_SD),
+            "ffn_gate_exps": (config.width, 1.0),
+            "ffn_up_exps": (config.width, 1.0),
+            "ffn_down_exps": (config.ffn, added / _SWIGLU_RMS),
         }
 
     @property

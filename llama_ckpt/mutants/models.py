@@ -28,7 +28,7 @@ from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import dump_folder, embedded_model
 
-__all__ = ["SHAPES", "GivenPrompt", "embedded_given", "seeded_given"]
+__all__ = ["MIXTURES", "SHAPES", "GivenPrompt", "embedded_given", "seeded_given", "shapes_for"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -39,7 +39,15 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
 }
 """What the shapes differ in; all are 64 wide, with 4 query heads of 16, and have 11 blocks if not said."""
 
-FIRST = {"alike": 0, "grouped": 5, "scaled": 3001}
+MIXTURES: Mapping[str, Mapping[str, Any]] = {
+    "experts": {
+        **{"n_kv_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e4, "n_layers": 3},
+        **{"n_experts": 6, "n_experts_used": 2},
+    },
+}
+"""A mixture of experts, for the bugs that it alone can have."""
+
+FIRST = {"alike": 0, "grouped": 5, "scaled": 3001, "experts": 2}
 """Where their prompts begin: 3,001 and its neighbours are beyond what half precision counts to."""
 
 SAMPLING: tuple[Mapping[str, Any], ...] = (
@@ -119,11 +127,17 @@ class GivenPrompt:
         return replace(self, dtype=dtype)
 
 
+def shapes_for(experts: bool | None) -> Mapping[str, Mapping[str, Any]]:
+    """The shapes for bugs of a checkpoint; `experts` as its record has it."""
+    return MIXTURES if experts else SHAPES
+
+
 def seeded_given(shape: str, seed: int) -> GivenPrompt:
     """A small model and a prompt of 8 tokens from a seed."""
-    generator = np.random.default_rng([seed, sorted(SHAPES).index(shape)])
+    known = {**SHAPES, **MIXTURES}
+    generator = np.random.default_rng([seed, [*sorted(SHAPES), *MIXTURES].index(shape)])
     config = LlamaConfig(
-        **{"n_layers": 11, **SHAPES[shape]},
+        **{"n_layers": 11, **known[shape]},
         n_heads=4,
         head_dim=16,
         width=64,
@@ -163,7 +177,7 @@ def seeded_weights(config: LlamaConfig, generator: np.random.Generator) -> Any:
         return (1 + 0.2 * generator.standard_normal(config.width)).astype(np.float32).astype(np.float64)
 
     def block() -> OracleBlockWeights:
-        width, ffn = config.width, config.ffn
+        width, ffn, each = config.width, config.ffn, max(1, config.n_experts)
         return OracleBlockWeights(
             attn_norm=norm(),
             wq=matrix(config.q_width, width, 1.4),
@@ -171,9 +185,10 @@ def seeded_weights(config: LlamaConfig, generator: np.random.Generator) -> Any:
             wv=matrix(config.kv_width, width, 1.0),
             wo=matrix(width, config.q_width, 0.1),
             ffn_norm=norm(),
-            w_gate=matrix(ffn, width, 1.5),
-            w_up=matrix(ffn, width, 1.0),
-            w_down=matrix(width, ffn, 0.1),
+            w_gate=matrix(each * ffn, width, 1.5),
+            w_up=matrix(each * ffn, width, 1.0),
+            w_down=matrix(each * width, ffn, 0.1),
+            w_router=matrix(each, width, 1.0) if config.n_experts else None,
         )
 
     return SimpleNamespace(

@@ -16,7 +16,7 @@ from typing import Any
 
 from llama_ckpt.diagnose.bugs import Bug, catalogue
 from llama_ckpt.ladder.discovery import discover
-from llama_ckpt.mutants.models import SHAPES, GivenPrompt, embedded_given, seeded_given
+from llama_ckpt.mutants.models import MIXTURES, SHAPES, GivenPrompt, embedded_given, seeded_given
 from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS, Variant
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import Bench, BugRun, VariantRun, run_bug, run_variant
@@ -258,14 +258,18 @@ def run_mutants(
     """
     rows = {bug.name: BugRow(bug) for bug in (catalogue() if bugs is None else bugs)}
     right = {variant.name: VariantRow(variant) for variant in variants}
-    seeded = (seeded_given(shape, seed) for seed in range(seeds) for shape in SHAPES)
+    of_experts = {one.id for one in discover() if one.experts}
+    routed = [row.bug for row in rows.values() if row.bug.checkpoint in of_experts]
+    dense = [row.bug for row in rows.values() if row.bug.checkpoint not in of_experts]
+    shapes = (*SHAPES, *(MIXTURES if routed else ()))
+    seeded = (seeded_given(shape, seed) for seed in range(seeds) for shape in shapes)
     prompts: list[str] = []
     for number, given in enumerate(chain(seeded, embedded_given() if embedded else ())):
         if progress:
-            progress(given.label, number, seeds * len(SHAPES))
+            progress(given.label, number, seeds * len(shapes))
         prompts.append(given.label)
-        chosen = [row.bug for row in rows.values()]
-        for run in runs_of(given, number // len(SHAPES), bugs=chosen, variants=variants):
+        chosen, right_ones = (routed, ()) if given.config.n_experts else (dense, variants)
+        for run in runs_of(given, number // len(shapes), bugs=chosen, variants=right_ones):
             if isinstance(run, BugRun):
                 rows[run.bug.name].runs.append(run)
             else:

@@ -28,12 +28,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.oracle.c01b_rope import rope_frequencies, rope_magnitude
+from llama_ckpt.oracle.c06b_experts import routed, weighted_sum
 
 __all__ = [
     "argmax",
     "attention",
     "block",
     "embed",
+    "experts",
+    "feed_forward",
     "last_logits",
     "logits",
     "output_logits",
@@ -247,6 +250,46 @@ def _sigmoid(a: Array) -> Array:
     return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
 
+def experts(
+    x: ArrayLike,
+    w_router: ArrayLike,
+    w_gate: Any,
+    w_up: Any,
+    w_down: Any,
+    *,
+    n_used: int,
+    tap: Tap | None = None,
+) -> Array:
+    """A mixture of experts: each token of `x [n, width]` by its `n_used` likeliest, weighted and added.
+
+    `w_router [n_experts, width]` says which; the others have all experts' matrices under one another, as
+    `[n_experts * ffn, width]` and `[n_experts * width, ffn]`.
+    Taps: `ffn_router` `[n, n_experts]`, `ffn_chosen` and `ffn_weights` `[n, n_used]`, the likeliest first,
+    and `ffn_expert_out` `[n, n_used, width]`, not weighted yet.
+    """
+    tap = tap or _ignore
+    x = _float64(x)
+    router = _linear(x, w_router)
+    tap("ffn_router", router)
+    chosen, weights = routed(router, n_used)
+    tap("ffn_chosen", chosen)
+    tap("ffn_weights", weights)
+    out = _by_experts(x, chosen, w_gate, w_up, w_down, router.shape[1])
+    tap("ffn_expert_out", out)
+    return weighted_sum(out, weights)
+
+
+def _by_experts(x: Array, chosen: Any, w_gate: Any, w_up: Any, w_down: Any, n_experts: int) -> Array:
+    """What each token's chosen experts make of it, `[n, n_used, width]`."""
+    ffn, width = w_gate.shape[0] // n_experts, w_down.shape[0] // n_experts
+    out = np.zeros((*chosen.shape, width))
+    for expert in np.unique(chosen):
+        inner, outer = (slice(expert * size, (expert + 1) * size) for size in (ffn, width))
+        tokens, ranks = np.nonzero(chosen == expert)
+        out[tokens, ranks] = swiglu(x[tokens], w_gate[inner], w_up[inner], w_down[outer])
+    return out
+
+
 def block(
     x: ArrayLike,
     weights: Any,
@@ -281,10 +324,17 @@ def block(
     tap("ffn_inp", ffn_inp)
     normed = rms_norm(ffn_inp, weights.ffn_norm, eps=config.rms_norm_eps)
     tap("ffn_norm", normed)
-    biases = _biases(weights, "b_gate", "b_up", "b_down")
-    ffn_out = swiglu(normed, weights.w_gate, weights.w_up, weights.w_down, tap=tap, **biases)
+    ffn_out = feed_forward(normed, weights, config, tap)
     tap("ffn_out", ffn_out)
     return _added(ffn_inp, ffn_out)
+
+
+def feed_forward(x: Array, weights: Any, config: Any, tap: Tap | None = None) -> Array:
+    """A block's own network: `experts` where its `weights` have a router, else `swiglu`."""
+    matrices = weights.w_gate, weights.w_up, weights.w_down
+    if getattr(weights, "w_router", None) is not None:
+        return experts(x, weights.w_router, *matrices, n_used=config.n_experts_used, tap=tap)
+    return swiglu(x, *matrices, tap=tap, **_biases(weights, "b_gate", "b_up", "b_down"))
 
 
 def _biases(weights: Any, *names: str) -> dict[str, Any]:

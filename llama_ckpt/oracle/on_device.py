@@ -53,6 +53,13 @@ class DeviceMatrix:
         """The other way round."""
         return DeviceMatrix(self._weight, not self._transposed)
 
+    def __getitem__(self, rows: slice) -> DeviceMatrix:
+        weight = self._weight
+        if isinstance(weight, PackedWeight):
+            raw = weight.raw[rows]
+            return DeviceMatrix(PackedWeight(raw, weight.type, (len(raw), weight.shape[1])))
+        return DeviceMatrix(weight[rows])
+
     @property
     def weight_type(self) -> str:
         """The file's type, such as "Q4_0"."""
@@ -201,7 +208,7 @@ class _DeviceBlocks(Sequence[OracleBlockWeights]):
             made = DeviceMatrix(getattr(self._weights.blocks[number], field))
             fused = self._config.fused_qkv and field in QKV  # its rows stand in another tensor
             if number not in self._checked and not fused:
-                made.check(self._file, block_tensor(number, field))
+                made.check(self._file, block_tensor(number, field, experts=self._config.n_experts > 0))
             return made
 
         block = block_weights(self._file, self._config, number, matrix)
@@ -224,7 +231,8 @@ def oracle_weights(
         weights: loaded from it, on `device`.
         above: bytes of its matrices in float64 from which on a model is large.
     """
-    a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * config.ffn)
+    ffn = max(1, config.n_experts) * config.ffn
+    a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * ffn)
     large = 8 * config.n_layers * a_block > above
     if device.type == "cpu" or not large:
         return OracleWeights(file, config)

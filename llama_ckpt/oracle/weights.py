@@ -20,7 +20,7 @@ from llama_ckpt.oracle.block_parts import block_minima, half_scaled
 from llama_ckpt.oracle.integer_blocks import BlockParts, integer_blocks
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
-from llama_ckpt.weights.tensor_names import BIAS_OF, BLOCK_TENSORS, MODEL_TENSORS, block_tensor, fused_tensor
+from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_fields, block_tensor, fused_tensor
 
 __all__ = ["KEPT_BYTES", "FileMatrix", "OracleBlockWeights", "OracleWeights"]
 
@@ -44,7 +44,8 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
     @classmethod
     def read(cls, file: GGUFFile, name: str, rows: slice = slice(None)) -> FileMatrix:
         """A tensor of a file, or some of its rows."""
-        matrix = file.float32(name, rows).astype(np.float64).view(cls)
+        values = file.float32(name, rows)  # experts' matrices come stacked, and lie under one another
+        matrix = values.reshape(-1, values.shape[-1]).astype(np.float64).view(cls)
         matrix.weight_type, matrix._raw = file.info(name).type.name, lambda: file.raw(name)[rows]
         return matrix
 
@@ -102,6 +103,7 @@ class OracleBlockWeights:
     w_gate: Array
     w_up: Array
     w_down: Array
+    w_router: Array | None = None
     bq: Array | None = None
     bk: Array | None = None
     bv: Array | None = None
@@ -130,7 +132,7 @@ def block_weights(
             return file.float64(block_tensor(number, field))
         if config.fused_qkv and field in rows:
             return FileMatrix.read(file, fused_tensor(number), part(field))
-        return FileMatrix.read(file, block_tensor(number, field))
+        return FileMatrix.read(file, block_tensor(number, field, experts=config.n_experts > 0))
 
     def bias(field: str) -> Array:
         if config.fused_qkv and field in rows:
@@ -139,7 +141,7 @@ def block_weights(
 
     made = {
         field: (matrix or of_file)(field) if not field.endswith("_norm") else of_file(field)
-        for field in BLOCK_TENSORS
+        for field in block_fields(config)
     }
     biases = {name: bias(field) for field, name in BIAS_OF.items() if name in config.biases}
     return OracleBlockWeights(**made, **biases)

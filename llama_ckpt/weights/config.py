@@ -17,7 +17,7 @@ from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.foreign import OTHER_FILES
 from llama_ckpt.weights.metadata_keys import MetadataKeys
 from llama_ckpt.weights.rope_scaling import Yarn, read_scaling
-from llama_ckpt.weights.tensor_names import BIAS_TENSORS, fused_tensor
+from llama_ckpt.weights.tensor_names import ATTENTION_BIASES, BIAS_TENSORS, fused_tensor
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -26,6 +26,7 @@ __all__ = ["LlamaConfig"]
 
 _LAYERS: Final = 512  # llama.cpp's LLAMA_MAX_LAYERS
 _HEADS: Final = 1 << 16
+_EXPERTS: Final = 512  # llama.cpp's LLAMA_MAX_EXPERTS
 _SIZE: Final = 1 << 24  # a width or a vocabulary; the largest Llama has 16,384 and 128,256
 _POSITIONS: Final = (1 << 31) - 1  # llama.cpp's positions are int32
 _ROPE_THETA: Final = 10000.0
@@ -57,6 +58,8 @@ class LlamaConfig:
         biases: fields of the biases that every block has, such as "bq"; a Llama-2 has none.
         fused_qkv: one tensor in the file holds Q, K and V of a block.
         tied_output: the output matrix is the token embedding.
+        n_experts, n_experts_used: of a mixture of experts how many each block has, and how many compute a
+            token; 0 of a dense model.
         name: `general.name`, or nothing.
         defaulted: GGUF keys that the file left out and that took llama.cpp's default.
     """
@@ -80,6 +83,8 @@ class LlamaConfig:
     biases: tuple[str, ...] = ()
     fused_qkv: bool = False
     tied_output: bool = False
+    n_experts: int = 0
+    n_experts_used: int = 0
     name: str = ""
     defaulted: tuple[str, ...] = ()
 
@@ -94,6 +99,8 @@ class LlamaConfig:
     def _rare_hyperparameters(self) -> dict[str, float]:
         """Those that most Llamas lack, and their recordings' manifests too."""
         rare: dict[str, float] = {}
+        if self.n_experts:
+            rare["n_experts_used"] = float(self.n_experts_used)
         if self.rope_attention_factor != 1.0:
             rare["rope_attention_factor"] = self.rope_attention_factor
         if self.rope_yarn is not None:
@@ -137,6 +144,7 @@ class LlamaConfig:
         head_dim = keys.head_dim(width, n_heads)
         context_length = keys.integer("llama.context_length", _POSITIONS)
         scaling = read_scaling(keys, head_dim, context_length)
+        n_experts, n_experts_used = keys.experts()
         return cls(
             n_layers=keys.integer("llama.block_count", _LAYERS),
             n_heads=n_heads,
@@ -154,9 +162,11 @@ class LlamaConfig:
             rope_yarn=scaling.yarn,
             rope_attention_factor=scaling.attention_factor,
             original_context=scaling.original_context,
-            biases=_biases(file),
+            biases=_biases(file, dense=not n_experts),
             fused_qkv=fused_tensor(0) in file.tensors,
             tied_output=bool(file.tensors) and "output.weight" not in file.tensors,
+            n_experts=n_experts,
+            n_experts_used=n_experts_used,
             name=keys.text("general.name", default=""),
             defaulted=keys.all_defaulted(),
         )
@@ -201,6 +211,16 @@ class _Keys(MetadataKeys):
                 raise self.wrong(other, value, f"{head_dim}, the size of a head", UnsupportedModelError)
         return head_dim
 
+    def experts(self) -> tuple[int, int]:
+        """How many experts a block has and how many compute a token, as llama.cpp asks for both; 0 and 0."""
+        count, used = "llama.expert_count", "llama.expert_used_count"
+        if not self.metadata.get(count, 0):
+            if np.any(self.metadata.get(used, 0)):
+                raise self.wrong(used, shown(self.metadata[used]), "none, since there are no experts")
+            return 0, 0
+        n = self.integer(count, _EXPERTS)
+        return n, self.integer(used, n, per_block=True)
+
     def vocab_size(self) -> int:
         """llama.cpp's order: the tokens themselves; without a vocabulary the key, then the embedding."""
         key, tokens = "llama.vocab_size", self.metadata.get("tokenizer.ggml.tokens")
@@ -216,16 +236,15 @@ class _Keys(MetadataKeys):
         return (*self.defaulted, *absent)
 
 
-def _biases(file: GGUFFile) -> tuple[str, ...]:
+def _biases(file: GGUFFile, *, dense: bool) -> tuple[str, ...]:
     """The biases of block 0; that every other block has them too is held with the shapes."""
     fused = ("bq", "bk", "bv") if fused_tensor(0, "bias") in file.tensors else ()
-    return tuple(
-        bias for bias in BIAS_TENSORS if bias in fused or f"blk.0.{BIAS_TENSORS[bias]}" in file.tensors
-    )
+    names = [bias for bias in BIAS_TENSORS if dense or bias in ATTENTION_BIASES]  # experts have none
+    return tuple(bias for bias in names if bias in fused or f"blk.0.{BIAS_TENSORS[bias]}" in file.tensors)
 
 
 _PLAIN: Final = (
-    ("llama.expert_count", 0, "0, since mixtures of experts are not supported"),
+    ("llama.expert_group_count", 0, "0, since groups of experts are not supported"),
     ("llama.attention.causal", True, "causal attention"),
     ("llama.nextn_predict_layers", 0, "0, since layers for multi-token prediction are not supported"),
 )

@@ -23,7 +23,7 @@ from llama_ckpt.weights.block_formats import PLAIN_DTYPES
 from llama_ckpt.weights.codebook_formats import codebook
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 
-__all__ = ["PackedWeight", "Weight", "dequantize", "embedding_rows", "exact_matmul", "linear"]
+__all__ = ["PackedWeight", "Weight", "dequantize", "embedding_rows", "exact_matmul", "linear", "weight_rows"]
 
 
 def dequantize(
@@ -125,6 +125,13 @@ def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
     """
     values = w.dequantize(x.dtype) if isinstance(w, PackedWeight) else w.to(x.dtype)
     return functional.linear(x, values, None if bias is None else bias.to(x.dtype))
+
+
+def weight_rows(w: Weight, number: int, n: int) -> Weight:
+    """Part `number` of a weight of n parts of equally many rows: a view, nothing is dequantized."""
+    size = w.shape[0] // n
+    rows = slice(number * size, (number + 1) * size)
+    return PackedWeight(w.raw[rows], w.type, (size, w.shape[1])) if isinstance(w, PackedWeight) else w[rows]
 
 
 def embedding_rows(token_ids: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:

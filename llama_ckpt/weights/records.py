@@ -47,6 +47,8 @@ class BlockWeights:
         w_gate: [ffn, width].
         w_up: [ffn, width].
         w_down: [width, ffn].
+        w_router: [n_experts, width] of a mixture of experts, whose w_gate, w_up and w_down have all experts'
+            rows under one another, [n_experts * ffn, width] and [n_experts * width, ffn]; else None.
         bq, bk, bv, bo, b_gate, b_up, b_down: float32, as long as the matrix has rows, or None.
     """
 
@@ -59,6 +61,7 @@ class BlockWeights:
     w_gate: Weight
     w_up: Weight
     w_down: Weight
+    w_router: Weight | None = None
     bq: Tensor | None = None
     bk: Tensor | None = None
     bv: Tensor | None = None
@@ -129,7 +132,8 @@ def unpacked(weights: ModelWeights, dtype: torch.dtype) -> ModelWeights:
 
     def block(packed: BlockWeights) -> BlockWeights:
         vectors = ("attn_norm", "ffn_norm", *BIAS_TENSORS)
-        names = [one.name for one in fields(packed) if one.name not in vectors]
+        there = [one.name for one in fields(packed) if getattr(packed, one.name) is not None]
+        names = [name for name in there if name not in vectors]
         return replace(packed, **{name: matrix(getattr(packed, name)) for name in names})
 
     return ModelWeights(
@@ -150,7 +154,8 @@ def _places(
     for number in range(config.n_layers):
         if not config.fused_qkv:
             places |= _under_one_another(file, [block_tensor(number, field) for field in QKV], device)
-        places |= _in_turn(file, [block_tensor(number, field) for field in ("w_gate", "w_up")], device)
+        pair = [block_tensor(number, field, experts=config.n_experts > 0) for field in ("w_gate", "w_up")]
+        places |= _in_turn(file, pair, device)
     for name, info in file.tensors.items():
         if name not in places:
             places[name] = torch.empty(info.n_rows, info.row_bytes, dtype=torch.uint8, device=device)
@@ -185,7 +190,7 @@ def _block(file: GGUFFile, config: LlamaConfig, number: int, places: dict[str, T
     def matrix(field: str) -> Weight:
         if config.fused_qkv and field in QKV:
             return _matrix(file, fused_tensor(number), places, rows_of(field, config))
-        return _matrix(file, block_tensor(number, field), places)
+        return _matrix(file, block_tensor(number, field, experts=config.n_experts > 0), places)
 
     def bias(field: str) -> Tensor | None:
         if BIAS_OF[field] not in config.biases:
@@ -204,6 +209,7 @@ def _block(file: GGUFFile, config: LlamaConfig, number: int, places: dict[str, T
         w_gate=matrix("w_gate"),
         w_up=matrix("w_up"),
         w_down=matrix("w_down"),
+        w_router=matrix("w_router") if config.n_experts else None,
         **{name: bias(field) for field, name in BIAS_OF.items()},
     )
 
@@ -212,7 +218,7 @@ def _matrix(file: GGUFFile, name: str, places: dict[str, Tensor], rows: slice = 
     info, raw = file.info(name), places[name][rows]
     if info.type in PLAIN_DTYPES:
         return raw.view(PLAIN_DTYPES[info.type])
-    return PackedWeight(raw, info.type, (len(raw), info.shape[1]))
+    return PackedWeight(raw, info.type, (len(raw), info.shape[-1]))
 
 
 def _vector(file: GGUFFile, name: str, places: dict[str, Tensor]) -> Tensor:

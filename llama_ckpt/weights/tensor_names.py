@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = [
+    "ATTENTION_BIASES",
     "BIAS_OF",
     "BIAS_TENSORS",
     "FUSED",
@@ -22,6 +23,8 @@ __all__ = [
     "fused_tensor",
     "rows_of",
     "BLOCK_TENSORS",
+    "EXPERT_TENSORS",
+    "block_fields",
     "LONG_FACTORS",
     "MODEL_TENSORS",
     "ROPE_FACTORS",
@@ -62,6 +65,18 @@ BLOCK_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Field of a block's weights to the tensor's name without `blk.N.`."""
 
+EXPERT_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "w_router": "ffn_gate_inp.weight",
+        "w_gate": "ffn_gate_exps.weight",
+        "w_up": "ffn_up_exps.weight",
+        "w_down": "ffn_down_exps.weight",
+    }
+)
+"""The same of a mixture of experts, in the place of the feed-forward network's."""
+
+ATTENTION_BIASES: Final = ("bq", "bk", "bv", "bo")
+
 BIAS_OF: Final[Mapping[str, str]] = MappingProxyType(
     {
         "wq": "bq",
@@ -86,8 +101,10 @@ FUSED: Final = "attn_qkv"
 _REASONS: Final = {
     "rope_factors": "LongRoPE's divisors are used where rope.scaling.type is longrope",
     "rope_freqs": "LongRoPE has lists of its own",
-    "_exps": "mixtures of experts are not supported",
-    "ffn_gate_inp": "mixtures of experts are not supported",
+    "_shexp": "experts that see every token are not supported",
+    "_exps.bias": "experts with biases are not supported",
+    "_exps": "it is of a mixture of experts, and llama.expert_count is 0",
+    "ffn_gate_inp": "it is of a mixture of experts, and llama.expert_count is 0",
     "attn_qkv": "it stands beside Q, K and V of their own",
     ".bias": "a bias here, or one that not every block has, is not supported",
     "attn_q_norm": "norms of queries and keys are not supported",
@@ -97,9 +114,20 @@ _REASONS: Final = {
 }
 
 
-def block_tensor(block: int, field: str) -> str:
+def block_tensor(block: int, field: str, *, experts: bool = False) -> str:
     """A block's tensor in the file: `block_tensor(3, "wq")` is `"blk.3.attn_q.weight"`."""
+    if experts and field in EXPERT_TENSORS:
+        return f"blk.{block}.{EXPERT_TENSORS[field]}"
     return f"blk.{block}.{BLOCK_TENSORS.get(field) or BIAS_TENSORS[field]}"
+
+
+def block_fields(config: LlamaConfig) -> tuple[str, ...]:
+    """The fields of a block's weights but the biases, in the file's order."""
+    fields = tuple(BLOCK_TENSORS)
+    if not config.n_experts:
+        return fields
+    at = fields.index("w_gate")
+    return (*fields[:at], "w_router", *fields[at:])
 
 
 def fused_tensor(block: int, kind: str = "weight") -> str:
@@ -113,7 +141,8 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
     Token embedding first, then the blocks, then the final norm, RoPE's divisors where there are any and,
     unless it is tied to the embedding, the output matrix.
     """
-    width, ffn = config.width, config.ffn
+    width, ffn, n = config.width, config.ffn, config.n_experts
+    stacked = (n,) if n else ()
     block: dict[str, tuple[int, ...]] = {
         "attn_norm": (width,),
         "wq": (config.q_width, width),
@@ -121,14 +150,16 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "wv": (config.kv_width, width),
         "wo": (width, config.q_width),
         "ffn_norm": (width,),
-        "w_gate": (ffn, width),
-        "w_up": (ffn, width),
-        "w_down": (width, ffn),
+        "w_router": (n, width),
+        "w_gate": (*stacked, ffn, width),
+        "w_up": (*stacked, ffn, width),
+        "w_down": (*stacked, width, ffn),
     }
+    block = {field: block[field] for field in block_fields(config)}
     block |= {bias: block[field][:1] for field, bias in BIAS_OF.items() if bias in config.biases}
     shapes: dict[str, tuple[int, ...]] = {MODEL_TENSORS["token_embd"]: (config.vocab_size, width)}
     for number in range(config.n_layers):
-        named = {block_tensor(number, field): shape for field, shape in block.items()}
+        named = {block_tensor(number, field, experts=n > 0): shape for field, shape in block.items()}
         shapes |= _with_fused(named, number, config) if config.fused_qkv else named
     shapes[MODEL_TENSORS["output_norm"]] = (width,)
     if config.rope_long_factors:
@@ -171,4 +202,8 @@ def unsupported_reason(name: str, n_layers: int) -> str | None:
     block = re.match(r"blk\.(\d+)\.", name)
     if block and int(block[1]) >= n_layers:
         return f"llama.block_count is {n_layers}: blocks beyond it are no part of the model"
+    if re.match(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight", name):
+        return (
+            "each expert has a tensor of its own, an old form that llama.cpp reads no more: convert it again"
+        )
     return next((reason for part, reason in _REASONS.items() if part in name), None)

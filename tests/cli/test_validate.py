@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llama_ckpt.cli import app
-from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.ladder.discovery import ladder_of
 from reference_dumps import dump_folder
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_a_model_without_dumps_is_recorded_first_and_can_be_recorded_by_hand(tmp
     assert CliRunner().invoke(app, ["make-seeded", *sizes, "--out", str(made)]).exit_code == 0
     recorded = run("--model", made, "--device", "cpu")
     assert recorded.exit_code == 0, recorded.output
-    assert f"{len(discover())} of {len(discover())} checkpoints pass" in recorded.stdout
+    assert f"{len(ladder_of(0))} of {len(ladder_of(0))} checkpoints pass" in recorded.stdout
     words = ["--model", str(made), "--tokens", "1,300,301", "--positions-from", "5", "--max-tokens", "3"]
     for name in ("first", "second"):
         said = CliRunner().invoke(app, ["capture", *words, "--name", name, "--out", str(dumps)])

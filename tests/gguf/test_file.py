@@ -365,7 +365,9 @@ def test_a_missing_tensor(tmp_path: Path, name: str) -> None:
         ("blk.0.attn_q_norm.weight", "norms of queries and keys"),
         ("blk.0.attn_sub_norm.weight", "as BitNet has"),
         ("blk.0.attn_q.scale", "scales beside a matrix"),
-        ("blk.0.ffn_gate_inp.weight", "mixtures of experts"),
+        ("blk.0.ffn_gate_inp.weight", "of a mixture of experts, and llama.expert_count is 0"),
+        ("blk.0.ffn_gate.3.weight", "an old form that llama.cpp reads no more"),
+        ("blk.0.ffn_up_shexp.weight", "experts that see every token"),
         ("blk.0.attn_qkv.weight", "'blk.0.attn_q.weight' is not used"),  # one for all three, or three
         (
             "blk.2.attn_norm.weight",

@@ -30,7 +30,7 @@ from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
 from tools.measure_limits import Maxima, data, measure_sampling, measure_shape
-from tools.measured_models import SHAPES
+from tools.measured_models import ALL_SHAPES
 
 ROOT = Path(__file__).parents[2]
 ERROR_KINDS: tuple[ErrorKind, ...] = ("own", "total")
@@ -139,7 +139,7 @@ def test_a_measurement_can_be_repeated(row: tuple[str, str, str]) -> None:
     """The run that a row of the table came from is that far off again, and within every limit."""
     dtype, error_kind, point = row
     name, seed, program = LAYERS.worst[row]
-    shape = next(shape for shape in SHAPES if shape.name == name)
+    shape = next(shape for shape in ALL_SHAPES if shape.name == name)
     maxima = Maxima()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -171,7 +171,7 @@ def test_sampling_can_be_repeated() -> None:
 
 
 def test_every_row_says_which_run_it_came_from() -> None:
-    names = {shape.name for shape in SHAPES} | {"sampling"}
+    names = {shape.name for shape in ALL_SHAPES} | {"sampling"}
     programs = {*correct_programs(torch.float32), "plain"}
     for dtype, error_kinds in LAYERS.errors.items():
         for error_kind, points in error_kinds.items():

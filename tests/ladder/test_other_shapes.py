@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from llama_ckpt.ladder.climb import validate
-from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.ladder.discovery import ladder_of
 from llama_ckpt.making.derive import derive
 from llama_ckpt.making.seeded_model import make_seeded
 from tests.gguf_files import T, write_llama
@@ -32,6 +32,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "epsilon 1e-6": {**SMALL, "rms_norm_eps": 1e-6},
     "theta 1e6": {**SMALL, "rope_theta": 1e6},
     "keys left out": {"shape": "bare-256"},
+    "experts": {"shape": "mixture-256"},
+    "experts, Q4_K_M": {"shape": "mixture-256", "type": "Q4_K_M"},
+    "one expert of three": {**SMALL, "n_experts": 3, "n_experts_used": 1},
     "Q4_K_M": {**SMALL, "type": "Q4_K_M"},
     "Q5_1": {**SMALL, "type": "Q5_1"},
     "Q3_K": {**SMALL, "type": "Q3_K_M"},
@@ -49,7 +52,9 @@ def test_the_ladder_passes(name: str, tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     make_seeded(path, seed=11, **MODELS[name])
     report = validate(model=path, device="cpu")
-    assert [c.id for c in report.checkpoints] == [one.id for one in discover()]
+    n_experts = MODELS[name].get("n_experts", 0) or 4 * (MODELS[name].get("shape") == "mixture-256")
+    assert [c.id for c in report.checkpoints] == [one.id for one in ladder_of(n_experts)]
+    assert len(report.checkpoints) == 12
     assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
     assert all(c.compared == c.of > 0 for c in report.checkpoints)
     assert report.exit_code == 0

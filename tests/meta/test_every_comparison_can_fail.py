@@ -16,12 +16,12 @@ import torch
 import checkpoints
 from llama_ckpt.judging.limits import EXACT
 from llama_ckpt.ladder import trial as trials
-from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.ladder.discovery import ladder_of
 from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.points import MODEL_POINTS, Checkpoint, split_name
 from tests.checkpoints.dump_trials import EIGHT_TOKENS
 
-LADDER = {checkpoint.id: checkpoint for checkpoint in discover()}
+LADDER = {checkpoint.id: checkpoint for checkpoint in ladder_of(0)}  # of experts: tests/checkpoints
 TENSORS = [(one.id, point) for one in LADDER.values() if one.id != "12" for point in one.points]
 
 

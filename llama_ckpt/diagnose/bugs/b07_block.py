@@ -82,8 +82,7 @@ def wired(**wrong: Any) -> Patch:
         show("ffn_inp", wires.shown(x, ffn_inp))
         read = normed if wires.same_norm else norm(wires.ffn_reads(x, ffn_inp), wires.norms[1])
         show("ffn_norm", read)
-        matrices, biases = (weights.w_gate, weights.w_up, weights.w_down), ("b_gate", "b_up", "b_down")
-        ffn_out = right.swiglu(read, *matrices, tap=show, **right.biases(weights, *biases))
+        ffn_out = right.feed_forward(read, weights, config, show)
         return wires.second(x, ffn_inp, show("ffn_out", ffn_out))
 
     return block

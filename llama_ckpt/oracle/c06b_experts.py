@@ -1,0 +1,32 @@
+"""Which experts compute a token, and how what they make is added, in numpy float64.
+
+Jiang et al. 2024 (Mixtral), https://arxiv.org/abs/2401.04088, section 2.1: a softmax over the chosen
+experts' scores alone. That is the softmax over all experts, divided by its sum over the chosen.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["routed", "weighted_sum"]
+
+Array: TypeAlias = NDArray[np.float64]
+
+
+def routed(router: Array, n_used: int) -> tuple[NDArray[np.int64], Array]:
+    """The experts of each token by its scores `[n, n_experts]`, the likeliest first, and their weights.
+
+    Both `[n, n_used]`; of equal scores the lower number comes first.
+    """
+    chosen = np.argsort(-router, axis=1, kind="stable")[:, :n_used]
+    scores = np.take_along_axis(router, chosen, axis=1)
+    e = np.exp(scores - scores[:, :1])
+    return chosen.astype(np.int64), np.asarray(e / e.sum(axis=1, keepdims=True))
+
+
+def weighted_sum(out: Array, weights: Array) -> Array:
+    """`[n, n_used, width]`, each times its weight, added: `[n, width]`."""
+    return np.asarray(np.einsum("nk,nkw->nw", weights, out))
