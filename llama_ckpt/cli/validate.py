@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 import llama_ckpt
+from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
@@ -57,6 +58,12 @@ def command(
     arrays: Annotated[
         Literal["auto", "torch", "numpy"], typer.Option(help="What --impl is called with.")
     ] = "auto",
+    arithmetic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE|JSON", help="What --impl rounds on purpose; without it, what llama.cpp did."
+        ),
+    ] = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="All about a failure, not its first six lines.")
     ] = False,
@@ -83,6 +90,9 @@ def command(
         "precision": precision,
     }
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
+    if arithmetic is not None:
+        read_arithmetic(arithmetic)  # a wrong name is told of before anything is loaded
+        layer["arithmetic"] = arithmetic
     fit_threads(model_path(model))
     files = ReportFiles(json_file, junit_file, html_file, markdown_file)
     report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, verbose=verbose)
@@ -102,9 +112,12 @@ def _climb(
     with ProgressBar() as bar:
         console = _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
         screen = _Screen(console, bar, options, verbose)
+        read = {"model": options["model"] and model_path(options["model"])}
+        if "arithmetic" in options:
+            read["arithmetic"] = read_arithmetic(options["arithmetic"])
         report = llama_ckpt.validate(
             ids,
-            **{**options, "model": options["model"] and model_path(options["model"])},
+            **{**options, **read},
             maps=files.html is not None,
             stop_on_failure=stop_on_failure,
             progress=bar,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
-from llama_ckpt.diagnose.patched_oracle import DoesNotApply
+from llama_ckpt.diagnose.patched_oracle import DoesNotApply, PatchedOracle
 from llama_ckpt.points import Case
 
 __all__ = ["Predictions"]
@@ -19,8 +19,13 @@ Array: TypeAlias = NDArray[Any]
 
 @dataclass
 class Predictions:
-    """What each bug makes of a case, computed once; share one among diagnoses of the same cases."""
+    """What each bug makes of a case, computed once; share one among diagnoses of the same cases.
 
+    Attributes:
+        base: the oracle that the bug is laid over, one that rounds as a program says; None: the exact one.
+    """
+
+    base: PatchedOracle | None = None
     _made: dict[tuple[str, int], dict[str, Array] | None] = field(default_factory=dict)
     _cases: dict[int, Case] = field(default_factory=dict)  # holds them, so that no id is used again
 
@@ -31,7 +36,7 @@ class Predictions:
             self._cases[id(case)] = case
             try:
                 with np.errstate(all="ignore"):  # a bug may divide by zero or overflow
-                    self._made[key] = bug.oracle.answers(case)
+                    self._made[key] = bug.over(self.base).answers(case)
             except DoesNotApply:
                 self._made[key] = None
         return self._made[key]

@@ -23,12 +23,16 @@ from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import sum_spread
 from llama_ckpt.oracle import llama as oracle
 
-__all__ = ["RoundedRun", "at_least"]
+__all__ = ["PARTED", "RoundedRun", "at_least"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 DRAWS = 2
 """Runs with other noise; the larger of their errors counts."""
+
+PARTED = 2.0
+"""Two right runs of an arithmetic that have parted are each what it costs from the run without it, which way
+is chance: apart by the root of two of that, and as much again for the largest of many elements."""
 
 
 @dataclass

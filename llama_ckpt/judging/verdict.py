@@ -49,6 +49,9 @@ class PointVerdict:
         inherited: a total error beyond its limit came with the inputs; it passes, none is made here.
         variant: "untapped" where the function was not asked to show its steps and so took its fused path,
             which shows only what it returns; "last row" where the recording holds no more; "" otherwise.
+        arithmetic: whose roundings llama.cpp's tensor was held to where it is off; "" where it was not.
+        costs, left: relative, what these roundings cost in this step, and what llama.cpp is off beside them.
+        explained: whether what is left is float32's; else a kernel of llama.cpp is wrong, or the recording.
     """
 
     name: str
@@ -76,11 +79,22 @@ class PointVerdict:
     closer: Literal["", "yours", "reference", "equal"] = ""
     inherited: bool = False
     variant: Literal["", "untapped", "last row"] = ""
+    arithmetic: str = ""
+    costs: float = math.nan
+    left: float = math.nan
+    explained: bool | None = None
 
     @property
     def shown_name(self) -> str:
         """The name for a reader: "blk.3.out", "blk.3.out (untapped)"."""
         return f"{self.name} ({self.variant})" if self.variant else self.name
+
+    def with_arithmetic(
+        self, reason: str, arithmetic: str, costs: float, left: float, *, explained: bool
+    ) -> PointVerdict:
+        """With what llama.cpp's roundings come to."""
+        facts: dict[str, Any] = {"arithmetic": arithmetic, "costs": costs, "left": left}
+        return dataclasses.replace(self, reason=reason, explained=explained, **facts)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for `json.dumps`; a number that JSON cannot hold (NaN, Inf) becomes None."""

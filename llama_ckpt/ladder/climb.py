@@ -11,14 +11,19 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_ckpt.arithmetic.profiles import arithmetic_of
+from llama_ckpt.arithmetic.record import Arithmetic, arithmetic_lines
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.errors import OptionError
 from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
+from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.ladder.subjects import Selection, select
 from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.ladder.trials import check_engine, open_trials
@@ -40,6 +45,7 @@ def validate(
     dtype: str = "float32",
     implementation: str | Callable[..., Any] | None = None,
     arrays: str = "auto",
+    arithmetic: object = None,
     engine: str = "layers",
     precision: str = "fast",
     stop_on_failure: bool = False,
@@ -58,6 +64,8 @@ def validate(
         implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
             without `ids` the checkpoint is the one whose function has the same name.
         arrays: what it is called with: "torch", "numpy", or "auto".
+        arithmetic: what it rounds on purpose: an `Arithmetic`, a profile's name, or lines as JSON has them;
+            without an implementation, what the recorded llama.cpp rounds, where its recording does not tell.
         engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
         precision: of the engine, "fast" or "high".
         stop_on_failure: skip what comes after the first failing checkpoint. oracle_only: no llama.cpp.
@@ -69,7 +77,8 @@ def validate(
         LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
     """
     ids = [ids] if isinstance(ids, str) else ids
-    own = None if implementation is None else implemented(implementation, ids, arrays)
+    declared = None if arithmetic is None else arithmetic_of(arithmetic)
+    own = None if implementation is None else implemented(implementation, ids, arrays, declared)
     ladder = _rungs(ids if own is None else [own.checkpoint.id])
     picked = str(pick_device(device))
     pick_dtype(dtype)
@@ -78,7 +87,9 @@ def validate(
         selection = select(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
         )
-        observer = Observer(keep_tally=maps)
+        if own is None and declared is not None:
+            selection = replace(selection, subjects=rounding_as(selection.subjects, declared))
+        observer = Observer(keep_tally=maps, costs=costs_of(own))
         report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
         trials = open_trials(selection, progress, own, observer, report.engine)
         if own is not None:
@@ -90,7 +101,23 @@ def validate(
             if on_checkpoint:
                 on_checkpoint(result)
     report.maps = observer.tally.to_json() if maps else None
+    if observer.costs is not None:
+        report.arithmetic = observer.costs
+        report.notes.append(f"declared: {observer.costs.sentence()}")
     return report
+
+
+def costs_of(own: Implementation | None) -> ArithmeticCosts | None:
+    """The two numbers of what an implementation declares, to be filled in."""
+    found = None if own is None else own.arithmetic
+    return None if found is None else ArithmeticCosts(found.name, found.source, arithmetic_lines(found))
+
+
+def rounding_as(subjects: Iterator[Subject], arithmetic: Arithmetic) -> Iterator[Subject]:
+    """Subjects whose recorded llama.cpp rounds so."""
+    for subject in subjects:
+        recordings = (replace(one, arithmetic=arithmetic) for one in subject.recordings)
+        yield replace(subject, recordings=tuple(recordings))
 
 
 def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
@@ -132,7 +159,12 @@ def climb_all(
         yield result
 
 
-def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arrays: str) -> Implementation:
+def implemented(
+    given: str | Callable[..., Any],
+    ids: Iterable[str] | None,
+    arrays: str,
+    arithmetic: Arithmetic | None = None,
+) -> Implementation:
     """Somebody's function, and the checkpoint that it is for.
 
     Raises:
@@ -147,7 +179,7 @@ def implemented(given: str | Callable[..., Any], ids: Iterable[str] | None, arra
         raise OptionError(f"checkpoint of the implementation {name}", got=asked or "none", wanted=wanted)
     (wanted_id,) = normalize_ids(asked)
     checkpoint = next(one for one in discover() if one.id == wanted_id)
-    return load_implementation(given, checkpoint, arrays=arrays)
+    return replace(load_implementation(given, checkpoint, arrays=arrays), arithmetic=arithmetic)
 
 
 def climb(
@@ -193,9 +225,26 @@ def conclude(result: CheckpointResult, checkpoint: Checkpoint, failed: Sequence[
         result.verdict, result.reason = "fail", "nothing was compared"
     else:
         result.verdict = "pass"
-        off = sum(point.verdict.blame == "reference" for point in result.points)
-        result.reason = f"llama.cpp is off at {off} points" if off else "every point within its limits"
+        result.reason = of_llama_cpp(result.points) or "every point within its limits"
         if carried:
             result.reason = f"right, but {len(carried)} points carry on an error made elsewhere"
         if result.hidden:
             result.reason += f"; not observable: {', '.join(result.hidden)}"
+
+
+def of_llama_cpp(points: Sequence[JudgedPoint]) -> str:
+    """Where llama.cpp is off, and whether its arithmetic explains that; "" where it is off nowhere."""
+    off = [point for point in points if point.verdict.blame == "reference"]
+    asked = [point for point in off if point.verdict.explained is not None]
+    wrong = [point for point in asked if not point.verdict.explained]
+    if not off or not asked:
+        return f"llama.cpp is off at {len(off)} points" if off else ""
+    if wrong:
+        first = wrong[0].verdict
+        where = f"{first.name} of {wrong[0].dump}, left {first.left:.1e}"
+        return f"llama.cpp is off at {len(off)} points, at {len(wrong)} beyond its arithmetic: {where}"
+    costs, left = (max(getattr(one.verdict, key) for one in asked) for key in ("costs", "left"))
+    names = ", ".join(sorted({one.verdict.arithmetic for one in asked}))
+    return (
+        f"llama.cpp is off at {len(off)} points: its arithmetic, {names}, costs {costs:.1e}, left {left:.1e}"
+    )

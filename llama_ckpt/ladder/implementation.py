@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.errors import OptionError
 from llama_ckpt.points import Case, Checkpoint
 from llama_ckpt.tokens.text_stream import TextStream
@@ -59,6 +60,7 @@ class Implementation:
         checkpoint: whose layer function it stands for.
         arrays: what it is called with.
         takes_tap: whether it can show inner points.
+        arithmetic: what it rounds on purpose; None: it declares nothing.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Implementation:
     checkpoint: Checkpoint
     arrays: Arrays
     takes_tap: bool
+    arithmetic: Arithmetic | None = None
 
     def replaces(self, function: str) -> bool:
         """Whether a case of this function is for it."""

@@ -7,8 +7,8 @@ against is the same, and stands here once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured, within
+from llama_ckpt.judging.rounded_run import PARTED, at_least
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
 from llama_ckpt.ladder.discovery import answering
 from llama_ckpt.ladder.recording import Recording
+from llama_ckpt.ladder.reference_steps import ReferenceSteps
 from llama_ckpt.ladder.subject import Subject
+from llama_ckpt.oracle.on_device import DeviceOracleWeights
 from llama_ckpt.points import POINTS, SAMPLED, split_name
 
 __all__ = ["RecordingJudge"]
@@ -35,11 +38,15 @@ class RecordingJudge:
         subject: the model, with the oracle's runs.
         recording: what llama.cpp computed.
         precision: whose limits hold: a dtype of the layers, or a precision of the engine.
+        apart: where a function rounds as it declares, the same run without that, by full name: a whole run
+            may be as far from the declared one as that costs, since float32's last bit decides now and then
+            between two neighbours.
     """
 
     subject: Subject
     recording: Recording
     precision: str
+    apart: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @property
     def exact(self) -> dict[str, NDArray[np.float64]]:
@@ -54,7 +61,11 @@ class RecordingJudge:
         point = split_name(name)[1].split(".")[0]
         checkpoint = answering(point)
         said = "" if checkpoint is None else checkpoint.error_from.get(point, "")
-        return limit_for(name, self.precision, error_kind, n_layers=n_layers, error_from=said)
+        limit = limit_for(name, self.precision, error_kind, n_layers=n_layers, error_from=said)
+        if error_kind == "own" or name not in self.apart:
+            return limit
+        runs = [{point: self.apart[name]}]
+        return at_least(limit, self.exact[name], runs, point, self.mask(name), margin=PARTED)
 
     def own_limit(self, name: str, o: Any, spread: Spread | None) -> Limit:
         """The limit on an own error, from the data where it is known what rounding may leave."""
@@ -100,17 +111,37 @@ class RecordingJudge:
 
         Args:
             name: the point's full name. x: on trial, or None where it was never given. o: the oracle's.
-            max_abs: the ladder's absolute limit against a tight recording; None for none.
+            max_abs: the ladder's absolute limit against a float32 recording; None for none. Against one of
+                weights that llama.cpp rounds for, llama.cpp is held to it beside its own arithmetic.
             dtype: x's own where the array was widened.
             spread: what rounding may leave there, of an own error; None: the table's limit holds.
         """
         limit, r = self.own_limit(name, o, spread), self.reference(name)
         if error_kind == "total":
             limit = self.limit(name, error_kind)
-        found = judge(name, x, o, limit=limit, r=r, max_abs=max_abs, mask=self.mask(name), dtype=dtype)
+        recording = self.recording
+        ours = max_abs if recording.tight or name.startswith("sampling") else None  # sampled in float32
+        found = judge(name, x, o, limit=limit, r=r, max_abs=ours, mask=self.mask(name), dtype=dtype)
         if math.isnan(limit.err) and found.n_judged:  # it is nobody's fault but the missing limit's
             return replace(found, blame="", reason=f"error {found.err:.1e}; {limit.reason}")
+        if found.blame == "reference" and found.verdict == "pass" and error_kind == "own" and self.steps:
+            return self.steps.told(found, max_abs)
         return found
+
+    @cached_property
+    def steps(self) -> ReferenceSteps | None:
+        """llama.cpp's own steps, where it is known what it rounds and the weights are in memory."""
+        subject, recording = self.subject, self.recording
+        if (
+            recording.arithmetic is None
+            or not recording.recorded
+            or isinstance(subject.weights, DeviceOracleWeights)
+        ):
+            return None
+        at = np.asarray(recording.positions, np.int64)
+        return ReferenceSteps(
+            recording.tensors, at, recording.arithmetic, subject.weights, subject.model.config
+        )
 
     def last_row(self, name: str, x: NDArray[Any] | None) -> Iterator[PointVerdict]:
         """A whole run's last row beside llama.cpp's, where no more of its tensor was kept."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.diagnose.diagnosis import diagnose_points
 from llama_ckpt.diagnose.evidence import Predictions
 from llama_ckpt.diagnose.records import Diagnosis
@@ -22,6 +23,7 @@ from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.judge import RecordingJudge
+from llama_ckpt.oracle.patched_oracle import PatchedOracle
 from llama_ckpt.points import Case, split_name
 
 __all__ = ["MOST_EXPLAINED", "Observer"]
@@ -41,11 +43,13 @@ class Observer:
         keep_tally: whether figures for a page are kept; they cost some time.
         tally: those figures.
         diagnoses: of the failures since the last `take`.
+        costs: what a declared arithmetic costs, and what it leaves; None where none was declared.
     """
 
     keep_tally: bool = False
     tally: Tally = field(default_factory=Tally)
     diagnoses: list[Diagnosis] = field(default_factory=list)
+    costs: ArithmeticCosts | None = None
     _seen: set[tuple[str, ...]] = field(default_factory=set)
 
     def saw(
@@ -69,6 +73,7 @@ class Observer:
         case: Case,
         spreads: Mapping[str, Spread],
         judge: RecordingJudge,
+        base: PatchedOracle | None = None,
     ) -> None:
         """Explain the first failing point of one call with recorded inputs.
 
@@ -77,6 +82,7 @@ class Observer:
             case: the same call as the oracle takes it.
             spreads: what rounding may leave in its answers.
             judge: of the recording, which knows limits and masks.
+            base: the oracle that wanted is of, where that rounds as declared.
         """
         failing = [one.name for one in verdicts if one.verdict == "fail" and made.get(one.name) is not None]
         failing = [name for name in failing if not math.isnan(judge.limit(name, "own").err)]
@@ -94,14 +100,20 @@ class Observer:
             and not math.isnan(judge.limit(one.name, "own").err)  # without a limit there is no telling
         ]
         evidence = [
-            _evidence(name, made[name], wanted[name], case, spreads.get(name), judge)
+            _evidence(name, made[name], wanted[name], case, spreads.get(name), judge, base)
             for name in [failing[0], *rest]
         ]
         with np.errstate(all="ignore"):
-            found = diagnose_points(evidence, predictions=Predictions())
+            found = diagnose_points(evidence, predictions=Predictions(base))
         known = {one.sentence() for one in self.diagnoses}
         if found.sentence() not in known and (found.sentence() or found.smallest_limit):
             self.diagnoses.append(found)
+
+    def note_costs(self, verdicts: Sequence[PointVerdict], costs: Mapping[str, float]) -> None:
+        """What a declared arithmetic costs at the points of one call, and what it leaves there."""
+        for one in verdicts:
+            if self.costs is not None and math.isfinite(one.err):
+                self.costs.note(one.name, costs[one.name], one.err, one.verdict == "pass")
 
     def take(self) -> list[Diagnosis]:
         """The diagnoses so far; the next checkpoint begins with none."""
@@ -110,7 +122,13 @@ class Observer:
 
 
 def _evidence(
-    name: str, x: Any, o: Any, case: Case, spread: Spread | None, judge: RecordingJudge
+    name: str,
+    x: Any,
+    o: Any,
+    case: Case,
+    spread: Spread | None,
+    judge: RecordingJudge,
+    base: PatchedOracle | None,
 ) -> Evidence:
     array = (
         x.double().cpu().numpy() if isinstance(x, torch.Tensor) and x.is_floating_point() else np.asarray(x)
@@ -122,4 +140,5 @@ def _evidence(
         judge.own_limit(name, o, spread),
         case,
         judge.mask(name),
+        base,
     )

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.dumps.manifest import Continuation
 from llama_ckpt.dumps.reference import DumpSet
+from llama_ckpt.ladder.reference_steps import arithmetic_of_recording
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
@@ -66,6 +68,7 @@ class Recording:
             are the oracle's then.
         computed: points for which a recording of llama.cpp's has no answer on these inputs: the tensors that
             it lacks, which the oracle computed from those that it has, and what is taken from them.
+        arithmetic: what llama.cpp rounds on purpose in this recording; None where that is not known.
     """
 
     label: str
@@ -82,6 +85,7 @@ class Recording:
     probabilities: Callable[[int], NDArray[np.float32]] | None = None
     last_row: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     computed: frozenset[str] = frozenset()
+    arithmetic: Arithmetic | None = None
 
     @property
     def n_choices(self) -> int:
@@ -123,6 +127,7 @@ def from_dump(dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *
         probabilities=dump.probabilities,
         last_row=last_row,
         computed=frozenset(("logits", "last_logits", "greedy_tokens")) if last_row else frozenset(),
+        arithmetic=arithmetic_of_recording(dumps.manifest.producer),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.verdict import PointVerdict
 
@@ -82,6 +83,7 @@ class LadderReport:
         implementation: how somebody's own layer was given; None where ours were tried.
         engine: the engine's precision, where its kernels were tried and not the layers.
         maps: histograms and errors by token, where they were asked for.
+        arithmetic: what an implementation declares that it rounds, what that costs and what it leaves.
     """
 
     model: str
@@ -93,6 +95,7 @@ class LadderReport:
     implementation: str | None = None
     maps: Mapping[str, Any] | None = None
     engine: str | None = None
+    arithmetic: ArithmeticCosts | None = None
     schema: int = SCHEMA
 
     @property
@@ -114,4 +117,6 @@ class LadderReport:
         names = ("schema", "model", "device", "dtype", "notes", "implementation", "engine")
         head = {"kind": "ladder", **{name: getattr(self, name) for name in names}}
         maps = {} if self.maps is None else {"maps": self.maps}
+        if self.arithmetic is not None:
+            head["arithmetic"] = asdict(self.arithmetic)
         return {**head, "checkpoints": [checkpoint.to_json() for checkpoint in self.checkpoints], **maps}

@@ -24,6 +24,7 @@ from llama_ckpt.judging.rounding import spreads_of
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.continuation import judge_continuation, judge_greedy
+from llama_ckpt.ladder.declared_function import DeclaredFunction
 from llama_ckpt.ladder.implementation import Implementation, Rejected
 from llama_ckpt.ladder.judge import RecordingJudge
 from llama_ckpt.ladder.observer import Observer
@@ -52,8 +53,31 @@ class Trial:
 
     @cached_property
     def judge(self) -> RecordingJudge:
-        """What its tensors are held against."""
-        return RecordingJudge(self.subject, self.recording, self.dtype)
+        """What its tensors are held against; of a function that rounds on purpose, what it declares."""
+        recording = self.recording
+        if self.declared is None or self.implementation is None:
+            return RecordingJudge(self.subject, recording, self.dtype)
+        function, seen = self.implementation.checkpoint.function.__name__, dict[str, Any]()
+        seen["logits"] = self.declared.whole(function).logits(
+            recording.token_ids,
+            self.subject.weights,
+            config=self.subject.model.config,
+            positions=recording.positions,
+            tap=keeper(seen, recording),
+        )
+        subject = replace(self.subject, answers={recording.label: seen})
+        # llama.cpp rounds other things, so it is not asked.
+        alone = replace(recording, recorded=False, tight=False, last_row={})
+        return RecordingJudge(subject, alone, "float32", self.subject.exact(recording))
+
+    @cached_property
+    def declared(self) -> DeclaredFunction | None:
+        """What an implementation rounds on purpose, where it says so."""
+        own = self.implementation
+        if own is None or own.arithmetic is None:
+            return None
+        at = np.asarray(self.recording.positions, np.int64)
+        return DeclaredFunction(own.arithmetic, self.subject.weights, self.subject.model.config, at)
 
     def run(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """Judge every point of a checkpoint, its own error first, then the total."""
@@ -64,6 +88,7 @@ class Trial:
         if self.implementation is not None and checkpoint.function.__name__ == "logits":
             # Its cases are of the functions that it calls, which are ours, so it is judged as it runs.
             shown = self.exact if self.implementation.takes_tap else ("logits",)
+            yield from self.declared_steps(checkpoint)
             judged += [name for name in shown if name in self.recording.tensors]
         own: dict[str, PointVerdict] = {}
         names = dict.fromkeys(judged)
@@ -75,6 +100,15 @@ class Trial:
                     own = own or self.own_errors(checkpoint)
                     verdict = inherited(verdict, own.get(name))
                 yield verdict
+
+    def declared_steps(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
+        """Each step of somebody's whole run that rounds as it declares, on the points that it shows."""
+        if self.declared is None or self.broken is not None:
+            return
+        for name, o, spread, costs in self.declared.steps_of(self.whole_run):
+            found = self.verdict(checkpoint, name, self.whole_run[name], o, "own", spread)
+            self.observer.note_costs([found], {name: costs})
+            yield found
 
     def side_by_side(self, function: Callable[[str], Any], names: Iterable[str]) -> Iterator[Any]:
         """Judge points of this recording side by side where its tensors are large; in order."""
@@ -90,7 +124,8 @@ class Trial:
 
     def own_errors(self, checkpoint: Checkpoint) -> dict[str, PointVerdict]:
         """The verdicts on each case with the whole run's inputs, right or wrong, by name of the point."""
-        tensors = {name: tensor.float().cpu().numpy() for name, tensor in self.whole_run.items()}
+        arrays = ((name, as_numpy(tensor)[0]) for name, tensor in self.whole_run.items())
+        tensors = {name: np.asarray(array, np.float32) for name, array in arrays}
         recording = replace(self.recording, tensors=tensors, recorded=False, tight=False)
         trial = replace(self, recording=recording, observer=Observer())
         return {verdict.name: verdict for verdict in trial.judge_own(checkpoint)}
@@ -139,14 +174,25 @@ class Trial:
             yield from (rejected(name, "own", error) for name in shown)
             return
         wanted = self.oracle_answer(exact)
-        # Theirs may build RoPE's angles in float32, as most programs do; ours are held to exact ones.
-        spreads = spreads_of(exact, wanted, self.dtype)
+        declared = None if self.declared is None else self.declared.case(exact, wanted)
+        if declared is None:
+            # Theirs may build RoPE's angles in float32, as most programs do; ours are held to exact ones.
+            spreads, costs = spreads_of(exact, wanted, self.dtype), {}
+        else:
+            wanted, spreads, costs = declared.answers(made)
         verdicts = [
             self.verdict(checkpoint, name, made.get(name), wanted[name], "own", spreads.get(name))
             for name in shown
         ]
         yield from verdicts
-        self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge)
+        base = None
+        if declared is not None:
+            self.observer.note_costs(verdicts, costs)
+            if all(one.verdict == "pass" for one in verdicts):
+                return
+            base = declared.by.declared.oracle
+            wanted, spreads, _ = declared.answers({})  # a bug is tried on what the call was given
+        self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge, base)
 
     def oracle_answer(self, case: Case) -> dict[str, Any]:
         """What the oracle computes of a case; for what it has no function, what llama.cpp recorded.
@@ -191,9 +237,10 @@ class Trial:
         spread: Spread | None = None,
     ) -> PointVerdict:
         """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
-        sampled = name.startswith("sampling")  # made from recorded logits in float32, so always tight
-        max_abs = checkpoint.max_abs if checkpoint and (self.recording.tight or sampled) else None
+        max_abs = checkpoint.max_abs if checkpoint else None
         array, dtype = as_numpy(x)
+        if self.declared is not None and dtype == self.dtype:
+            dtype = "float32"  # whatever it is kept in is declared, and float32's limits hold beside that
         self.observer.saw(self.recording.label, name, error_kind, array, o, self.judge.mask(name))
         return self.judge.verdict(name, array, o, error_kind, max_abs=max_abs, dtype=dtype, spread=spread)
 
@@ -256,7 +303,7 @@ class Trial:
     @property
     def exact(self) -> dict[str, NDArray[np.float64]]:
         """Every recorded point of the oracle's run from the same tokens."""
-        return self.subject.exact(self.recording)
+        return self.judge.exact
 
     def end_to_end(self, case: Case) -> Iterator[PointVerdict]:
         """The greedy continuation and its text."""

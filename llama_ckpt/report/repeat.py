@@ -53,6 +53,7 @@ def repeat_command(
     oracle_only: bool,
     implementation: str | None = None,
     arrays: str = "auto",
+    arithmetic: str | None = None,
     engine: str = "layers",
     precision: str = "fast",
     program: Sequence[str] = COMMAND,
@@ -68,6 +69,7 @@ def repeat_command(
     words = [*program, *checkpoints]
     for option, value in (("--model", model), ("--dumps", dumps), ("--device", device), ("--dtype", dtype)):
         words += [option, str(value)] if value is not None else []
+    words += ["--arithmetic", arithmetic] if arithmetic is not None else []
     words += ["--engine", engine, "--precision", precision] if engine != "layers" else []
     words += ["--impl", implementation] if implementation is not None else []
     words += ["--arrays", arrays] if arrays != "auto" else []

@@ -55,12 +55,12 @@ ARROWS: dict[str, str] = {
     "ranks": ("comparing diagnose dumps errors gguf judging listing oracle points reference_dumps weights"),
     # the ladder, and the catalogues on trial
     "ladder": (
-        "capture checkpoints diagnose dumps engine errors gguf identify judging kernels making model "
-        "oracle points precisions reference_dumps shadowing tokens weights"
+        "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf identify judging kernels "
+        "making model oracle points precisions reference_dumps shadowing tokens weights"
     ),
     "mutants": (
-        "checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle points "
-        "precisions ranks reference_dumps tokens weights"
+        "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "
+        "points precisions ranks reference_dumps tokens weights"
     ),
     # what people run
     "report": (
