@@ -1,6 +1,6 @@
 """The parts of an arithmetic that a program may have by themselves, and what each may be.
 
-Products with weights, attention with its cache, and the rest, in which only programs in half precision round.
+Products with weights, attention with its cache, and the steps between, in which only half precision rounds.
 A program that does not say what it rounds is tried with each candidate of each part (`candidates`), and what
 is found is put together again (`composed`): as a profile where one has all of it, else under a name of words.
 """
@@ -28,18 +28,23 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
         *("queries", "keys", "values", "mixing", "keys_at_a_time", "mixed_sums"),
         *("scores", "scaled", "probabilities", "context"),
     ),
-    "rest": (
-        *("norm_weights", "embeddings", "norm_scaled", "norms", "turns", "rotation", "turned"),
-        *("silu", "gated", "residual"),
-    ),
+    "norms": ("norm_weights", "norm_scaled", "norms"),
+    "rope": ("turns", "rotation", "turned"),
+    "gate": ("silu", "gated"),
+    "residual": ("residual",),
+    "embeddings": ("embeddings",),
 }
 """A part and its lines. RoPE's angles are in none: what float32 makes of them is within every limit."""
+
+STEPS: Final = ("norms", "rope", "gate", "residual", "embeddings")
+"""The parts between products, in which only programs in half precision round; each fuses some of them."""
 
 _BOTH: Final = ("tf32", "tf32-away", "tf32-cut", "float16", "bfloat16", "int8 per row", "int8 per tensor")
 _FP8: Final = tuple(
     f"{form} per {all_of}" for form in ("fp8_e4m3", "fp8_e5m2") for all_of in ("tensor", "row")
 )
 _ROWS: Final = ("q8_0", "q8_0-plain", "q8_K", "int8 per 32", "int8 per 64")
+_HALVES: Final = ("float16", "bfloat16")
 _CACHES: Final = ("float16", "bfloat16", "tf32", "q8_0", "q8_0-plain", "fp8_e4m3", "fp8_e5m2")
 
 
@@ -92,6 +97,32 @@ def _plainer(part: str) -> Iterator[Arithmetic]:
         for name in _CACHES:
             yield Arithmetic(keys=name)
             yield Arithmetic(values=name)
+        for name in _HALVES:
+            yield from _attention_in(name)
+    else:
+        for name in _HALVES:
+            yield from _steps_in(name)
+
+
+def _attention_in(name: str) -> Iterator[Arithmetic]:
+    """Attention of a program in a half precision: its steps one by one, or some of them fused."""
+    kept = dict.fromkeys(("queries", "keys", "values", "context"), name)
+    for scores in ({}, {"scores": name}, {"scores": name, "scaled": name}, {"scaled": name}):
+        for probs in ({}, {"mixing": name}, {"probabilities": name, "mixing": name}):
+            yield Arithmetic(**{**kept, **scores, **probs})
+
+
+def _steps_in(name: str) -> Iterator[Arithmetic]:
+    """Steps whose result is rounded: what is before it too, as in eager programs, or not, as in kernels."""
+    for between in ("float32", name):
+        for weight in (name, "float32"):
+            yield Arithmetic(norm_scaled=between, norms=name, norm_weights=weight)
+        yield Arithmetic(turns=between, rotation=name, turned=name)
+        yield Arithmetic(turns=between, turned=name)
+        yield Arithmetic(silu=between, gated=name)
+    yield Arithmetic(norm_scaled=name)
+    yield Arithmetic(residual=name)
+    yield Arithmetic(embeddings=name)
 
 
 def composed(parts: Mapping[str, Lines], rows: int, types: Sequence[str], head: Lines | None) -> Arithmetic:
@@ -129,7 +160,7 @@ def in_words(arithmetic: Arithmetic, rows: int, types: Sequence[str]) -> list[st
     """What is rounded, a clause for each part; nothing where nothing is."""
     lines = {k: v for part in PARTS for k, v in lines_of(arithmetic, part, rows, types).items()}
     said = [*_products(lines), *_attention(lines)]
-    others = {lines[name] for name in PARTS["rest"]} - UNROUNDED
+    others = {lines[name] for part in STEPS for name in PARTS[part]} - UNROUNDED
     return [*said, *(f"steps between in {name}" for name in sorted(others))]
 
 

@@ -35,6 +35,10 @@ def command(
         bool,
         typer.Option("--real", help="The corpus of faults that people reported, instead of the catalogues."),
     ] = False,
+    arithmetic: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE|JSON", help="Plant bugs in a program that rounds so; repeatable."),
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
     ] = None,
@@ -49,11 +53,17 @@ def command(
     With --real the corpus: faults from public reports, each a program of its own, put through
     `compare`; what was caught, at the right point, and how it was named (see docs/real_bugs.md).
 
+    With --arithmetic the catalogue planted in programs that round on purpose, each compared as it
+    declares: what was caught, at the right point, and how it was named (see docs/arithmetic.md).
+
     Exit code 0 when every bug is killed by the checkpoint that it names, 95% are named first and
-    there is no false alarm; of the corpus when 98% are caught and 90% named; else 1.
+    there is no false alarm; of the corpus when 98% are caught and 90% named; behind
+    an arithmetic when 98% are caught and 95% named; else 1.
     """
     if real:
         _run_corpus(bugs or (), json_file)
+    if arithmetic:
+        _run_planted(arithmetic, bugs or (), json_file)
     from llama_ckpt.diagnose.bugs import catalogue
     from llama_ckpt.mutants.report import run_mutants
     from llama_ckpt.mutants.right_programs.catalogue import VARIANTS
@@ -87,6 +97,26 @@ def _run_corpus(names: Sequence[str], json_file: Path | None) -> NoReturn:
     with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_real") as folder:
         report = run_real(Path(folder), bugs=chosen, right=() if names else None, progress=bar)
     _show(lines(report), report.to_json(), json_file)
+    raise typer.Exit(report.exit_code)
+
+
+def _run_planted(arithmetic: Sequence[str], names: Sequence[str], json_file: Path | None) -> NoReturn:
+    """`--arithmetic`: some bugs, or all."""
+    from llama_ckpt.arithmetic.profiles import read_arithmetic
+    from llama_ckpt.mutants.declared.report import planted_bugs, run_planted
+    from llama_ckpt.report.planted import planted_lines
+
+    programs = [read_arithmetic(one) for one in arithmetic]
+    known = {bug.name: bug for bug in planted_bugs()}
+    for name in names:
+        if name not in known:
+            wanted = "a bug of a whole run, from docs/bugs.md"
+            raise OptionError("bug behind an arithmetic", got=name, wanted=wanted)
+    _touch(json_file)
+    chosen = [known[name] for name in names] if names else None
+    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_planted") as folder:
+        report = run_planted(programs, Path(folder), bugs=chosen, progress=bar)
+    _show(planted_lines(report), report.to_json(), json_file)
     raise typer.Exit(report.exit_code)
 
 

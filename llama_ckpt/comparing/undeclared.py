@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.arithmetic.parts import OTHERS, PARTS, Lines, candidates, composed, in_words, lines_of, plain
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.comparing.block_run import WEIGHT_OF, BlockRun
@@ -42,14 +43,18 @@ LEFT: Final = 0.25
 
 PART_OF: Final[Mapping[str, str]] = {
     **dict.fromkeys((*WEIGHT_OF, "logits"), "products"),
-    **dict.fromkeys(("attn_norm", "ffn_norm"), "rest"),
+    **dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), "norms"),
+    **dict.fromkeys(("q_rope", "k_rope"), "rope"),
+    **dict.fromkeys(("ffn_inp", "out"), "residual"),
+    "ffn_swiglu": "gate",
+    "embd": "embeddings",
     **dict.fromkeys(("attn_scores", "attn_probs", "attn_context"), "attention"),
 }
 
 
 def part_of(point: str) -> str:
     """The part of an arithmetic that a point's step is rounded by."""
-    return PART_OF.get(point, "rest")
+    return PART_OF[point]
 
 
 Whole: TypeAlias = dict[str, Lines]
@@ -77,6 +82,7 @@ class Undeclared:
     def look(self, run: OwnRun, theirs: Mapping[str, Array], judged: Mapping[str, ComparedPoint]) -> None:
         """Try candidates on a block, or on what follows the blocks; of each kind of point once."""
         if not isinstance(run, BlockRun | HeadRun):
+            self._look_at_embeddings(run, theirs)
             return
         wrong = {
             point: {part_of(split_name(name)[1]) for name in one.since.unseen}
@@ -95,6 +101,16 @@ class Undeclared:
             self._hold(part, run, theirs, judged)
         if "logits" in judged and "logits" not in wrong and self._head is None:
             self._hold_head(run, theirs, judged["logits"])
+
+    def _look_at_embeddings(self, run: OwnRun, theirs: Mapping[str, Array]) -> None:
+        """Rows of a table are rounded, or they are not: nothing else is computed."""
+        x, o = theirs.get("embd"), run.get("embd")
+        if x is None or o is None or np.array_equal(x, o):
+            return
+        among = candidates("embeddings", self.rows, self.types)
+        found = [one for one in among if np.array_equal(x, rounded(np.asarray(o), one["embeddings"]))]
+        if found:
+            self._alive["embeddings"] = found
 
     def _try(self, trial: _Trial, part: str) -> bool:
         """Narrow a part to what explains a wrong point; whether anything does."""

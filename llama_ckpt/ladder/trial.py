@@ -175,9 +175,10 @@ class Trial:
             return
         wanted = self.oracle_answer(exact)
         declared = None if self.declared is None else self.declared.case(exact, wanted)
+        costs: Mapping[str, float] = {}
         if declared is None:
             # Theirs may build RoPE's angles in float32, as most programs do; ours are held to exact ones.
-            spreads, costs = spreads_of(exact, wanted, self.dtype), {}
+            spreads = spreads_of(exact, wanted, self.dtype)
         else:
             wanted, spreads, costs = declared.answers(made)
         verdicts = [

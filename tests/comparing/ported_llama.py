@@ -135,8 +135,12 @@ class Port:
         scores = self.keep(at + "attn_scores", np.einsum("nhd,mhd->nhm", self.multiplied(q), keys))
         probs = self.probabilities(scores, (positions[:, None] >= positions)[:, None])
         self.keep(at + "attn_probs", probs)
-        mixed = np.einsum("nhm,mhd->nhd", self.multiplied(probs), values).reshape(n, -1)
+        mixed = self.context(np.einsum("nhm,mhd->nhd", self.multiplied(probs), values).reshape(n, -1))
         return self.keep(at + "attn_out", self.product(self.keep(at + "attn_context", mixed), weights.wo))
+
+    def context(self, mixed: Array) -> Array:
+        """What attention's fused kernel gives of its sums."""
+        return mixed
 
     def multiplied(self, x: Array) -> Array:
         """What attention's products take of queries, keys, probabilities and values."""

@@ -12,7 +12,17 @@ import torch
 
 from tests.comparing.ported_llama import Array, F, Port
 
-__all__ = ["Bfloat16Port", "Float16Port", "HalfCachePort", "IntegerPort", "TF32Port", "tf32"]
+__all__ = [
+    "Bfloat16Port",
+    "Float16Port",
+    "FusedBfloat16Port",
+    "FusedFloat16Port",
+    "HalfCachePort",
+    "IntegerPort",
+    "TF32Port",
+    "in_int8",
+    "tf32",
+]
 
 
 def tf32(x: Array) -> Array:
@@ -121,6 +131,38 @@ class Bfloat16Port(_TorchPort):
 
 
 class Float16Port(_TorchPort):
+    """In float16."""
+
+    dtype = torch.float16
+
+
+class _FusedPort(_TorchPort):
+    """As kernels in half precision do it: each step in float32, its result alone rounded."""
+
+    def rounded(self, x: Array) -> Array:
+        return self.t(x).float().numpy()
+
+    def norm(self, x: Array, weight: Array) -> Array:
+        return self.rounded(Port.norm(self, x, weight))
+
+    def turn(self, x: Array, positions: Array) -> Array:
+        return self.rounded(Port.turn(self, x, positions))
+
+    def gated(self, gate: Array, up: Array) -> Array:
+        return self.rounded(Port.gated(self, gate, up))
+
+    def attention(self, x: Array, weights: Any, positions: Array, at: str) -> Array:
+        return Port.attention(self, x, weights, positions, at)
+
+    def context(self, mixed: Array) -> Array:
+        return self.rounded(mixed)
+
+
+class FusedBfloat16Port(_FusedPort):
+    """In bfloat16."""
+
+
+class FusedFloat16Port(_FusedPort):
     """In float16."""
 
     dtype = torch.float16
