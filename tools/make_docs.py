@@ -24,6 +24,7 @@ from llama_ckpt.cli import COMMANDS, app
 from llama_ckpt.report import pages
 from llama_ckpt.report.arithmetic_page import arithmetic_page
 from llama_ckpt.report.checkpoint_sources import checkpoint_sources
+from llama_ckpt.report.planted import planted_page
 from tools.arithmetic_tables import arithmetic_tables
 from tools.full_size_page import full_size_page
 from tools.mutant_pages import bugs_page, metrics_page
@@ -43,7 +44,10 @@ def documents() -> dict[str, str]:
     found["torch_functions.md"] = "# The torch function of each layer, and why\n\n" + pages.torch_functions()
     found["cli.md"] = "# The command line\n\n" + "\n".join(command_help())
     measured = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
-    found["arithmetic.md"] = arithmetic_page() + "\n" + arithmetic_tables(measured)
+    planted = json.loads((DOCS / "arithmetic_bugs.json").read_text(encoding="utf-8"))
+    found["arithmetic.md"] = "\n".join(
+        [arithmetic_page(), arithmetic_tables(measured), planted_page(planted)]
+    )
     mutants = json.loads((DOCS / "mutants.json").read_text(encoding="utf-8"))
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)

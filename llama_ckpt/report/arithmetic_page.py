@@ -27,8 +27,23 @@ An arithmetic is a profile's name, or JSON that begins with one:
 {"like": "llama.cpp-cpu", "name": "mine", "keys": "float16", "values": "float16"}
 ```
 
-It is declared with `compare --arithmetic`, or as `arithmetic` in the header of a dump. Every report then has
-two numbers: what the arithmetic costs, and what is left unexplained. A program that rounds and does not say
+It is declared with `compare --arithmetic`, with `validate --impl … --arithmetic`, or as `arithmetic` in the
+header of a dump. Every report then has two numbers: what the arithmetic costs, and what is left unexplained.
+Three things are promised of it:
+
+- A profile has no fitted number. Each of its lines was read in a program's source.
+- What a program computes to round, a scale and the division by it, is computed here in float32 too, in the
+  program's own order: so its whole numbers are the program's.
+- Beside the roundings float32's limits hold for the error that is made in a step, and nothing wider; where
+  float32's last bit decides between two neighbours of a format, the step may fall either way, and no other.
+
+A whole run may part from another right one by what the roundings cost, and is held to that alone.
+
+The ladder holds the recorded llama.cpp to the profile of its program as well (`validate` on a quantized
+file): where it is off, both numbers stand beside the verdict, and what is left has float32's limits, the
+absolute ones among them. Without `--impl`, `validate --arithmetic` says what the recorded program rounds.
+
+A program that rounds and does not say
 so is tried with every profile and with single roundings, place by place: where they explain all of it, it
 "differs by arithmetic, no bug seen", exit code 3, with what to declare; where a bug stands behind them, that
 is named and fails."""
