@@ -103,6 +103,7 @@ def write_llama(
     omit_keys: Sequence[str] = (),
     tensors: Mapping[str, NDArray[np.float32] | None] | None = None,
     architecture: str = "llama",
+    mean: float = 0.0,
 ) -> Path:
     """Write a Llama with random weights and return its path.
 
@@ -112,6 +113,7 @@ def write_llama(
         keys: metadata to add or replace, name to value and GGUF type.
         omit_keys: metadata to leave out.
         tensors: tensors to add or replace, in float32; None leaves one out.
+        mean: of each matrix's weights, in standard deviations.
     """
     rng = np.random.default_rng(seed)
     metadata: dict[str, tuple[Any, ...]] = {
@@ -140,7 +142,7 @@ def write_llama(
     shapes = _shapes(
         width, n_heads, n_kv_heads, head_dim or width // n_heads, ffn, n_layers, vocab, tied_output
     )
-    values = {name: _values(shape, rng) for name, shape in shapes.items()} | dict(tensors or {})
+    values = {name: _values(shape, rng, mean) for name, shape in shapes.items()} | dict(tensors or {})
     kept = {key: value for key, value in metadata.items() if key not in omit_keys}
     _fill(GGUFWriter(path, architecture), kept, values, type, rng)
     return path
@@ -187,9 +189,9 @@ def _shapes(
     return shapes if tied else shapes | {"output.weight": (vocab, width)}
 
 
-def _values(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float32]:
+def _values(shape: tuple[int, ...], rng: np.random.Generator, mean: float) -> NDArray[np.float32]:
     normal = rng.standard_normal(shape, dtype=np.float32)
-    scaled = 1 + normal / 8 if len(shape) == 1 else normal / np.sqrt(shape[1])
+    scaled = 1 + normal / 8 if len(shape) == 1 else (normal + mean) / np.sqrt(shape[1])
     return scaled.astype(np.float32)
 
 

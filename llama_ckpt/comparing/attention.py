@@ -118,10 +118,15 @@ class Attention:
         return np.asarray(self._once("scores", part, make))
 
     def scores_deviation(self, part: Part, scores: Array) -> Array:
-        """What rounding may leave in `scores_of`."""
-        s_q, s_k = self._off("q", part.queries), self._off("k", keys=part.keys)
-        q, k = self._by_key_head(self.q[part.queries]), self.k[: part.keys].transpose(1, 0, 2)[:, None]
-        return self._stacked(score_deviation(q, k, self._grouped(scores), self._p, s_q, s_k))
+        """What rounding may leave in `scores_of`, or in what they recorded of these."""
+
+        def make() -> Array:
+            s_q, s_k = self._off("q", part.queries), self._off("k", keys=part.keys)
+            q, k = self._by_key_head(self.q[part.queries]), self.k[: part.keys].transpose(1, 0, 2)[:, None]
+            return self._stacked(score_deviation(q, k, self._grouped(scores), self._p, s_q, s_k))
+
+        # Only half precision rounds the scores themselves: else it is one for the oracle's and for theirs.
+        return make() if self._p.half else np.asarray(self._once("scores' deviation", part, make))
 
     def scores_spread(self, part: Part) -> tuple[Array, Spread]:
         """Scores as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""

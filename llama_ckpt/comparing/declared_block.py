@@ -6,6 +6,7 @@ what float32's rounding leaves beside that: `declared` says what may fall either
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self, TypeAlias
 
@@ -80,6 +81,17 @@ class DeclaredBlock(OwnBlock):
         made = [self._of_heads(point, head) for head in range(self.flow.config.n_kv_heads)]
         stacked = np.concatenate(made).transpose(1, 0, 2)  # [n, heads, keys or head_dim]
         return stacked.reshape(len(stacked), -1) if point == "attn_context" else stacked
+
+    def beside(self, point: str, x: Array) -> Iterator[tuple[Array, Array]]:
+        """A point of attention a key head at a time, x and what it should be: `[heads, n, …]` each.
+
+        Args:
+            x: theirs, of the point's shape.
+        """
+        by_head = x.reshape(len(x), self.flow.config.n_heads, -1)
+        for head in range(self.flow.config.n_kv_heads):
+            made = rounded(self._of_heads(point, head), self.by.result(point))
+            yield self.part_of(point, by_head, head), made
 
     def heads_of(self, point: str, kv_head: int) -> Array:
         """What of a point belongs to a key head, heads first: `[heads, n, …]`."""

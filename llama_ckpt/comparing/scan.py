@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,13 @@ def _row_hashes(array: NDArray[Any]) -> list[int]:
     """A number for each row, the same for rows of the same bytes: their words times odd numbers, summed."""
     rows = np.ascontiguousarray(array).reshape(len(array), -1)
     words: NDArray[Any] = rows.view(np.uint32 if rows.dtype.itemsize == 4 else np.uint64)
-    odd = np.random.default_rng(0).integers(0, 1 << 31, words.shape[1], words.dtype) * words.dtype.type(2)
-    odd += words.dtype.type(1)
-    sums: Any = np.einsum("ij,j->i", words, odd)
+    sums: Any = np.einsum("ij,j->i", words, _odd(words.shape[1], words.dtype))
     hashes: list[int] = sums.tolist()
     return hashes
+
+
+@lru_cache(maxsize=8)
+def _odd(n: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    odd: NDArray[Any] = np.random.default_rng(0).integers(0, 1 << 31, n, dtype) * dtype.type(2)
+    odd += dtype.type(1)
+    return odd

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.arithmetic.parts import OTHERS, PARTS, Lines, candidates, composed, in_words, lines_of, plain
 from llama_ckpt.arithmetic.record import Arithmetic
-from llama_ckpt.comparing.block_run import WEIGHT_OF, BlockRun
+from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.comparison import ComparedPoint
 from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
@@ -225,6 +225,8 @@ class _Trial:
         made = self._made(Declared(replace(Arithmetic(), **given), self.search.weight_type))
         mask = self.search.mask if POINTS[self.point].causal else None
         try:
+            if self._leaves_more(made, most, mask):
+                return None
             o = made[self.point]
             # What rounding may leave costs more than the tensor: of most candidates nobody asks for it.
             if not distance(self.x, o, mask) <= most:
@@ -236,6 +238,23 @@ class _Trial:
         if spread is not None and self.x.shape == o.shape:
             limit = within(limit, spread, o, mask)
         return judge(self.judged.name, self.x, o, limit=limit, mask=mask, dtype="float32")
+
+    def _leaves_more(self, made: DeclaredBlock | DeclaredHead, most: float, mask: Any) -> bool:
+        """Whether some heads of attention alone leave more than `most` of the error.
+
+        Of most candidates the first head does, and the others, which cost as much each, are not made.
+        """
+        if self.point not in ATTENDED or not isinstance(made, DeclaredBlock) or not most < 1:
+            return False
+        theirs = np.asarray(self.x, np.float64)
+        # The norm of what leaves no more is at most so large.
+        allowed, squares = (most * float(np.linalg.norm(theirs)) / (1 - most)) ** 2, 0.0
+        for x, o in made.beside(self.point, theirs):
+            off = x - o if mask is None else np.where(mask[:, 0], x - o, 0.0)
+            squares += float(np.vdot(off, off))
+            if squares > allowed:
+                return True
+        return False
 
     def _made(self, declared: Declared) -> DeclaredBlock | DeclaredHead:
         run = self.run

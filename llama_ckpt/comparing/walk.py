@@ -31,7 +31,7 @@ from llama_ckpt.comparing.comparison import LayerErrors
 from llama_ckpt.comparing.head_run import FixedRun, HeadRun
 from llama_ckpt.comparing.settling import Settling
 from llama_ckpt.comparing.unrounded import Unrounded
-from llama_ckpt.comparing.walk_points import ENDS, Array
+from llama_ckpt.comparing.walk_points import ENDS, WORTH_ASKING, Array
 from llama_ckpt.identify.record import Around
 from llama_ckpt.judging.by_rows import parts
 from llama_ckpt.judging.evidence import Evidence
@@ -275,7 +275,7 @@ class Walk(Settling):
             return self._limit(name, "total").err
         limit = limit_for(name, self.sides.dtype, "own")
         # What rounding leaves of this very block is asked where the table is exceeded.
-        if whole is not None and own > limit.err:
+        if whole is not None and limit.err < own < WORTH_ASKING * limit.err:
             limit = within(limit, whole.spreads["out"], whole["out"])
         return limit.err
 

@@ -39,7 +39,7 @@ from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import BLOCK_INPUT, POINTS, block_point, split_name
 
-__all__ = ["ENDS", "SAME", "TURNED", "Array", "PointJudge"]
+__all__ = ["ENDS", "SAME", "TURNED", "Array", "WORTH_ASKING", "PointJudge"]
 
 Array: TypeAlias = NDArray[Any]
 

@@ -60,7 +60,8 @@ def find_structure(
         if any(one.explained and one.kind == change.kind for one in found):
             continue  # the same with more numbers to fit
         left = distance(trial, change.changed)
-        explained = passes(trial, change.changed, limit)
+        # Most leave too much: the others alone are judged, which costs more.
+        explained = left <= leaves_at_most(limit) and passes(trial, change.changed, limit)
         if explained or left < MOST * err:
             share = 1.0 if explained or not np.isfinite(err) else 1.0 - left / err
             found.append(Finding(change.kind, change.sentence, left, explained, share, leaves_at_most(limit)))

@@ -64,7 +64,7 @@ def _of_probs(one: Attending) -> Iterator[Guess]:
     yield from _of_other_heads(one, probs)
     for mixture in of_the_scores(one, probs):
         yield from _mixed(one, probs, mixture)
-    for mixture in rounded_steps(one):
+    for mixture in rounded_steps(one, probs):
         yield from _mixed(one, probs, mixture)
     yield from _of_each_head(one, probs)
 

@@ -52,7 +52,7 @@ def context_guesses(one: Attending) -> Iterator[Guess]:
         yield from _masses(one, theirs)
         yield from _other_reads(one, theirs)
         yield from _scales(one, theirs)
-        for mixture in rounded_steps(one):
+        for mixture in rounded_steps(one, theirs, lambda probs: probs @ one.v[one.reads]):
             made = one.context_of(mixture.probs)
             if _near(one, context, made):
                 yield Guess(mixture.kind, mixture.words, one.following(context=made), mixture.free)

@@ -6,7 +6,7 @@ numpy only.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.identify.attending import Attending, Mask, softmax
 from llama_ckpt.identify.rounded import FORMATS
+from llama_ckpt.judging.evidence import FINEST
 from llama_ckpt.listing import listed, some
 
 __all__ = ["Mixture", "in_the_sum", "of_the_scores", "rounded_steps"]
@@ -128,18 +129,14 @@ def of_the_scores(one: Attending, probs: Array) -> Iterator[Mixture]:
     logs = np.log(np.where(probs > 0, probs, 1.0))
     used = (probs > 1e-30) & seen
     scale = one.scale
-    every = _slope(one.scores, logs, used)
+    slopes = _Slopes(one.scores, logs, used)
+    every = float(slopes.over(None))
     if np.isfinite(every) and every != 0 and abs(every / scale - 1) > 1e-4:
         said = f"scores are multiplied by {every:.6g} instead of {scale:.6g} = 1/sqrt(head_dim)"
         words = said + _of_sizes(every, one)
         yield Mixture("attention.scale", words, softmax(one.scores * every, seen), 1, "", {"scale": every})
     for axis, noun in ((0, "head"), (1, "row")):
-        own = np.array(
-            [
-                _slope(*(np.take(x, [i], axis) for x in (one.scores, logs, used)))
-                for i in range(one.scores.shape[axis])
-            ]
-        )
+        own = slopes.over(1 - axis)
         told = np.where(np.isfinite(own) & (own != 0), own, scale)
         if len(told) > 1 and np.ptp(told) > 1e-4 * abs(scale):
             shaped = told.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
@@ -154,15 +151,21 @@ def of_the_scores(one: Attending, probs: Array) -> Iterator[Mixture]:
     yield from _other_axes(one)
 
 
-def _slope(scores: Array, logs: Array, used: Mask) -> float:
-    """Of logarithms over scores, each row about its own mean."""
-    n = np.maximum(used.sum(axis=-1, keepdims=True), 1)
-    a, b = (
-        np.where(used, x - np.sum(np.where(used, x, 0.0), axis=-1, keepdims=True) / n, 0.0)
-        for x in (scores, logs)
-    )
-    size = float(np.sum(a * a))
-    return float(np.sum(a * b)) / size if size else float("nan")
+class _Slopes:
+    """Slopes of logarithms over scores `[heads, rows, keys]`, each row about its own mean."""
+
+    def __init__(self, scores: Array, logs: Array, used: Mask) -> None:
+        n = np.maximum(used.sum(axis=-1, keepdims=True), 1)
+        a, b = (
+            np.where(used, x - np.sum(np.where(used, x, 0.0), axis=-1, keepdims=True) / n, 0.0)
+            for x in (scores, logs)
+        )
+        self._sizes, self._along = np.vecdot(a, a), np.vecdot(a, b)
+
+    def over(self, axis: int | None) -> Array:
+        """Of all, of each head (over axis 1) or of each row (over axis 0); NaN where scores are one."""
+        size, along = self._sizes.sum(axis=axis), self._along.sum(axis=axis)
+        return np.asarray(np.where(size > 0, along / np.where(size > 0, size, 1.0), np.nan))
 
 
 def _of_sizes(scale: float, one: Attending) -> str:
@@ -183,9 +186,7 @@ def _with_distance(one: Attending, logs: Array, used: Mask, seen: Mask) -> Itera
     rows = np.arange(one.n)
     distance = np.broadcast_to((rows[None, :] - rows[:, None]).astype(float), logs.shape)
     left = logs - one.scaled
-    slopes = np.array(
-        [_slope(distance[h : h + 1], left[h : h + 1], used[h : h + 1]) for h in range(one.heads)]
-    )
+    slopes = _Slopes(distance, left, used).over(1)
     if np.isfinite(slopes).all() and np.abs(slopes).max() > 1e-6:
         made = softmax(one.scaled + slopes[:, None, None] * distance, seen)
         words = (
@@ -233,22 +234,42 @@ def _other_axes(one: Attending) -> Iterator[Mixture]:
     )
 
 
+LOOKED_AT = 16
+"""So many rows are looked at first, those that are furthest off."""
+
 STEPS = ("queries and keys", "scores", "scaled scores", "probabilities")
 """What may be rounded on the way to the context."""
 
 
-def rounded_steps(one: Attending) -> Iterator[Mixture]:
-    """Any combination of steps in one format."""
+def rounded_steps(
+    one: Attending, theirs: Array, after: Callable[[Array], Array] = np.asarray
+) -> Iterator[Mixture]:
+    """Any combination of steps in one format, but those that a few rows rule out.
+
+    Args:
+        theirs: `[heads, rows, …]`; after: what it should be, from probabilities.
+    """
+    few = np.argsort(-np.abs(theirs - after(one.probs)).sum(axis=(0, 2)))[:LOOKED_AT]
+    # What these rows alone leave is at least as much as is allowed of all.
+    most = one.tolerance * float(np.linalg.norm(theirs)) / max(1 - one.tolerance, FINEST)
     for name, rounded in FORMATS.items():
         for n in range(1, len(STEPS) + 1):
             for steps in itertools.combinations(STEPS, n):
-
-                def kept(x: Array, step: str, steps: tuple[str, ...] = steps, r: Any = rounded) -> Array:
-                    return np.asarray(r(x)) if step in steps else x
-
-                q, k = kept(one.q, STEPS[0]), kept(one.k, STEPS[0])[one.reads]
-                scores = kept(q @ k.transpose(0, 2, 1), STEPS[1])
-                scaled = kept(scores * one.scale, STEPS[2])
-                made = kept(softmax(scaled, one.visible), STEPS[3])
+                left = theirs[:, few] - after(_rounded(one, few, steps, rounded))
+                if np.linalg.norm(left) > most:
+                    continue
+                made = _rounded(one, slice(None), steps, rounded)
                 words = f"attention's {listed(steps)} are rounded to {name}"
                 yield Mixture("attention.rounded", words, made, n, f"{name} where float32 is wanted")
+
+
+def _rounded(one: Attending, rows: Any, steps: tuple[str, ...], rounded: Any) -> Array:
+    """Some rows of the probabilities, `[heads, rows, keys]`, with these steps rounded."""
+
+    def kept(x: Array, step: str) -> Array:
+        return np.asarray(rounded(x)) if step in steps else x
+
+    q, k = kept(one.q[:, rows], STEPS[0]), kept(one.k, STEPS[0])[one.reads]
+    scores = kept(q @ k.transpose(0, 2, 1), STEPS[1])
+    scaled = kept(scores * one.scale, STEPS[2])
+    return kept(softmax(scaled, one.visible[rows]), STEPS[3])

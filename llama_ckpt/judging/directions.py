@@ -48,6 +48,10 @@ CLOSE = 1 / 8
 EQUAL = 1e-4
 """Of 1 less a squared cosine: rows that half precision hardly tells apart."""
 
+SAME = 1e-9
+"""Of 1 less a squared cosine: rows that float32 does not tell apart. Their numbers, of rows of norm 1, are
+within its root of one another."""
+
 PROJECTED = 32
 """Numbers that stand for a row where rows are compared: a cosine is known to 1/sqrt(32)."""
 
@@ -141,13 +145,17 @@ def columns_alike(o: Array, off: Array) -> NDArray[np.int64] | None:
     """
     some = slice(None, None, -(-len(o) // ROWS_LOOKED_AT))
     steps = CLOSE * np.sqrt(np.mean(np.square(off[some]), axis=1, keepdims=True))
-    cells = np.rint(np.divide(o[some], steps, where=steps > 0, out=np.zeros_like(o[some])))
+    cells = np.rint(o[some] / np.where(steps > 0, steps, np.inf))
     keys = _odd(len(cells)) @ cells.astype(np.int64)  # that wrap around
+    ordered = np.sort(keys)
+    if not np.any((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)):
+        return None
     groups, of, sizes = np.unique(keys, return_inverse=True, return_counts=True)
     sizes[groups == 0] = 1  # nothing there, as where no key is seen
     return None if (sizes == 1).all() else of
 
 
+@cache
 def _odd(n: int) -> NDArray[np.int64]:
     return np.random.default_rng(1).integers(1, 2**40, n) * 2 + 1
 
@@ -197,14 +205,33 @@ def rows_alike(short: Array, *, half: bool) -> Array:
     """
     if len(short) == 1:
         return np.ones(1)
-    squares = _squared_cosines(short)
     if not half:
-        return np.asarray(np.maximum((squares > 1 - 1e-9).sum(axis=1), 1.0))
+        return _equal_rows(_unit(short))
+    squares = _squared_cosines(short)
     by_chance = (len(short) - 1) / PROJECTED
     return np.asarray(np.maximum(squares.sum(axis=1) - by_chance, 1.0))
 
 
+def _equal_rows(unit: Array) -> Array:
+    """For each row how many are the same but for a factor, itself counted; of rows of norm 1.
+
+    Few have another whose first number is as near as an equal row's must be: only these are compared.
+    """
+    first = np.abs(unit[:, 0])
+    order = np.argsort(first)
+    near = np.diff(first[order]) < SAME**0.5
+    few = order[np.append(near, False) | np.insert(near, 0, False)]
+    counts = np.ones(len(unit))
+    squares = np.square(unit[few] @ unit[few].T)
+    counts[few] = np.maximum((squares > 1 - SAME).sum(axis=1), 1.0)
+    return counts
+
+
 def _squared_cosines(short: Array) -> Array:
+    unit = _unit(short)
+    return np.asarray(np.square(unit @ unit.T))
+
+
+def _unit(short: Array) -> Array:
     norms = np.linalg.norm(short, axis=1, keepdims=True)
-    short = short / np.where(norms > 0, norms, 1.0)
-    return np.asarray((short @ short.T) ** 2)
+    return np.asarray(short / np.where(norms > 0, norms, 1.0))

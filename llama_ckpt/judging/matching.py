@@ -39,7 +39,7 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: fl
     if predicted.dtype.kind in "iub":
         return float(np.mean(trial != predicted)) if trial.size else 0.0
     with np.errstate(invalid="ignore", over="ignore"):
-        residual, wanted = trial - predicted.astype(np.float64), predicted
+        residual, wanted = trial - predicted.astype(np.float64, copy=False), predicted
         if mask is not None:
             judged = np.broadcast_to(mask, predicted.shape)
             residual, wanted = np.where(judged, residual, 0.0), np.where(judged, predicted, 0.0)

@@ -91,7 +91,7 @@ class ContextPart:
         """What the sum over the keys leaves."""
         return sum_deviation(_terms(self.probs, self.v), self.keys, self.context, self.p)
 
-    @property
+    @cached_property
     def mode(self) -> Array | None:
         """What a row is off by together, where values came with such."""
         if self.s_v is None or self.s_v.mode is None:
@@ -99,7 +99,7 @@ class ContextPart:
         mode: Array = np.matmul(self.probs, self.s_v.mode)
         return mode
 
-    @property
+    @cached_property
     def deviation(self) -> Array:
         """Of each element."""
         squares = self.own**2 + _carried(self.s_probs, self.v) ** 2 + (self.shared * self.context) ** 2

@@ -37,6 +37,9 @@ Array: TypeAlias = NDArray[np.float64]
 CHUNKS = 8
 """In how many places a sum's partial sums are looked at."""
 
+TILE, LEAST_TILE = 1 << 16, 128
+"""So many sums are looked at together, which stay in a processor's cache; and so many of a row at least."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -69,9 +72,12 @@ PRECISIONS: Mapping[str, Precision] = {
 def sum_deviation(terms: tuple[Array, Array], n: Any, y: Array, p: Precision) -> Array:
     """Of a sum over n products, one number or one for each row, that comes to y, from `product_terms_of`."""
     norms, partial = terms
-    walk = p.u * np.sqrt(n)
-    squares = (walk**2 + p.half**2) * (norms**2 + partial**2) + (p.half * y) ** 2 + p.least**2
-    return np.asarray(np.sqrt(squares))
+    squares = np.asarray(np.square(norms) + np.square(partial), np.float64)
+    squares *= (p.u * np.sqrt(n)) ** 2 + p.half**2
+    if p.half:
+        squares += np.square(p.half * y)
+    squares += p.least**2
+    return np.asarray(np.sqrt(squares, out=squares))
 
 
 def product_terms_of(x: Array, w: Any) -> tuple[Array, Array]:
@@ -87,14 +93,26 @@ def product_terms_of(x: Array, w: Any) -> tuple[Array, Array]:
 
 def _terms(x: _Scaled, w: _Scaled) -> tuple[Array, Array]:
     (rows, scale), (matrix, unit) = x, w
+    norms, partial = np.empty((2, len(rows), len(matrix)))
+    tile = max(LEAST_TILE, TILE // max(1, len(rows)))
+    for start in range(0, len(matrix), tile):
+        some = slice(start, start + tile)
+        norms[:, some], partial[:, some] = _tile(rows, matrix[some])
+    scales = scale * unit.T
+    norms *= scales
+    partial *= scales
+    return norms, partial
+
+
+def _tile(rows: NDArray[np.float32], matrix: NDArray[np.float32]) -> tuple[Any, Any]:
+    """Of some outputs the norms and the rms of partial sums, float32."""
     norms = np.sqrt((rows * rows) @ (matrix * matrix).T)
     step = -(-rows.shape[1] // CHUNKS)
     running, squares = np.zeros_like(norms), np.zeros_like(norms)
     for start in range(0, rows.shape[1], step):
         running += rows[:, start : start + step] @ matrix[:, start : start + step].T
-        squares += running**2
-    scales = scale * unit.T
-    return norms * scales, np.sqrt(squares / CHUNKS) * scales
+        squares += np.square(running)
+    return norms, np.sqrt(squares / CHUNKS)
 
 
 _Scaled: TypeAlias = tuple[NDArray[np.float32], Array]

@@ -57,7 +57,7 @@ class Allowed:
             some: as in `Rows`.
         """
         deviation = _wide(spread.deviation, o, judged)
-        off = np.sqrt(np.einsum("ij,ij->i", deviation, deviation))
+        off = np.sqrt(np.vecdot(deviation, deviation))
         self._deviation += float(off @ off)
         self._directions.add(o, deviation, spread, norms=norms, some=some)
         mode = np.zeros(len(o))

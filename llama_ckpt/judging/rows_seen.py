@@ -85,12 +85,14 @@ class Seen:
         """Measure some rows, the next ones."""
         o, width = np.asarray(rows.o, np.float64), rows.width or rows.o.shape[1]
         residual = rows.x - o
-        counts = np.full(len(o), width)
-        if rows.judged is not None:
+        counts: Any = np.float64(width)
+        if rows.judged is None:
+            self.n += width * len(o)
+        else:
             np.copyto(residual, 0.0, where=~rows.judged)
-            o, counts = np.where(rows.judged, o, 0.0), rows.judged.sum(axis=1)
+            o, counts = np.where(rows.judged, o, 0.0), np.count_nonzero(rows.judged, axis=1)[:, None]
+            self.n += int(counts.sum())
         off = residual.sum()
-        self.n += int(counts.sum())
         self.size += width * len(o)
         # A sum is not finite where a term is not, and is made in any case.
         if math.isfinite(off) or not self._is_broken(rows):
@@ -100,12 +102,12 @@ class Seen:
             if self.floored is not None:
                 scale = self.floored[self.n_rows : self.n_rows + len(o)]
             self._more(residual=off, o2=norms @ norms, o4=np.vdot(square, square), cross=np.vdot(residual, o))
-            errors = np.sqrt(np.einsum("ij,ij->i", residual, residual))
+            errors = np.sqrt(np.vecdot(residual, residual))
             self._more(residual2=errors @ errors)
             np.abs(residual, out=residual)
             self._compare(rows, o, residual)
             against = np.abs(o, out=square)
-            against += (scale / np.sqrt(np.maximum(counts, 1)))[:, None]
+            against += scale[:, None] / np.sqrt(np.maximum(counts, 1))
             self._elements(rows, o, residual, against, norms, scale)
             self._keep(norms, scale, errors / scale)
             if rows.spread is not None and rows.spread.angles is not None:
@@ -157,22 +159,27 @@ class Seen:
     ) -> None:
         """The element that is furthest off for what it is allowed, how many are too far, and the tally."""
         with np.errstate(all="ignore"):
-            self.counts = self.counts + sampled(residual, against, rows.judged)
             if rows.spread is None:
-                allowed = np.multiply(against, self.table.element_err)
+                share, worth = np.divide(residual, against, out=residual), self.table.element_err
+                self.counts = self.counts + sampled(share, None, rows.judged)
             else:
+                self.counts = self.counts + sampled(residual, against, rows.judged)
                 self.allowed = self.allowed or Allowed(self.table)
                 allowed = self.allowed.add(o, rows.spread, rows.judged, norms, scale, rows.some)
-            ratio = residual / allowed
-            most = float(np.fmax.reduce(ratio, axis=None))  # nothing of what is allowed nothing is NaN
-            if most > self.worst[0]:
-                at = divmod(int(np.nanargmax(ratio)), ratio.shape[1])
-                self.worst = most, float(residual[at] / against[at]), float(allowed[at] / against[at])
-            if most <= 1:
+                share, worth = residual / allowed, 1.0
+            top = float(np.fmax.reduce(share, axis=None))  # nothing of what is allowed nothing is NaN
+            if top / worth > self.worst[0]:
+                at = divmod(int(np.argmax(share == top)), share.shape[1])
+                if rows.spread is None:
+                    self.worst = top / worth, top, worth
+                else:
+                    self.worst = top, float(residual[at] / against[at]), float(allowed[at] / against[at])
+            if top <= worth:
                 return
-            share = allowed / against
-        self.n_differ += int((ratio > 1).sum())
-        self.element_allowed = max(float(share[residual > 0].max()), self.element_allowed)
+            self.n_differ += int(np.count_nonzero(share > worth))
+            if rows.spread is not None:
+                most = float((allowed / against)[residual > 0].max())
+                self.element_allowed = max(most, self.element_allowed)
 
     # -- what it comes to ----------------------------------------------------------------------------
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +22,7 @@ Mask: TypeAlias = NDArray[np.bool_]
 EDGES = tuple(range(-11, 3))
 """Powers of ten between which the errors of elements are counted; the first bin takes all below too."""
 
-SAMPLE = 1 << 14
+SAMPLE = 1 << 13
 """About so many elements are counted where there are more, each for all that it stands for."""
 
 
@@ -42,30 +41,29 @@ def row_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> NDArray[
     return errors
 
 
-@cache
-def _bin_of() -> NDArray[np.uint8]:
-    """In which bin an error is counted, by the upper half of its float32: within 1% of a bin's edge."""
-    with np.errstate(all="ignore"):
-        errors = (np.arange(1 << 16, dtype=np.uint32) << 16).view(np.float32).astype(np.float64)
-        exponents = np.log10(errors)  # -inf where equal, NaN where not finite
-    kept = np.clip(np.where(np.isnan(exponents), EDGES[-1], exponents), EDGES[0], EDGES[-1])
-    bins: NDArray[np.uint8] = np.minimum(np.floor(kept) - EDGES[0], len(EDGES) - 2).astype(np.uint8)
-    return bins
+BOUNDS = tuple(np.float32(10.0) ** np.arange(EDGES[1], EDGES[-1], dtype=np.float32))
+"""Where one bin ends and the next begins, float32."""
 
 
 def histogram(errors: NDArray[np.float64], judged: Mask | None = None) -> NDArray[np.int64]:
     """How many errors of elements there are between each two EDGES, where they are judged."""
     kept = errors if judged is None else errors[judged]
-    upper = kept.astype(np.float32).ravel().view(np.uint32) >> 16
-    return np.bincount(_bin_of()[upper], minlength=len(EDGES) - 1)
+    small = kept.astype(np.float32).ravel()
+    # What is no number is less than nothing, and counts among the largest.
+    below = [int(np.count_nonzero(small < bound)) for bound in BOUNDS]
+    ends = np.asarray([0, *below, small.size], np.int64)
+    counts: NDArray[np.int64] = ends[1:] - ends[:-1]
+    return counts
 
 
 def sampled(
-    residual: NDArray[np.float64], against: NDArray[np.float64], judged: Mask | None
+    residual: NDArray[np.float64], against: NDArray[np.float64] | None, judged: Mask | None
 ) -> NDArray[np.int64]:
-    """The histogram of residual / against; of many elements from every so many."""
+    """The histogram of residual / against, 1 where that is None; of many elements from every so many."""
     step = max(1, residual.size // SAMPLE)
-    errors = residual.ravel()[::step] / against.ravel()[::step]
+    errors = residual.ravel()[::step]
+    if against is not None:
+        errors = errors / against.ravel()[::step]
     return step * histogram(errors, None if judged is None else judged.ravel()[::step])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -35,11 +36,13 @@ def kinds(report: Comparison) -> list[str]:
 
 
 def test_llama_cpps_own_dump_passes(tmp_path: Path) -> None:
+    used = time.process_time()  # not the clock on the wall: other programs may run as well
     report = compare_dump(F32 / "hello.safetensors")
+    assert time.process_time() - used < 10
     assert (report.verdict, report.exit_code, report.compared, report.of) == ("pass", 0, ALL, ALL)
     assert not report.findings and not report.next and report.first_wrong is None
     assert report.reference is not None and report.reference["dump"] == "hello"
-    assert report.seconds < 10
+    assert report.seconds > 0
 
 
 @pytest.mark.parametrize("tokens", [HELLO, EIGHT], ids=["two tokens", "eight tokens"])

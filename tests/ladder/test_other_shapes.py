@@ -13,6 +13,7 @@ import pytest
 
 from llama_ckpt.ladder.climb import validate
 from llama_ckpt.ladder.discovery import discover
+from llama_ckpt.making.derive import derive
 from llama_ckpt.making.seeded_model import make_seeded
 from tests.gguf_files import T, write_llama
 
@@ -61,5 +62,16 @@ def test_the_ladder_passes(name: str, tmp_path: Path) -> None:
 def test_the_ladder_passes_on_types_that_no_quantizer_here_writes(type: T, tmp_path: Path) -> None:
     shape: dict[str, Any] = {"width": 256, "ffn": 512, "n_layers": 2, "vocab": 320}
     report = validate(model=write_llama(tmp_path / "model.gguf", type=type, **shape), device="cpu")
+    assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
+    assert report.exit_code == 0 and report.compared
+
+
+@pytest.mark.parametrize("type", ["Q2_K", "Q4_K_M", "Q5_K_M"])
+def test_the_ladder_passes_where_weights_have_a_mean(type: str, tmp_path: Path) -> None:
+    """What all elements of a row are off by together no other evens out: sums with a mean are further off."""
+    shape: dict[str, Any] = {"width": 256, "ffn": 512, "n_layers": 2, "vocab": 320}
+    write_llama(tmp_path / "f32.gguf", mean=0.3, **shape)
+    derive(tmp_path / "f32.gguf", type, tmp_path / "model.gguf")
+    report = validate(model=tmp_path / "model.gguf", device="cpu")
     assert {c.id: c.reason for c in report.checkpoints if c.verdict != "pass"} == {}
     assert report.exit_code == 0 and report.compared
