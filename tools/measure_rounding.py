@@ -170,6 +170,8 @@ drawn from {programs} ways to sum, to round and to build angles, and judged as `
 
 The measures are those of [metrics](metrics.md); *turn* is RoPE's angles. In half precision a limit is nearer
 to what happens than in float32, where many orders of summation are right.
+
+What small changes these limits still catch is told in [sensitivity](sensitivity.md).
 """
 
 

@@ -126,7 +126,9 @@ class Attention:
             return self._stacked(score_deviation(q, k, self._grouped(scores), self._p, s_q, s_k))
 
         # Only half precision rounds the scores themselves: else it is one for the oracle's and for theirs.
-        return make() if self._p.half else np.asarray(self._once("scores' deviation", part, make))
+        if self._p.half:
+            return make()
+        return np.asarray(self._once("scores' deviation", part, lambda: np.asarray(make(), np.float32)))
 
     def scores_spread(self, part: Part) -> tuple[Array, Spread]:
         """Scores as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
