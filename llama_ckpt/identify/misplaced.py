@@ -159,7 +159,7 @@ def _chosen(solved: Array) -> Array | None:
     sure[np.arange(len(solved)), order] = 1.0
     if not np.isfinite(solved).all() or np.abs(solved - sure).max() > SURE:
         return None
-    return order
+    return np.asarray(order)
 
 
 def _in_blocks(integers: Array, order: Array) -> Array:

@@ -17,7 +17,7 @@ from llama_ckpt.identify.turns import Layout, layouts
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.matching import passes
 
-__all__ = ["formula_guesses"]
+__all__ = ["FORMULAS", "formula_guesses"]
 
 Array: TypeAlias = NDArray[Any]
 Formula: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array]]

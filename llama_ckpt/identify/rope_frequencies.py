@@ -91,8 +91,8 @@ def said_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
         if is_plain(own):
             yield from _of_a_theta(found, own)
         elif getattr(config, "rope_theta", 0):
-            plain = frequencies_of(float(config.rope_theta), len(own))
-            for one in _of_a_theta(found, plain):
+            unscaled = frequencies_of(float(config.rope_theta), len(own))
+            for one in _of_a_theta(found, unscaled):
                 yield replace(one, words=f"{one.words}, and the file's scaling is missing", free=one.free + 1)
         yield from scalings_of(found, own, config)
         yield from _in_other_order(found, own)

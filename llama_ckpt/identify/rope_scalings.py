@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from llama_ckpt.identify.rope_numbers import is_plain, llama3_scaled, same_number, theta_of
 from llama_ckpt.identify.turns import Others
 from llama_ckpt.listing import listed
-from llama_ckpt.weights.rope_factors import Llama3Scaling, llama3_scaling_of
 
 __all__ = ["Frequencies", "Measured", "of_this_file", "scalings_of", "yarn_scaled"]
 
@@ -37,6 +36,9 @@ YARN_TURNS = ((1.0, 32.0), (1.0, 64.0), (2.0, 32.0), (1.0, 16.0), (4.0, 32.0), (
 
 NEAR = 1e-2
 """Radians by which an angle may be off for a scaling to be looked at."""
+
+ROUNDED = 1e-5
+"""Radians that rounding in float32 may leave of an angle of a long prompt."""
 
 MOST = 6
 """So many are said at most."""
@@ -133,16 +135,21 @@ def scalings_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencie
     plain = _plain(own, config)
     if plain is None or len(found.at) != len(own):
         return
-    n = 0
-    for one in (*_llama3(found, plain, config), *_yarn(found, plain, config)):
-        yield one
-        n += 1
-        if n == MOST:
-            return
+    near = [*_llama3(found, plain, config), *_yarn(found, plain, config)]
+    misfits = [_misfit(one.at, found) for one in near]
+    # Of those that come near only what fits about as well as the best: few positions tell few numbers.
+    most = max(3 * min(misfits, default=0.0), ROUNDED)
+    kept = [one for one, misfit in zip(near, misfits, strict=True) if misfit <= most]
+    yield from sorted(kept, key=lambda one: one.free)[:MOST]
+
+
+def _misfit(at: Array, found: Measured) -> float:
+    """The largest angle, in radians, by which frequencies are off."""
+    return float((np.abs(at - found.at) / found.sure).max())
 
 
 def _near(at: Array, found: Measured) -> bool:
-    return bool((np.abs(at - found.at) <= NEAR * found.sure).all())
+    return _misfit(at, found) <= NEAR
 
 
 def _factors(found: Measured, plain: Array) -> Iterable[float]:
@@ -161,7 +168,7 @@ def _contexts(config: Any) -> Iterable[float]:
 
 
 def _llama3(found: Measured, plain: Array, config: Any) -> Iterator[Frequencies]:
-    own = _llama3_of(config)
+    own = _llama3_of(config, plain)
     right = LLAMA3_TURNS[0]
     for (low, high), factor, context in product(LLAMA3_TURNS, _factors(found, plain), _contexts(config)):
         numbers = _Numbers(factor, context, low, high)
@@ -177,12 +184,15 @@ def _llama3(found: Measured, plain: Array, config: Any) -> Iterator[Frequencies]
                 yield _scaled(words, hard, numbers, 3)
 
 
-def _llama3_of(config: Any) -> _Numbers | None:
-    factors = getattr(config, "rope_factors", ())
-    if not len(factors):
-        return None
-    known: Llama3Scaling | None = llama3_scaling_of(tuple(factors), config.head_dim, config.rope_theta)
-    return None if known is None else _Numbers(known.factor, known.original_context, known.low, known.high)
+def _llama3_of(config: Any, plain: Array) -> _Numbers | None:
+    """The numbers of the file's own divisors, where they are those of Llama 3.1 or 3.2."""
+    factors = np.asarray(getattr(config, "rope_factors", ()), np.float64)
+    low, high = LLAMA3_TURNS[0]
+    for factor in (8.0, 32.0):
+        at = llama3_scaled(plain, factor, low=low, high=high)
+        if len(factors) == len(plain) and np.allclose(plain / at, factors, rtol=1e-5, atol=0):
+            return _Numbers(factor, 8192.0, low, high)
+    return None
 
 
 def _yarn(found: Measured, plain: Array, config: Any) -> Iterator[Frequencies]:
