@@ -59,7 +59,9 @@ def _rules(seen: Mask, visible: Mask) -> Iterator[KeySet]:
         "the mask not given, or is_causal forgotten",
     )
     last = np.max(np.where(seen, key - row, -n), axis=1)  # the latest key that is seen, from its own row
-    yield from _shifted(int(np.median(last)), row, key, visible)
+    # Late rows see all there is: how far a row looks ahead is told by those that could look further.
+    free = last + row[:, 0] < n - 1
+    yield from _shifted(int(np.median(last[free]) if free.any() else last.max()), row, key, visible)
     yield from _windows(seen, row, key, visible)
     yield from _aligned(seen, row, key, visible)
     yield from _begun_anew(seen, visible)
