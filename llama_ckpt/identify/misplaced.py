@@ -133,15 +133,6 @@ def _order(alike: Sequence[tuple[Product, BlockParts]], held: Held) -> Array | N
     columns, targets = [], []
     for product, parts in alike:
         few = np.unique(np.linspace(0, len(parts.integers) - 1, max(wanted, 1)).astype(np.int64))
-<<<<<<< HEAD
-        moved, still = held(parts)
-        scale = np.repeat(parts.scale, parts.group, axis=1)
-        rest = scale[few] * still[few]
-        if parts.minimum is not None:
-            rest += np.repeat(parts.minimum[few], parts.group, axis=1)
-        a = product.a.reshape(len(product.a), -1, BLOCK)
-        for r in few:
-=======
         some_rows = _of_rows(parts, few)
         moved, still = held(some_rows)
         scale = np.repeat(some_rows.scale, parts.group, axis=1)
@@ -150,7 +141,6 @@ def _order(alike: Sequence[tuple[Product, BlockParts]], held: Held) -> Array | N
             rest += np.repeat(some_rows.minimum, parts.group, axis=1)
         a = product.a.reshape(len(product.a), -1, BLOCK)
         for r in range(len(few)):
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
             blocks = scale[r].reshape(-1, BLOCK)[:, :, None] * moved[r].reshape(-1, 1, BLOCK)
             columns.append(np.einsum("tbi,bij->tij", a, blocks).reshape(len(a), -1))
         targets.append((product.x[:, few] - product.a @ rest.T).T.ravel())
@@ -163,15 +153,12 @@ def _order(alike: Sequence[tuple[Product, BlockParts]], held: Held) -> Array | N
     return _chosen(solved.reshape(BLOCK, BLOCK))
 
 
-<<<<<<< HEAD
-=======
 def _of_rows(parts: BlockParts, rows: Array) -> BlockParts:
     """Some rows of a matrix: the whole of a large one would take gigabytes."""
     minimum = None if parts.minimum is None else parts.minimum[rows]
     return replace(parts, integers=parts.integers[rows], scale=parts.scale[rows], minimum=minimum)
 
 
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
 def _chosen(solved: Array) -> Array | None:
     """For each row the one place whose share is 1 where the others' are 0; None where there is none."""
     order = solved.argmax(axis=1)

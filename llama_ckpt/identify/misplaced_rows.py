@@ -46,28 +46,6 @@ class OtherRows:
 
 def other_rows_of(product: Product, parts: BlockParts) -> OtherRows | None:
     """Scales, minima or both of other rows that give what came out; None where none do."""
-<<<<<<< HEAD
-    if len(parts.integers) > MOST_ROWS:
-        return None
-    rows = np.unique(np.linspace(0, len(product.a) - 1, TOKENS).astype(np.int64))
-    a, x = product.a[rows], product.x[rows]
-    levels, minimum = parts.meaning[parts.integers], parts.minimum
-    sums: Array | None = None
-
-    def scaled(r: int) -> Array:
-        """What output r would be with the scales of each row, `[of, t]`."""
-        grouped = (a * levels[r]).reshape(len(a), -1, parts.group).sum(-1)
-        return np.asarray(parts.scale @ grouped.T)
-
-    if minimum is not None:
-        sums = minimum @ a.reshape(len(a), -1, parts.group).sum(-1).T  # [of, t]
-        right = (a @ (np.repeat(parts.scale, parts.group, axis=1) * levels).T).T
-        of_minima = sums
-        taken = _looked_up(product, rows, x.T - right, lambda r: of_minima)
-        if taken is not None:
-            return _found("minimum", "minima", taken, replace(parts, minimum=minimum[taken]))
-    taken = _looked_up(product, rows, x.T - (0.0 if sums is None else sums), scaled)
-=======
     if len(parts.integers) > MOST_ROWS or len(product.a) < 2:  # one token fits any row nearly
         return None
     rows = np.unique(np.linspace(0, len(product.a) - 1, TOKENS).astype(np.int64))
@@ -93,17 +71,12 @@ def other_rows_of(product: Product, parts: BlockParts) -> OtherRows | None:
         if taken is not None:
             return _found("minimum", "minima", taken, replace(parts, minimum=minimum[taken]))
     taken = _looked_up(product, rows, lambda r: x[:, r] - (0.0 if sums is None else sums[r]), scaled)
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
     if taken is not None:
         return _found("scale", "scales", taken, replace(parts, scale=parts.scale[taken]))
     if sums is None or minimum is None:
         return None
     both = sums
-<<<<<<< HEAD
-    taken = _looked_up(product, rows, x.T, lambda r: scaled(r) + both)
-=======
     taken = _looked_up(product, rows, lambda r: x[:, r], lambda r: scaled(r) + both)
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
     if taken is None:
         return None
     return _found(
@@ -115,26 +88,11 @@ def other_rows_of(product: Product, parts: BlockParts) -> OtherRows | None:
 
 
 def _looked_up(
-<<<<<<< HEAD
-    product: Product, rows: Array, target: Array, made: Callable[[int], Array]
-=======
     product: Product, rows: Array, target: Callable[[int], Array], made: Callable[[int], Array]
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
 ) -> NDArray[np.int64] | None:
     """For each output the row whose numbers give it, `[out]`; None where some output has none.
 
     Args:
-<<<<<<< HEAD
-        target: `[out, t]`. made: of an output, what each row would give, `[of, t]`.
-    """
-    element = product.noise / np.sqrt(product.x.size)
-    allowed = 8 * float(np.sqrt(len(rows))) * max(element, 1e-12)
-    taken = np.arange(len(target))
-    few = taken[:: max(1, len(taken) // TELLING)].copy()
-    for chosen in (few, np.setdiff1d(taken, few)):
-        for r in chosen:
-            far = np.linalg.norm(made(int(r)) - target[r], axis=1)
-=======
         target: of an output, what is looked up, `[t]`. made: what each row would give there, `[of, t]`.
     """
     element = product.noise / np.sqrt(product.x.size)
@@ -144,7 +102,6 @@ def _looked_up(
     for chosen in (few, np.setdiff1d(taken, few)):
         for r in chosen:
             far = np.linalg.norm(made(int(r)) - target(int(r)), axis=1)
->>>>>>> 7e0f54bb2c0506242f7cfb2b823a9c2d205a0ce6
             if far[r] <= allowed:
                 continue
             taken[r] = int(far.argmin())
