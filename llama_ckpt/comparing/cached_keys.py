@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import TypeAlias
 
 from llama_ckpt.dumps.sequences import SequenceDump
-from llama_ckpt.listing import listed
 
 __all__ = ["ZERO", "CallKeys", "Guessed", "guesses"]
 
@@ -111,6 +110,16 @@ def _same(keys: Callable[[int], Keys]) -> Seen:
     return lambda place: (keys(place), keys(place))
 
 
+def _after(at: CallKeys, earlier: Keys, values: Keys | None = None) -> Seen:
+    """Rows that see these keys (and are given these values) and those of their call up to themselves."""
+
+    def seen(place: int) -> tuple[Keys, Keys]:
+        own = at.own[: place + 1]
+        return earlier + own, (earlier if values is None else values) + own
+
+    return seen
+
+
 def guesses(at: CallKeys) -> Iterator[Guessed]:
     """The guesses, the likeliest first."""
     yield from _copies(at)
@@ -175,7 +184,7 @@ def _removed(at: CallKeys) -> Iterator[Guessed]:
     yield Guessed(words, hint, _same(lambda i: at.before + at.not_later(gone, i) + at.own[: i + 1]), True)
     for kept in range(1, len(now)):
         words = f"{len(now) - kept} tokens were removed from the cache in place of {len(now)}"
-        yield Guessed(words, hint, _same(lambda i, k=kept: at.before + now[:k] + at.own[: i + 1]), True)
+        yield Guessed(words, hint, _after(at, at.before + now[:kept]), True)
     words = "the keys that were removed are read in place of the new ones: these are not written over them"
     stale = (now or gone) + at.own[len(now or gone) :]
     yield Guessed(
@@ -184,13 +193,16 @@ def _removed(at: CallKeys) -> Iterator[Guessed]:
         _same(lambda i: at.before + stale[: i + 1]),
         True,
     )
-    last = at.own
-    for which, seen in (
-        ("keys", lambda i: (at.before + stale[: i + 1], at.before + last[: i + 1])),
-        ("values", lambda i: (at.before + last[: i + 1], at.before + stale[: i + 1])),
-    ):
-        words = f"the {which} that were removed are read in place of the new ones, the others are new"
-        yield Guessed(words, f"roll back {which} too", seen, True)
+    words = "the {} that were removed are read in place of the new ones, the others are new"
+
+    def stale_keys(place: int) -> tuple[Keys, Keys]:
+        return at.before + stale[: place + 1], at.right(place)
+
+    def stale_values(place: int) -> tuple[Keys, Keys]:
+        return at.right(place), at.before + stale[: place + 1]
+
+    yield Guessed(words.format("keys"), "roll back keys too", stale_keys, True)
+    yield Guessed(words.format("values"), "roll back values too", stale_values, True)
 
 
 def _batches(at: CallKeys) -> Iterator[Guessed]:
@@ -215,7 +227,7 @@ def _batches(at: CallKeys) -> Iterator[Guessed]:
         yield Guessed(f"{words} up to their own position", hint, _same(at_or_before), True)
     for number, rows in at.others():
         words = f"rows read the cache of sequence {number} in place of their own"
-        yield Guessed(words, hint, _same(lambda i, rows=rows: rows + at.own[: i + 1]), True)
+        yield Guessed(words, hint, _after(at, rows), True)
 
 
 def _copies(at: CallKeys) -> Iterator[Guessed]:
@@ -228,30 +240,23 @@ def _copies(at: CallKeys) -> Iterator[Guessed]:
         words = f"{n - short} tokens of the prefix were copied in place of {n}"
         if short == n:
             words = "the prefix was not copied: no key of it is seen"
-        yield Guessed(
-            words,
-            "copy the whole prefix",
-            _same(lambda i, s=short: copied[: n - s] + later + at.own[: i + 1]),
-        )
-        words = f"the prefix is copied without its first {listed([short])} tokens"
+        yield Guessed(words, "copy the whole prefix", _after(at, copied[: n - short] + later))
         if short < n:
-            yield Guessed(
-                words, "copy the whole prefix", _same(lambda i, s=short: copied[s:] + later + at.own[: i + 1])
-            )
-    zeros = [ZERO] * n
-    rest = lambda i: later + at.own[: i + 1]  # noqa: E731
-    for which, seen in (
-        ("keys and values", lambda i: (zeros + rest(i), zeros + rest(i))),
-        ("keys", lambda i: (zeros + rest(i), copied + rest(i))),
-        ("values", lambda i: (copied + rest(i), zeros + rest(i))),
+            words = f"the prefix is copied without its first tokens: {short}"
+            yield Guessed(words, "copy the whole prefix", _after(at, copied[short:] + later))
+    zeros, whole = [ZERO] * n + later, copied + later
+    for which, keys, values in (
+        ("keys and values", zeros, zeros),
+        ("keys", zeros, whole),
+        ("values", whole, zeros),
     ):
         words = f"the prefix's {which} were not copied: they are zeros"
-        yield Guessed(words, "copy keys and values", seen)
+        yield Guessed(words, "copy keys and values", _after(at, keys, values))
     for number, rows in at.others():
         if len(rows) >= n and rows[:n] != copied:
             words = f"the prefix was copied from sequence {number}"
-            yield Guessed(words, "copy from the right one", _same(lambda i, r=rows: r[:n] + rest(i)), True)
+            yield Guessed(words, "copy from the right one", _after(at, rows[:n] + later), True)
         source = at.part.table.sequences[copied[0]]
         if number == source and len(rows) > n:
             words = f"all {len(rows)} tokens of sequence {number} were copied in place of {n}"
-            yield Guessed(words, "copy the prefix only", _same(lambda i, r=rows: r + rest(i)), True)
+            yield Guessed(words, "copy the prefix only", _after(at, rows + later), True)
