@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -13,7 +15,9 @@ from llama_ckpt.arithmetic.profiles import read_arithmetic
 from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
+from llama_ckpt.comparing.two_dumps import compare_two
 from llama_ckpt.errors import OptionError
+from llama_ckpt.gguf.whole_files import write_whole
 from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
 
@@ -28,6 +32,10 @@ EXAMPLE = (
 def command(
     theirs: Annotated[
         Path | None, typer.Argument(metavar="DUMP", help="A safetensors file of your tensors.")
+    ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Argument(metavar="OTHER", help="Another one of the same program: where they first differ."),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="DIR", help="llama.cpp's dumps, from llama-ckpt capture.")
@@ -72,10 +80,15 @@ def command(
     The first wrong point, whether the error is made there or inherited, who is off, and the bug that it
     looks like. Without --reference and --model: a dump of the embedded model.
 
+    With OTHER, a second dump of one program, it says where the two first differ.
+
     Exit code 0 when all is right, 1 when not, 2 for bad input, 3 where all that differs is arithmetic that
     was not declared.
     """
     files = ReportFiles(json_file, junit_file, html_file, markdown_file)
+    if other is not None:
+        pages = any(one is not None for one in (junit_file, html_file, markdown_file))
+        _two(theirs, other, names, files, pages=pages, model=model)
     ranks = ranks_of(rank)
     with ProgressBar() as bar:
         report = compare(
@@ -96,6 +109,32 @@ def command(
         console.print(Text.assemble(*line))
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)
+
+
+def _two(
+    first: Path | None,
+    second: Path,
+    names: Path | None,
+    files: ReportFiles,
+    *,
+    pages: bool,
+    model: Path | None,
+) -> NoReturn:
+    """Two dumps of one program: where they first differ, and nothing of who is right."""
+    if first is None or pages or model is not None:
+        got = "a page or a model" if pages or model is not None else "one"
+        wanted = "the two alone, with --map and --json at most"
+        raise OptionError("two dumps", got=got, wanted=wanted, hint="compare each by itself for the rest")
+    found = compare_two(first, second, names)
+    console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
+    for line in found.lines():
+        console.print(Text(line))
+    text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
+    if files.to_stdout:
+        sys.stdout.write(text)
+    elif files.json is not None:
+        write_whole(files.json, text)
+    raise typer.Exit(found.exit_code)
 
 
 def ranks_of(given: list[str] | None) -> dict[int, Path] | None:
