@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from llama_ckpt.dumps.names_map import DumpMap, read_map
-from llama_ckpt.dumps.theirs import TheirDump, in_order, open_their_dump
+from llama_ckpt.dumps.stored_points import in_order
+from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.errors import DumpError
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.metrics import relative_error

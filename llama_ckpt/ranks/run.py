@@ -30,7 +30,7 @@ from reference_dumps import dump_folder, embedded_model
 
 __all__ = ["Run", "open_run"]
 
-SAID = ("token_ids", "positions", "sequences", "padding")
+SAID = ("token_ids", "positions", "sequences", "padding", "calls", "slots", "copies")
 """What all ranks of a run have to agree on."""
 
 UNITS = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
