@@ -11,6 +11,16 @@ equation 1; Ainslie et al. 2023 (arXiv 2305.13245); llama.cpp, `build_attn_mha` 
 Stands on `scaled_dot_product_attention`: never writes the scores to memory, knows grouped heads. With a
 `tap` the same is done step by step in float32, so that scores and probabilities can be seen.
 
+The cache of a layer holds `k` and `v` `[n_sequences, capacity, n_kv_heads, head_dim]`, k after RoPE,
+`positions` `[n_sequences, capacity]`, -1 where a slot is free, and `slots` `[n]`, the places of this call's
+tokens counted over all sequences, reserved already. `cache.update(k, v)` writes there and returns all slots;
+`cache.visible(positions, sequence_ids)` says which of them each token may look at: those that hold a token
+of its own sequence at a position not later. A layer written for numpy is handed the same as arrays.
+
+A layer that brings its own cache keeps it in `cache.own`: None at first, one for each layer of the model and
+for all its sequences, there again in the next call. What it keeps of a call are keys, values, positions
+and sequences; a call without a cache remembers nothing and leaves nothing.
+
 What goes wrong here: see `CHECKPOINT.mistakes`.
 """
 

@@ -39,6 +39,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME|FILE|JSON", help="Plant bugs in a program that rounds so; repeatable."),
     ] = None,
+    runs: Annotated[
+        bool, typer.Option("--runs", help="Faults of caches, sequences, odd sizes and ranks instead.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the report as JSON; - prints it.")
     ] = None,
@@ -56,10 +59,15 @@ def command(
     With --arithmetic the catalogue planted in programs that round on purpose, each compared as it
     declares: what was caught, at the right point, and how it was named (see docs/arithmetic.md).
 
+    With --runs what one prompt in one call on one rank does not show: wrong layers in the situations
+    that `validate` tries, and programs on several ranks, wrong and right.
+
     Exit code 0 when every bug is killed by the checkpoint that it names, 95% are named first and
     there is no false alarm; of the corpus when 98% are caught and 90% named; behind
     an arithmetic when 98% are caught and 95% named; else 1.
     """
+    if runs:
+        _run_runs(json_file)
     if real:
         _run_corpus(bugs or (), json_file)
     if arithmetic:
@@ -117,6 +125,17 @@ def _run_planted(arithmetic: Sequence[str], names: Sequence[str], json_file: Pat
     with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_planted") as folder:
         report = run_planted(programs, Path(folder), bugs=chosen, progress=bar)
     _show(planted_lines(report), report.to_json(), json_file)
+    raise typer.Exit(report.exit_code)
+
+
+def _run_runs(json_file: Path | None) -> NoReturn:
+    """`--runs`: all of them."""
+    from llama_ckpt.mutants.runs.report import run_runs
+
+    _touch(json_file)
+    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_runs") as folder:
+        report = run_runs(Path(folder), progress=bar)
+    _show(report.lines(), report.to_json(), json_file)
     raise typer.Exit(report.exit_code)
 
 

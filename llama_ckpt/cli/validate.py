@@ -51,6 +51,9 @@ def command(
     oracle_only: Annotated[
         bool, typer.Option("--oracle-only", help="Judge by the float64 oracle, without llama.cpp.")
     ] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="Many more sizes, caches and sequences beside the prompts.")
+    ] = False,
     impl: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Your own layer in the place of one checkpoint's."),
@@ -88,6 +91,7 @@ def command(
         "oracle_only": oracle_only,
         "engine": engine,
         "precision": precision,
+        "thorough": thorough,
     }
     layer: dict[str, Any] = {} if impl is None else {"implementation": impl, "arrays": arrays}
     if arithmetic is not None:

@@ -8,6 +8,7 @@ report.exit_code                          # 0 all pass, 1 one fails
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
+from llama_ckpt.ladder.situation_trial import OF_CALLS, SituationTrial, not_tried, situation_trials
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.ladder.subjects import Selection, select
 from llama_ckpt.ladder.trial import Trial
@@ -44,6 +46,7 @@ def validate(
     device: str = "auto",
     dtype: str = "float32",
     implementation: str | Callable[..., Any] | None = None,
+    checkpoint: str | None = None,
     arrays: str = "auto",
     arithmetic: object = None,
     engine: str = "layers",
@@ -51,6 +54,7 @@ def validate(
     stop_on_failure: bool = False,
     oracle_only: bool = False,
     maps: bool = False,
+    thorough: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
     on_checkpoint: Callable[[CheckpointResult], None] | None = None,
 ) -> LadderReport:
@@ -62,13 +66,16 @@ def validate(
         dumps: a folder of reference dumps; None captures a given model's first.
         device: "auto", "cpu" or "cuda". dtype: "float32", "float16" or "bfloat16".
         implementation: somebody's layer function in the place of one checkpoint's, or "module:function";
-            without `ids` the checkpoint is the one whose function has the same name.
+            without `ids` the checkpoint is the one whose function has the same name. "3=module:function" is
+            checkpoint 3's whatever `ids` are: it stands in its place while those are climbed.
+        checkpoint: the same for a function: whose place it takes.
         arrays: what it is called with: "torch", "numpy", or "auto".
         arithmetic: what it rounds on purpose: an `Arithmetic`, a profile's name, or lines as JSON has them;
             without an implementation, what the recorded llama.cpp rounds, where its recording does not tell.
         engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
         precision: of the engine, "fast" or "high".
         stop_on_failure: skip what comes after the first failing checkpoint. oracle_only: no llama.cpp.
+        thorough: every layer in many more situations: rows up to 300, three odd shapes, caches, sequences.
         maps: keep histograms and errors by token for a page.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
@@ -78,8 +85,12 @@ def validate(
     """
     ids = [ids] if isinstance(ids, str) else ids
     declared = None if arithmetic is None else arithmetic_of(arithmetic)
-    own = None if implementation is None else implemented(implementation, ids, arrays, declared)
-    ladder = _rungs(ids if own is None else [own.checkpoint.id])
+    named = re.fullmatch(r"(\w{1,3})=(.+)", implementation) if isinstance(implementation, str) else None
+    if named is not None:
+        checkpoint, implementation = named[1], named[2]
+    asked = ids if checkpoint is None else [checkpoint]
+    own = None if implementation is None else implemented(implementation, asked, arrays, declared)
+    ladder = _rungs(ids if own is None or (checkpoint and ids) else [own.checkpoint.id])
     picked = str(pick_device(device))
     pick_dtype(dtype)
     check_engine(engine, precision, own, device=picked, dtype=dtype)
@@ -91,15 +102,33 @@ def validate(
             selection = replace(selection, subjects=rounding_as(selection.subjects, declared))
         observer = Observer(keep_tally=maps, costs=costs_of(own))
         report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
-        trials = open_trials(selection, progress, own, observer, report.engine)
+        trials, refusals = open_trials(selection, progress, own, observer, report.engine), list[str]()
         if own is not None:
             layers = (one for one in trials if isinstance(one, Trial))
             inner = not own.takes_tap and any(one.shows_inner_points(own.checkpoint) for one in layers)
             report.notes += own.notes(inner_points=inner)
+        if report.engine is None and declared is None:  # the situations' oracle rounds nothing
+            configs = [subject.model.config for subject in selection.subjects]
+            otherwise = situation_trials(
+                own,
+                pick_dtype(dtype),
+                picked,
+                thorough=thorough,
+                observer=observer,
+                grouped=any(one.n_heads != one.n_kv_heads for one in configs),
+                context=min(one.context_length for one in configs),
+            )
+            trials += otherwise
+            report.notes += _not_tried(own, otherwise)
+            refusals = otherwise[0].refusals if otherwise else []
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
             report.checkpoints.append(result)
             if on_checkpoint:
                 on_checkpoint(result)
+    if refusals:
+        report.notes.append(
+            f"it refuses sizes that it is not written for, and is not tried there: {refusals[0]}"
+        )
     report.maps = observer.tally.to_json() if maps else None
     if observer.costs is not None:
         report.arithmetic = observer.costs
@@ -126,6 +155,15 @@ def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
     return [checkpoint for checkpoint in discover() if checkpoint.id in wanted]
 
 
+def _not_tried(own: Implementation | None, trials: Sequence[SituationTrial]) -> list[str]:
+    """What somebody's layer cannot be asked."""
+    if own is None or own.checkpoint.function.__name__ not in OF_CALLS:
+        return []
+    missing = not_tried(own, [trial.situation for trial in trials])
+    what = {"cache": "several calls with a cache are", "sequence_ids": "several sequences are"}
+    return [f"it takes no {name}, so {what[name]} not tried" for name in missing]
+
+
 def _report_on(
     selection: Selection, own: Implementation | None, device: str, dtype: str, engine: str | None
 ) -> LadderReport:
@@ -139,7 +177,7 @@ def _report_on(
 
 def climb_all(
     ladder: Iterable[Checkpoint],
-    trials: Sequence[Trial | EngineTrial],
+    trials: Sequence[Trial | SituationTrial | EngineTrial],
     observer: Observer,
     stop_on_failure: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
@@ -184,7 +222,7 @@ def implemented(
 
 def climb(
     checkpoint: Checkpoint,
-    trials: Sequence[Trial | EngineTrial],
+    trials: Sequence[Trial | SituationTrial | EngineTrial],
     result: CheckpointResult,
     progress: Callable[[str, int, int], None] | None,
 ) -> None:
@@ -194,7 +232,7 @@ def climb(
         if progress:
             progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
         result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
-        if not isinstance(trial, Trial):
+        if not isinstance(trial, Trial | SituationTrial):
             result.hidden = trial.hidden_points(checkpoint)
     result.seconds = time.perf_counter() - began
 

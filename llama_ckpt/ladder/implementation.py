@@ -30,8 +30,10 @@ from torch import Tensor
 
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.errors import OptionError
+from llama_ckpt.ladder.array_cache import ArrayCache
 from llama_ckpt.points import Case, Checkpoint
 from llama_ckpt.tokens.text_stream import TextStream
+from llama_ckpt.weights.kv_cache import KVCache, LayerCache
 from llama_ckpt.weights.quants import PackedWeight
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
@@ -73,6 +75,10 @@ class Implementation:
     def replaces(self, function: str) -> bool:
         """Whether a case of this function is for it."""
         return function == self.checkpoint.function.__name__
+
+    def takes(self, name: str) -> bool:
+        """Whether its function has an argument of that name."""
+        return _takes(self.function, name)
 
     def notes(self, *, inner_points: bool) -> list[str]:
         """Sentences on how it is called, for the report.
@@ -130,7 +136,9 @@ class Implementation:
 
         Not every implementation has a cache, sequences or taps; dense weights have the dtype asked for.
         """
-        if key in ("cache", "sequence_ids", "tap", "first_position") and not value:
+        if key in ("cache", "sequence_ids", "tap") and value is None:
+            return True
+        if key == "first_position" and not value:
             return True
         return key in ("tap", "dtype") and not _takes(self.function, key)
 
@@ -180,6 +188,10 @@ class Implementation:
     def _handed(self, key: str, value: Any, dtype: torch.dtype | None) -> Any:
         if key == "tap" or value is None:
             return value
+        if isinstance(value, KVCache):
+            return value
+        if isinstance(value, LayerCache):
+            return ArrayCache(value) if self.arrays == "numpy" else value
         if key in WEIGHTS and dtype is not None:
             value = _dense(value, dtype)
         return _as_numpy(value) if self.arrays == "numpy" else value

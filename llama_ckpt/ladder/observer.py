@@ -115,6 +115,12 @@ class Observer:
             if self.costs is not None and math.isfinite(one.err):
                 self.costs.note(one.name, costs[one.name], one.err, one.verdict == "pass")
 
+    def noted(self, found: Diagnosis) -> None:
+        """A diagnosis that somebody else came to; each sentence once."""
+        known = {one.sentence() for one in self.diagnoses}
+        if found.sentence() not in known and len(self.diagnoses) < MOST_EXPLAINED:
+            self.diagnoses.append(found)
+
     def take(self) -> list[Diagnosis]:
         """The diagnoses so far; the next checkpoint begins with none."""
         taken, self.diagnoses, self._seen = self.diagnoses, [], set()

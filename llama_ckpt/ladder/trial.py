@@ -30,6 +30,7 @@ from llama_ckpt.ladder.judge import RecordingJudge
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.recording import Recording, oracle_given, torch_given
 from llama_ckpt.ladder.side_by_side import side_by_side
+from llama_ckpt.ladder.steadiness import beside_itself
 from llama_ckpt.ladder.subject import Subject, keeper
 from llama_ckpt.oracle.functions import oracle_function
 from llama_ckpt.points import Case, Checkpoint
@@ -139,22 +140,37 @@ class Trial:
         for case, exact in zip(layer_cases, oracle_cases, strict=True):
             if only is not None and case.function != only:
                 continue
-            if self.implementation is not None:
-                if self.implementation.replaces(case.function):
-                    yield from self.implemented(checkpoint, self.implementation, case, exact)
+            own = self.implementation
+            if own is not None and (own.replaces(case.function) or case.function == "generate"):
+                yield from self.implemented(checkpoint, own, case, exact)
+                continue
+            if own is not None and own.checkpoint.id == checkpoint.id:
                 continue
             if case.function == "generate":
                 yield from self.end_to_end(case)
                 continue
             layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
             wanted = self.oracle_answer(exact)
-            made, spreads = run_case(layer, case), spreads_of(exact, wanted, self.dtype, exact_angles=True)
+            try:
+                made = self.ours(layer, case)
+            except Rejected as error:
+                yield from (rejected(name, "own", error) for name in case.returns)
+                continue
+            spreads = spreads_of(exact, wanted, self.dtype, exact_angles=own is None)
             verdicts = list(self.verdicts(checkpoint, made, wanted, spreads))
             yield from verdicts
             self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge)
             if case.taps:
-                for found in self.verdicts(checkpoint, run_case(layer, case, taps=False), wanted, spreads):
+                untapped = self.ours(layer, case, taps=False)
+                for found in self.verdicts(checkpoint, untapped, wanted, spreads):
                     yield replace(found, variant="untapped")
+
+    def ours(self, layer: Any, case: Case, *, taps: bool = True) -> dict[str, Any]:
+        """One of our layers, which calls somebody's where that stands in the place of one below."""
+        if self.implementation is None:
+            return run_case(layer, case, taps=taps)
+        with self.implementation.installed():
+            return run_case(layer, case, taps=taps)
 
     def implemented(
         self, checkpoint: Checkpoint, implementation: Implementation, case: Case, exact: Case
@@ -170,6 +186,7 @@ class Trial:
         shown = [*case.taps.values(), *case.returns] if implementation.takes_tap else case.returns
         try:
             made = implementation.call(case, self.subject.model.dtype, taps=True)
+            again = implementation.call(case, self.subject.model.dtype, taps=True)
         except Rejected as error:
             yield from (rejected(name, "own", error) for name in shown)
             return
@@ -185,7 +202,10 @@ class Trial:
             self.verdict(checkpoint, name, made.get(name), wanted[name], "own", spreads.get(name))
             for name in shown
         ]
-        yield from verdicts
+        steady = [beside_itself(one, made.get(one.name), again.get(one.name)) for one in verdicts]
+        yield from steady
+        if steady != verdicts:
+            return
         base = None
         if declared is not None:
             self.observer.note_costs(verdicts, costs)

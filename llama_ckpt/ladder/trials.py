@@ -9,6 +9,7 @@ from llama_ckpt.errors import DeviceError, OptionError
 from llama_ckpt.kernels.compiler import INTERPRETED
 from llama_ckpt.ladder.implementation import Implementation
 from llama_ckpt.ladder.observer import Observer
+from llama_ckpt.ladder.situation_trial import SituationTrial
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.ladder.subjects import Selection
 from llama_ckpt.ladder.trial import Trial
@@ -27,9 +28,9 @@ def open_trials(
     implementation: Implementation | None,
     observer: Observer,
     engine: str | None = None,
-) -> list[Trial | EngineTrial]:
+) -> list[Trial | SituationTrial | EngineTrial]:
     """A trial for each recording of each subject: of the layers, or of the engine in that precision."""
-    trials: list[Trial | EngineTrial] = []
+    trials: list[Trial | SituationTrial | EngineTrial] = []
     for subject in selection.subjects:
         if progress:
             progress(f"loading {subject.label}", 0, 0)

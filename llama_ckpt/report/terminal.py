@@ -100,7 +100,8 @@ def failure_lines(
         yield f"    {result.reason}"
         return
     first, rest = failing[0], failing[1:]
-    where = f"its {first.verdict.error_kind} error, in recording {first.dump}"
+    kind = "recording" if "/" in first.dump else "the situation"  # a recording is folder/name
+    where = f"its {first.verdict.error_kind} error, in {kind} {first.dump}"
     more = "" if verbose else ", or repeat with -v"
     facts = {
         "first wrong": f"{first.verdict.shown_name}: {where}",
@@ -130,7 +131,7 @@ def _measured(point: PointVerdict) -> bool:
 
 def _error(point: PointVerdict) -> str:
     """The error against what is allowed; where that is not what fails, what does."""
-    if not _measured(point):
+    if not _measured(point) or point.reason.startswith("differs from itself"):
         return point.reason
     return f"{point.err:.1e}, {point.err / point.limit:.3g} times the allowed {point.limit:.1e}"
 

@@ -12,7 +12,8 @@ cache can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,12 +35,15 @@ class LayerCache:
         v: the same shape.
         positions: `[n_sequences, capacity]` int64, `EMPTY` where no token is; shared by all layers.
         slots: `[n]` int64, indices into `n_sequences * capacity`, one for each token of the pass.
+        own: whatever a layer that brings its own cache keeps from call to call; None at first, and again
+            once the cache is cleared.
     """
 
     k: Tensor
     v: Tensor
     positions: Tensor
     slots: Tensor
+    own: Any = None
 
     def update(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write `k`, `v` `[n, n_kv_heads, head_dim]` into this pass's slots; return all keys and values.
@@ -84,6 +88,7 @@ class KVCache:
     lengths: Tensor
     slots: Tensor
     used: int = 0
+    _layers: dict[int, LayerCache] = field(default_factory=dict)
 
     @classmethod
     def allocate(
@@ -149,10 +154,14 @@ class KVCache:
 
     def layer(self, number: int) -> LayerCache:
         """The view of one layer for the pass that `reserve` began; writing to it writes here."""
-        return LayerCache(self.k[number], self.v[number], self.positions, self.slots)
+        if number not in self._layers:
+            self._layers[number] = LayerCache(self.k[number], self.v[number], self.positions, self.slots)
+        self._layers[number].slots = self.slots
+        return self._layers[number]
 
     def clear(self) -> None:
         """Forget every token, in place; keys and values stay but no mask reaches them."""
         self.positions.fill_(EMPTY)
         self.lengths.zero_()
         self.used = 0
+        self._layers.clear()
