@@ -108,7 +108,7 @@ def validate(
             inner = not own.takes_tap and any(one.shows_inner_points(own.checkpoint) for one in layers)
             report.notes += own.notes(inner_points=inner)
         if report.engine is None and declared is None:  # the situations' oracle rounds nothing
-            configs = [subject.model.config for subject in selection.subjects]
+            configs = [one.subject.model.config for one in trials if isinstance(one, Trial)]
             otherwise = situation_trials(
                 own,
                 pick_dtype(dtype),
