@@ -109,7 +109,7 @@ def validate(
             report.notes += own.notes(inner_points=inner)
         ladder = _of_model(ladder, trials, asked=bool(ids) or own is not None)
         if report.engine is None and declared is None:  # the situations' oracle rounds nothing
-            configs = [subject.model.config for subject in selection.subjects]
+            configs = [one.subject.model.config for one in trials if isinstance(one, Trial)]
             otherwise = situation_trials(
                 own,
                 pick_dtype(dtype),
