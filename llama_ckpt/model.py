@@ -20,6 +20,7 @@ from torch import Tensor
 from checkpoints.c08_logits import logits as logits_layer
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.precisions import DTYPES
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
@@ -130,7 +131,7 @@ def load(
     """Open a GGUF file and put its weights on a device.
 
     Args:
-        path: a Llama in GGUF, version 2 or 3.
+        path: a Llama in GGUF, version 2 or 3, or a folder of Hugging Face's.
         device: "auto" takes CUDA where there is one, else the CPU.
         dtype: "float32", "float16" or "bfloat16": what is computed in. Weights stay in the file's types.
         progress: called as `progress(bytes read, bytes in all)` while weights go to another device than
@@ -141,7 +142,7 @@ def load(
         DeviceError: the device is not there. OptionError: an unknown dtype.
     """
     picked, kind = pick_device(device), pick_dtype(dtype)
-    file = open_gguf(path)
+    file = open_gguf(model_file(Path(path)))
     config = LlamaConfig.from_gguf(file)
     tokenizer = Tokenizer.for_model(file, config.vocab_size)
     return Model(file, config, tokenizer, load_weights(file, config, picked, progress), picked, kind)

@@ -1,6 +1,7 @@
 """Variations of small files beside llama.cpp: taken with the same numbers, or refused with a sentence.
 
-    python -m tests.file_variations          make them, ask both, print the table; exits 1 where they part
+    python -m tests.file_variations            make them, ask both, print the table; exits 1 where they part
+    python -m tests.file_variations --write    the same, and write docs/file_variations.md
 
 A file that is refused here and taken there is told with its reason; one that is taken here has to be taken
 there, with the same logits. llama.cpp runs in a process of its own, in a fork for each file: some end it.
@@ -132,6 +133,9 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "YaRN's other factor": scaled(type="yarn", factor=4.0, yarn_attn_factor=1.3),
     "half of YaRN": scaled(type="yarn", factor=4.0, yarn_ext_factor=0.5),
     "YaRN by linear": scaled(type="linear", factor=4.0, yarn_ext_factor=1.0),
+    "YaRN's betas, far": scaled(
+        type="yarn", factor=4.0, original_context_length=2048, yarn_beta_fast=16.0, yarn_beta_slow=2.0
+    ),
     "YaRN's logarithm": scaled(type="yarn", factor=4.0, yarn_log_multiplier=0.5),
     "LongRoPE, short": scaled(type="longrope", original_context_length=512) | {"tensors": LONG},
     "LongRoPE, one list": scaled(type="longrope") | {"tensors": lists("rope_factors_long")},
@@ -149,6 +153,40 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "Q, K and V in one, biased": both_blocks(**FUSED, attn_qkv__bias=drawn(128)),
     "Q, K and V in one and apart": both_blocks(attn_qkv__weight=drawn(128, 64)),
     "norms of Q": both_blocks(attn_q_norm__weight=ones(16)),
+    "biases of other blocks": {
+        "tensors": {
+            "blk.0.attn_k.bias": drawn(32),
+            "blk.1.ffn_down.bias": drawn(64),
+            "blk.1.ffn_up.bias": drawn(96),
+        }
+    },
+    "a bias beyond the blocks": {"tensors": {"blk.2.attn_q.bias": drawn(64)}},
+    "experts": {"n_experts": 4},
+    "experts, one of them": {"n_experts": 3, "n_used": 1},
+    "experts, all of them": {"n_experts": 3, "n_used": 3},
+    "experts in Q8_0": {"n_experts": 4, "type": T.Q8_0},
+    "experts and biases of attention": {"n_experts": 4} | both_blocks(attn_q__bias=drawn(64)),
+    "experts and biases of theirs": {"n_experts": 4} | both_blocks(ffn_gate_exps__bias=drawn(4, 96)),
+    "experts and a bias of none": {"n_experts": 4} | both_blocks(ffn_up__bias=drawn(96)),
+    "experts whose weights are scaled": {"n_experts": 4} | keyed(expert_weights_scale=2.5),
+    "experts by sigmoid": {"n_experts": 4} | keyed(expert_gating_func=2),
+    "experts of another width": {"n_experts": 4} | keyed(expert_feed_forward_length=48),
+    "experts in groups": {"n_experts": 4} | keyed(expert_group_count=2, expert_group_used_count=1),
+    "experts in one group": {"n_experts": 4} | keyed(expert_group_count=1, expert_group_used_count=1),
+    "experts for every token": {"n_experts": 4} | both_blocks(ffn_up_shexp__weight=drawn(32, 64)),
+    "an expert each its tensor": keyed(expert_count=2, expert_used_count=1)
+    | both_blocks(
+        **{f"ffn_{name}__weight": None for name in ("gate", "up", "down")},
+        **{f"ffn_{name}__{n}__weight": drawn(96, 64) for name in ("gate", "up") for n in range(2)},
+        **{f"ffn_down__{n}__weight": drawn(64, 96) for n in range(2)},
+        ffn_gate_inp__weight=drawn(2, 64),
+    ),
+    "more experts used than there are": {"n_experts": 4, "n_used": 5},
+    "no expert used": {"n_experts": 4, "n_used": 0},
+    "no key of experts used": {"n_experts": 4, "omit_keys": ["llama.expert_used_count"]},
+    "experts used of none": keyed(expert_used_count=2),
+    "a list of experts used": {"n_experts": 4} | keyed(expert_used_count=[2, 2]),
+    "a router of another size": {"n_experts": 4} | both_blocks(ffn_gate_inp__weight=drawn(3, 64)),
     "a router without experts": keyed(expert_count=4, expert_used_count=2) | both_blocks(**ROUTED),
     "experts in the keys alone": keyed(expert_count=4, expert_used_count=2),
     "no key of epsilon": {"omit_keys": ["llama.attention.layer_norm_rms_epsilon"]},
@@ -168,6 +206,10 @@ VARIATIONS: dict[str, dict[str, Any]] = {
     "key length alone": keyed(attention__key_length=32),
     "a window that slides": keyed(attention__sliding_window=4),
     "a scale of the logits": keyed(logit_scale=0.5),
+    "a scale of attention": keyed(attention__scale=0.5),
+    "a scale of the embedding": keyed(embedding_scale=2.0),
+    "a scale of the residual": keyed(residual_scale=0.5),
+    "a pattern of windows": keyed(attention__sliding_window=4, attention__sliding_window_pattern=2),
     "a cap of the logits": keyed(final_logit_softcapping=30.0),
     "a parallel residual": keyed(use_parallel_residual=True),
     "no causal mask": keyed(attention__causal=False),
@@ -271,6 +313,31 @@ def _their_logits(library: Any, path: Path) -> Any:
     return [float(one) for one in logits]
 
 
+PAGE = Path(__file__).parents[1] / "docs" / "file_variations.md"
+HEAD = """\
+# Variations of files beside llama.cpp
+
+Small GGUF files of architecture `llama`, each with something changed, given to this program and to llama.cpp
+(`python -m tests.file_variations --write` made this table; the suite makes it again where llama.cpp is
+installed). What both take has the same logits: the distance is of the last token's, relative; llama.cpp
+rounds activations to a quantized matrix's type, which is the 1e-2 there. What is refused here is refused with
+the sentence that stands in the table. None of {n} is taken here and refused there.
+
+| file | distance | refused here | refused there |
+| --- | --- | --- | --- |
+"""
+
+
+def page(table: list[Row]) -> str:
+    """The table as a page."""
+    lines = []
+    for row in table:
+        distance = "" if row.error is None else f"{row.error:.0e}"
+        said = row.here.replace("|", "\\|").replace("\n", " ")
+        lines.append(f"| {row.name} | {distance} | {said} | {'yes' if row.there else ''} |")
+    return HEAD.format(n=len(table)) + "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Print the table."""
     if sys.argv[1:2] == ["--ask"]:
@@ -283,6 +350,8 @@ def main() -> None:
         there = f"llama.cpp: {row.there[:60]}" if row.there else "llama.cpp takes it" if row.here else ""
         print(f"{'  ' if row.agrees else '! '}{row.name:<34}{state:<9}{row.here[:110]}  {there}".rstrip())
     apart = [row.name for row in table if not row.agrees]
+    if sys.argv[1:] == ["--write"]:
+        PAGE.write_text(page(table), encoding="utf-8")
     print(f"{len(table)} variations, {len(apart)} on which the two part")
     sys.exit(bool(apart))
 

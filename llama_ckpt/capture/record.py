@@ -20,6 +20,7 @@ from llama_ckpt.dumps.manifest import Continuation, DumpEntry, ModelRecord, Prod
 from llama_ckpt.dumps.reference import open_dumps, write_dump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["Take", "capture", "capture_takes", "dump_name", "request_for"]
@@ -65,7 +66,7 @@ def capture(
     Two recordings of the same request by the same build of llama.cpp are the same bytes.
 
     Args:
-        model: the GGUF file.
+        model: the GGUF file, or a folder of Hugging Face's.
         out: folder of the dumps; made if needed. A dump of the same name there is replaced.
         prompt: text, tokenized by llama.cpp; or
         tokens: token ids. One of the two.
@@ -128,7 +129,7 @@ def capture_takes(
 
     The model's checksums are computed while llama.cpp runs: of 13 GB they take as long as it does.
     """
-    file = open_gguf(model)
+    file = open_gguf(model_file(Path(model)))
     config = LlamaConfig.from_gguf(file)
     if cache not in CACHE_TYPES:
         raise OptionError("cache", got=repr(cache), wanted=" or ".join(CACHE_TYPES))
@@ -171,6 +172,7 @@ def _request(file: GGUFFile, config: LlamaConfig, take: Take, n_threads: int, n_
         n_threads=n_threads,
         n_gpu_layers=n_gpu_layers,
         biases=config.biases,
+        unbiased=config.unbiased,
         fused_qkv=config.fused_qkv,
         qkv_widths=(config.q_width, config.kv_width),
         experts=config.n_experts_used,

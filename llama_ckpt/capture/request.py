@@ -33,7 +33,8 @@ class Request:
         n_gpu_layers: blocks on the GPU; more than the model has puts everything there.
         cache: what keys and values are cached in, a key of CACHE_TYPES.
         flash_attention: whether attention is one fused kernel, which shows no scores and no probabilities.
-        biases: fields of the biases that every block has: what is named is then the sum, not the product.
+        biases: fields of the biases that blocks have: what is named is then the sum, not the product.
+        unbiased: blocks that lack one which others have, and its field.
         fused_qkv: one tensor holds Q, K and V, and llama.cpp names the product of all three alone.
         qkv_widths: the widths of Q, and of K or V.
         experts: how many experts compute a token; 0 of a dense model.
@@ -55,6 +56,7 @@ class Request:
     flash_attention: bool = False
     repacked: bool = False
     biases: tuple[str, ...] = ()
+    unbiased: tuple[tuple[int, str], ...] = ()
     fused_qkv: bool = False
     qkv_widths: tuple[int, int] = (0, 0)
     experts: int = 0
@@ -77,4 +79,5 @@ def _request(fields: dict[str, Any]) -> Request:
     blocks, token_ids = fields.pop("blocks"), tuple(fields.pop("token_ids"))
     fields |= {name: tuple(fields[name]) for name in ("biases", "qkv_widths", "points")}
     fields["plan"] = plan_from_json(fields["plan"])
+    fields["unbiased"] = tuple((block, bias) for block, bias in fields["unbiased"])
     return Request(**fields, token_ids=token_ids, blocks=None if blocks is None else tuple(blocks))

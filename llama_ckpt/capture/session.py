@@ -77,7 +77,7 @@ class ReferenceModel:
 
     def _tokenize(self, prompt: str) -> tuple[int, ...]:
         text = prompt.encode("utf-8", "surrogateescape")
-        room = len(text) + 3  # a token for each byte, BOS, EOS, the leading space
+        room = 3 * len(text) + 5  # a token for each byte, three for a space, one before all; BOS and EOS
         buffer = (self.library.api.llama_token * room)()
         count = self.library.api.llama_tokenize(self.vocab, text, len(text), buffer, room, True, False)
         return tuple(buffer[:count])

@@ -117,23 +117,29 @@ _ALL_THREE = "qkv"
 def _names_of_points(n_layers: int, blocks: frozenset[int], request: Request) -> dict[tuple[str, str], str]:
     """llama.cpp's name and op of every tensor to record, and its full neutral name."""
     wanted = {(point.llama_cpp, point.op): point.name for point in MODEL_POINTS}
+    for block in range(n_layers):
+        for point, (name, op) in _names_in_block(block, request).items():
+            if block in blocks or point == "out":
+                wanted[f"{name}-{block}", op] = block_point(block, point)
+    return wanted
+
+
+def _names_in_block(block: int, request: Request) -> dict[str, tuple[str, str]]:
+    """Of each point llama.cpp's name without the block's number, and op."""
     points = points_of(fused=request.flash_attention, experts=request.experts > 0)
     named = {point.name: (point.llama_cpp, point.op) for point in points}
+    biases = [bias for bias in request.biases if (block, bias) not in request.unbiased]
     if request.experts:
         named["ffn_out"] = ("ffn_moe_out", "ADD" if request.experts > 1 else "CONT")
     if request.flash_attention:
         named["attn_context"] = (named["attn_context"][0], "RESHAPE")
-    for bias in request.biases:
+    for bias in biases:
         point, name = _SUMS[bias]
         named[point] = (name, "ADD")
     if request.fused_qkv:
         named = {point: key for point, key in named.items() if point not in ("q", "k", "v")}
-        named[_ALL_THREE] = ("wqkv_b", "ADD") if "bq" in request.biases else ("wqkv", "MUL_MAT")
-    for block in range(n_layers):
-        for point, (name, op) in named.items():
-            if block in blocks or point == "out":
-                wanted[f"{name}-{block}", op] = block_point(block, point)
-    return wanted
+        named[_ALL_THREE] = ("wqkv_b", "ADD") if "bq" in biases else ("wqkv", "MUL_MAT")
+    return named
 
 
 def _parted(seen: Mapping[str, Float32], request: Request) -> dict[str, Float32]:

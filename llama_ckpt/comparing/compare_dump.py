@@ -53,9 +53,9 @@ def compare_dump(
 
     Args:
         theirs: a safetensors file, see `their_dump`.
-        reference: a folder of llama.cpp's dumps; model: a GGUF file, for the oracle. Without both: the
-            embedded model and its dumps; with one of them, the other is left out, and what cannot be
-            told then is said.
+        reference: a folder of llama.cpp's dumps; model: a GGUF file, or a folder of Hugging Face's, for the
+            oracle. Without both: the embedded model and its dumps; with one of them, the other is left out,
+            and what cannot be told then is said.
         names: a map of names, axes and layouts, see `dump_map`.
         dump: the name of the reference's dump; None finds it by the tokens.
         dtype: what their program computes in; None: what the dump declares, else how it is stored.

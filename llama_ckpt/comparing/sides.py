@@ -23,6 +23,7 @@ from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
 from llama_ckpt.dumps.theirs import TheirDump
 from llama_ckpt.errors import DumpError, OptionError, UnsupportedModelError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.judging.limits import MAY_BE_WIDER
 from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.listing import some
@@ -120,7 +121,7 @@ def open_sides(
 
 
 def _open_model(sides: Sides, model: str | Path) -> None:
-    sides.file = open_gguf(model)
+    sides.file = open_gguf(model_file(Path(model)))
     sides.config = LlamaConfig.from_gguf(sides.file)
     if sides.config.n_experts:
         raise UnsupportedModelError(

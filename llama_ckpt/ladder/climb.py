@@ -62,7 +62,7 @@ def validate(
 
     Args:
         ids: the checkpoints, or a single one; None climbs all of them.
-        model: a GGUF file; None takes the embedded model and its dumps.
+        model: a GGUF file, or a folder of Hugging Face's; None takes the embedded model and its dumps.
         dumps: a folder of reference dumps; None captures a given model's first.
         device: "auto", "cpu" or "cuda". dtype: "float32", "float16" or "bfloat16".
         implementation: somebody's layer function in the place of one checkpoint's, or "module:function";

@@ -19,6 +19,7 @@ from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.dumps.reference import DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle, prompt_ids
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.making.derive import TYPES, derive
@@ -65,7 +66,7 @@ def select(
     """Choose models and recordings.
 
     Args:
-        model: a GGUF file; None takes the embedded one.
+        model: a GGUF file, or a folder of Hugging Face's; None takes the embedded one.
         dumps: a folder of dumps, or a folder of such folders; None takes the embedded model's, or
             captures a given model's.
         device, dtype: as `load` takes them.
@@ -75,7 +76,7 @@ def select(
     Raises:
         DumpError: a folder without dumps, or dumps of other weights.
     """
-    path = Path(model) if model is not None else embedded_model()
+    path = model_file(Path(model)) if model is not None else embedded_model()
     name = str(model) if model is not None else "embedded tiny-32l"
     tokenizer = path_tokenizer(path)
     said = () if tokenizer.unsupported is None else (f"prompts are token ids: {tokenizer.unsupported}",)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
+from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.making.export_layouts import LAYOUTS, configuration, exported_tensors
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
@@ -47,7 +48,7 @@ def export_weights(
     """Write a model's weights.
 
     Args:
-        model: a GGUF file of a Llama.
+        model: a GGUF file of a Llama, or a folder of Hugging Face's.
         out: the safetensors file; for `hf` a `config.json` is written beside it, for `meta` a `params.json`.
         layout: "gguf", "hf" or "meta". dtype: "float32", which is exact, "float16" or "bfloat16".
         progress: called with the tensor's name, how many are done, and of how many.
@@ -62,7 +63,7 @@ def export_weights(
     for what, got, known in (("--layout", layout, LAYOUTS), ("--dtype", dtype, tuple(EXPORTED_TYPES))):
         if got not in known:
             raise OptionError(what, got=got, wanted=" or ".join(known))
-    file = open_gguf(model)
+    file = open_gguf(model_file(Path(model)))
     config = LlamaConfig.from_gguf(file)
     check_llama(file, config)
     path = Path(out)

@@ -102,7 +102,12 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[Exported]:
     """
     if layout != "gguf" and config.n_experts:
         raise OptionError("the layout of a mixture of experts", got=layout, wanted="gguf")
-    plain = replace(config, fused_qkv=layout == "gguf" and config.fused_qkv, biases=_biases(config, layout))
+    plain = replace(
+        config,
+        fused_qkv=layout == "gguf" and config.fused_qkv,
+        biases=_biases(config, layout),
+        unbiased=config.unbiased if layout == "gguf" else (),
+    )
     for name, shape in expected_shapes(plain).items():
         if layout == "gguf":
             yield Exported(name, name, shape)
@@ -134,7 +139,7 @@ def _exported(name: str, shape: tuple[int, ...], config: LlamaConfig, layout: st
     field = next(field for field, own in BLOCK_TENSORS.items() if own == suffix.replace(".bias", ".weight"))
     exported = f"{BLOCKS[layout]}.{number}.{BLOCK_NAMES[layout][field]}.{kind}"
     turned = {"wq": config.n_heads, "wk": config.n_kv_heads}.get(field, 0) if layout == "hf" else 0
-    if kind == "bias" and BIAS_OF[field] not in config.biases:
+    if kind == "bias" and BIAS_OF[field] not in config.biases_of(int(number)):
         return Exported(exported, None, shape)
     if config.fused_qkv and field in QKV:
         return Exported(exported, fused_tensor(int(number), kind), shape, rows_of(field, config), turned)

@@ -6,14 +6,12 @@ experts' scores alone. That is the softmax over all experts, divided by its sum 
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["routed", "weighted_sum"]
+from llama_ckpt.oracle.c00_products import Array
 
-Array: TypeAlias = NDArray[np.float64]
+__all__ = ["routed", "weighted_sum"]
 
 
 def routed(router: Array, n_used: int) -> tuple[NDArray[np.int64], Array]:

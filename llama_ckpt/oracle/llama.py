@@ -21,14 +21,24 @@ oracle imports numpy and nothing of ours: code shared with a layer would share t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.oracle.c00_products import (
+    Array,
+    Tap,
+    _biased,
+    _float64,
+    _ignore,
+    _linear,
+    _normalized_exp,
+    _sigmoid,
+)
 from llama_ckpt.oracle.c01b_rope import rope_frequencies, rope_magnitude
 from llama_ckpt.oracle.c06b_experts import routed, weighted_sum
+from llama_ckpt.oracle.c09_choosing import argmax, last_logits, softmax
 
 __all__ = [
     "argmax",
@@ -48,28 +58,6 @@ __all__ = [
     "softmax",
     "swiglu",
 ]
-
-Array: TypeAlias = NDArray[np.float64]
-Tap: TypeAlias = Callable[[str, Array], object]
-
-
-def _float64(x: ArrayLike) -> Array:
-    return np.asarray(x, dtype=np.float64)
-
-
-def _ignore(point: str, array: Array) -> None:
-    """Stand in for a tap that nobody asked for."""
-
-
-def _linear(x: Array, w: Any) -> Array:
-    # A weight may be anything that takes part in numpy's products, such as a matrix in another memory.
-    matrix = w if hasattr(w, "__array_ufunc__") else _float64(w)
-    y: Array = np.matmul(x, matrix.T)  # [n, in] x [out, in]^T -> [n, out], in float64 as x is
-    return y
-
-
-def _biased(x: Array, bias: ArrayLike | None) -> Array:
-    return x if bias is None else x + _float64(bias)
 
 
 def embed(token_ids: ArrayLike, weight: ArrayLike, tap: Tap | None = None) -> Array:
@@ -209,12 +197,6 @@ def _visible(positions: ArrayLike, sequence_ids: ArrayLike | None) -> NDArray[np
     return not_later & same
 
 
-def _normalized_exp(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) over the last axis; the maximum is taken out first, lest exp overflow."""
-    e = np.exp(x - np.max(x, axis=-1, keepdims=True))
-    return _float64(e / np.sum(e, axis=-1, keepdims=True))
-
-
 def swiglu(
     x: ArrayLike,
     w_gate: ArrayLike,
@@ -243,11 +225,6 @@ def swiglu(
 
 def _gated(gate: Array, up: Array) -> Array:
     return gate * _sigmoid(gate) * up
-
-
-def _sigmoid(a: Array) -> Array:
-    e = np.exp(-np.abs(a))  # never above 1: exp(-a) itself would overflow for a << 0
-    return np.where(a >= 0, 1.0, e) / (1.0 + e)
 
 
 def experts(
@@ -391,55 +368,3 @@ def logits(
         )
         tap_block("out", x)
     return output_logits(x, weights, config=config, tap=tap)
-
-
-def last_logits(logits: ArrayLike, tap: Tap | None = None) -> Array:
-    """The last token's row of `logits [n, vocab]`, the one that the next token is drawn from."""
-    last: Array = _float64(logits)[-1]
-    return last
-
-
-def argmax(logits: ArrayLike, tap: Tap | None = None) -> NDArray[np.int64]:
-    """The id of the largest of `logits [..., vocab]`; of equal ones the lowest id.
-
-    As in llama.cpp, which starts at id 0 and moves on only to something greater: a NaN is never
-    moved to, and where id 0 itself is NaN, nothing is greater.
-    """
-    x = _float64(logits)
-    best = np.argmax(np.where(np.isnan(x), -np.inf, x), axis=-1)
-    return np.where(np.isnan(x[..., 0]), 0, best).astype(np.int64)
-
-
-def softmax(
-    logits: ArrayLike,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    tap: Tap | None = None,
-) -> Array:
-    """The probabilities that a token is drawn with, from `logits [..., vocab]`; 0 where cut off.
-
-    In llama.cpp's order: top-k, top-p among what is left, min-p, and only then the temperature.
-    top_k <= 0, top_p >= 1 and min_p <= 0 cut nothing; one token always stays. Of equal logits the
-    lower id counts as the larger. A temperature below 1e-6 gives all to the largest.
-    """
-    x = _float64(logits)
-    order = np.argsort(-x, axis=-1, kind="stable")  # best first
-    ranked = np.take_along_axis(x, order, axis=-1)
-    kept = np.ones(ranked.shape, dtype=bool)
-    if top_k > 0:
-        kept[..., top_k:] = False
-    if top_p < 1:
-        probs = _normalized_exp(np.where(kept, ranked, -np.inf))
-        reached = np.cumsum(probs, axis=-1) >= top_p
-        kept[..., 1:] &= ~reached[..., :-1]  # the token that reaches top_p stays, the next goes
-    if min_p > 0:
-        kept[..., 1:] &= ranked[..., 1:] >= ranked[..., :1] + np.log(min_p)  # p >= min_p * largest p
-    if temperature < 1e-6:
-        kept[..., 1:] = False
-        temperature = 1.0
-    result = np.empty_like(x)
-    np.put_along_axis(result, order, _normalized_exp(np.where(kept, ranked, -np.inf) / temperature), axis=-1)
-    return result

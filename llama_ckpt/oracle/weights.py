@@ -143,7 +143,7 @@ def block_weights(
         field: (matrix or of_file)(field) if not field.endswith("_norm") else of_file(field)
         for field in block_fields(config)
     }
-    biases = {name: bias(field) for field, name in BIAS_OF.items() if name in config.biases}
+    biases = {name: bias(field) for field, name in BIAS_OF.items() if name in config.biases_of(number)}
     return OracleBlockWeights(**made, **biases)
 
 

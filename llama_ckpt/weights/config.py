@@ -17,7 +17,7 @@ from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.foreign import OTHER_FILES
 from llama_ckpt.weights.metadata_keys import MetadataKeys
 from llama_ckpt.weights.rope_scaling import Yarn, read_scaling
-from llama_ckpt.weights.tensor_names import ATTENTION_BIASES, BIAS_TENSORS, fused_tensor
+from llama_ckpt.weights.tensor_names import ATTENTION_BIASES, BIAS_TENSORS, block_tensor, fused_tensor
 
 if TYPE_CHECKING:
     from llama_ckpt.gguf.file import GGUFFile
@@ -55,7 +55,8 @@ class LlamaConfig:
         rope_yarn: YaRN's numbers, or None.
         rope_attention_factor: what is turned is multiplied by it, beside what YaRN does by itself.
         original_context: positions before any scaling; 0 where the file does not say, for `context_length`.
-        biases: fields of the biases that every block has, such as "bq"; a Llama-2 has none.
+        biases: fields of the biases that blocks have, such as "bq"; a Llama-2 has none.
+        unbiased: blocks that lack one which others have, and its field.
         fused_qkv: one tensor in the file holds Q, K and V of a block.
         tied_output: the output matrix is the token embedding.
         n_experts, n_experts_used: of a mixture of experts how many each block has, and how many compute a
@@ -81,6 +82,7 @@ class LlamaConfig:
     rope_attention_factor: float = 1.0
     original_context: int = 0
     biases: tuple[str, ...] = ()
+    unbiased: tuple[tuple[int, str], ...] = ()
     fused_qkv: bool = False
     tied_output: bool = False
     n_experts: int = 0
@@ -115,6 +117,10 @@ class LlamaConfig:
             return replace(self, rope_factors=self.rope_long_factors)
         return self
 
+    def biases_of(self, block: int) -> tuple[str, ...]:
+        """The fields of the biases that a block has."""
+        return tuple(name for name in self.biases if (block, name) not in self.unbiased)
+
     @property
     def q_width(self) -> int:
         """Elements of all query heads together; `width` unless the head size is explicit."""
@@ -145,8 +151,10 @@ class LlamaConfig:
         context_length = keys.integer("llama.context_length", _POSITIONS)
         scaling = read_scaling(keys, head_dim, context_length)
         n_experts, n_experts_used = keys.experts()
+        n_layers = keys.integer("llama.block_count", _LAYERS)
+        biases, unbiased = _biases(file, n_layers, dense=not n_experts)
         return cls(
-            n_layers=keys.integer("llama.block_count", _LAYERS),
+            n_layers=n_layers,
             n_heads=n_heads,
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
@@ -162,7 +170,8 @@ class LlamaConfig:
             rope_yarn=scaling.yarn,
             rope_attention_factor=scaling.attention_factor,
             original_context=scaling.original_context,
-            biases=_biases(file, dense=not n_experts),
+            biases=biases,
+            unbiased=unbiased,
             fused_qkv=fused_tensor(0) in file.tensors,
             tied_output=bool(file.tensors) and "output.weight" not in file.tensors,
             n_experts=n_experts,
@@ -218,7 +227,9 @@ class _Keys(MetadataKeys):
             if np.any(self.metadata.get(used, 0)):
                 raise self.wrong(used, shown(self.metadata[used]), "none, since there are no experts")
             return 0, 0
-        n = self.integer(count, _EXPERTS)
+        n, groups = self.integer(count, _EXPERTS), "llama.expert_group_count"
+        if (said := self.metadata.get(groups, 0)) not in (0, 1):  # llama.cpp: one group is as good as none
+            raise self.wrong(groups, shown(said), "1 at most", UnsupportedModelError)
         return n, self.integer(used, n, per_block=True)
 
     def vocab_size(self) -> int:
@@ -236,15 +247,23 @@ class _Keys(MetadataKeys):
         return (*self.defaulted, *absent)
 
 
-def _biases(file: GGUFFile, *, dense: bool) -> tuple[str, ...]:
-    """The biases of block 0; that every other block has them too is held with the shapes."""
-    fused = ("bq", "bk", "bv") if fused_tensor(0, "bias") in file.tensors else ()
+def _biases(
+    file: GGUFFile, n_layers: int, *, dense: bool
+) -> tuple[tuple[str, ...], tuple[tuple[int, str], ...]]:
+    """The biases that any block has, and the blocks that lack one of them."""
     names = [bias for bias in BIAS_TENSORS if dense or bias in ATTENTION_BIASES]  # experts have none
-    return tuple(bias for bias in names if bias in fused or f"blk.0.{BIAS_TENSORS[bias]}" in file.tensors)
+
+    def has(block: int, bias: str) -> bool:
+        fused = bias in ("bq", "bk", "bv") and fused_tensor(block, "bias") in file.tensors
+        return fused or block_tensor(block, bias) in file.tensors
+
+    there = {(block, bias) for block in range(n_layers) for bias in names if has(block, bias)}
+    found = tuple(bias for bias in names if any(one == bias for _, one in there))
+    every = ((block, bias) for block in range(n_layers) for bias in found)
+    return found, tuple(one for one in every if one not in there)
 
 
 _PLAIN: Final = (
-    ("llama.expert_group_count", 0, "0, since groups of experts are not supported"),
     ("llama.attention.causal", True, "causal attention"),
     ("llama.nextn_predict_layers", 0, "0, since layers for multi-token prediction are not supported"),
 )

@@ -193,7 +193,7 @@ def _block(file: GGUFFile, config: LlamaConfig, number: int, places: dict[str, T
         return _matrix(file, block_tensor(number, field, experts=config.n_experts > 0), places)
 
     def bias(field: str) -> Tensor | None:
-        if BIAS_OF[field] not in config.biases:
+        if BIAS_OF[field] not in config.biases_of(number):
             return None
         if config.fused_qkv and field in QKV:
             return _vector(file, fused_tensor(number, "bias"), places)[rows_of(field, config)]

@@ -106,7 +106,7 @@ _REASONS: Final = {
     "_exps": "it is of a mixture of experts, and llama.expert_count is 0",
     "ffn_gate_inp": "it is of a mixture of experts, and llama.expert_count is 0",
     "attn_qkv": "it stands beside Q, K and V of their own",
-    ".bias": "a bias here, or one that not every block has, is not supported",
+    ".bias": "a bias here is not supported",
     "attn_q_norm": "norms of queries and keys are not supported",
     "attn_k_norm": "norms of queries and keys are not supported",
     "sub_norm": "norms within attention and the feed-forward network, as BitNet has, are not supported",
@@ -156,10 +156,11 @@ def expected_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
         "w_down": (*stacked, width, ffn),
     }
     block = {field: block[field] for field in block_fields(config)}
-    block |= {bias: block[field][:1] for field, bias in BIAS_OF.items() if bias in config.biases}
+    biases = {bias: block[field][:1] for field, bias in BIAS_OF.items() if bias in config.biases}
     shapes: dict[str, tuple[int, ...]] = {MODEL_TENSORS["token_embd"]: (config.vocab_size, width)}
     for number in range(config.n_layers):
-        named = {block_tensor(number, field, experts=n > 0): shape for field, shape in block.items()}
+        own = block | {bias: biases[bias] for bias in config.biases_of(number)}
+        named = {block_tensor(number, field, experts=n > 0): shape for field, shape in own.items()}
         shapes |= _with_fused(named, number, config) if config.fused_qkv else named
     shapes[MODEL_TENSORS["output_norm"]] = (width,)
     if config.rope_long_factors:

@@ -213,6 +213,7 @@ other_of_two, others_than_two = with_router(nudged), with_router(exchanged)
     ("options", "words"),
     [
         ({"keys": {"llama.expert_used_count": (5, V.UINT32)}}, "got 5, wanted an integer from 1 to 4"),
+        ({"keys": {"llama.expert_group_count": (2, V.UINT32)}}, "group_count: got 2, wanted 1 at most"),
         ({"omit_keys": ["llama.expert_used_count"]}, "expert_used_count: got no such key"),
         ({"tensors": {"blk.1.ffn_gate_inp.weight": None}}, "blk.1.ffn_gate_inp.weight is missing"),
         ({"tensors": {"blk.0.ffn_gate_exps.bias": np.ones(96, np.float32)}}, "experts with biases"),

@@ -39,24 +39,24 @@ ARROWS: dict[str, str] = {
     "arithmetic": "errors oracle points",
     "judging": "errors json_values oracle points precisions",
     "dumps": "errors judging listing points precisions",
-    "capture": "dumps errors gguf points spawning weights",
-    "making": "capture errors gguf oracle reference_dumps spawning weights",
+    "capture": "hugging_face dumps errors gguf points spawning weights",
+    "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights",
     "checkpoints": "errors points tokens weights",
-    "model": "checkpoints errors gguf precisions tokens weights",
+    "model": "hugging_face checkpoints errors gguf precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions tokens weights",
     # which operator was applied, and what a wrong tensor looks like
     "identify": "arithmetic json_values judging listing oracle points",
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
-        "arithmetic diagnose dumps errors gguf identify json_values judging listing oracle points precisions "
-        "reference_dumps weights"
+        "arithmetic diagnose dumps errors gguf hugging_face identify json_values judging listing oracle "
+        "points precisions reference_dumps weights"
     ),
     "ranks": ("comparing diagnose dumps errors gguf judging listing oracle points reference_dumps weights"),
     # the ladder, and the catalogues on trial
     "ladder": (
-        "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf identify judging kernels "
-        "making model oracle points precisions reference_dumps shadowing tokens weights"
+        "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
+        "judging kernels making model oracle points precisions reference_dumps shadowing tokens weights"
     ),
     "mutants": (
         "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "

@@ -177,7 +177,6 @@ BAD: list[tuple[str, tuple[Any, ...], type[LlamaCkptError], str]] = [
         ModelFileError,
         "got 2, wanted none, since there are no experts",
     ),
-    ("llama.expert_group_count", (2, V.UINT32), UnsupportedModelError, "groups of experts"),
     ("llama.attention.causal", (False, V.BOOL), UnsupportedModelError, "got False"),
     ("llama.nextn_predict_layers", (1, V.UINT32), UnsupportedModelError, "got 1"),
     ("general.name", (3, V.UINT32), ModelFileError, "got 3, wanted text"),
