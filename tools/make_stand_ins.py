@@ -16,10 +16,12 @@ import random
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from llama_ckpt.capture import Take, capture_takes
+from llama_ckpt.dumps.reference import DumpSet, open_dumps, write_dump
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.tokens.bpe import BYTE_CHARACTERS
 from reference_dumps import embedded_model
@@ -32,17 +34,17 @@ ROOT: Final = Path(__file__).resolve().parents[1] / "reference_dumps"
 
 STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "llama-3": {
-        **{"width": 32, "n_heads": 2, "n_kv_heads": 1, "ffn": 64, "n_layers": 2, "tied_output": True},
+        **{"width": 32, "n_heads": 2, "n_kv_heads": 1, "ffn": 32, "n_layers": 2, "tied_output": True},
         **{"context_length": 131072, "rope_theta": 5e5, "llama3_factor": 32.0, "vocab": 288},
     },
     "mixture": {
-        **{"width": 32, "n_heads": 4, "n_kv_heads": 2, "ffn": 32, "n_layers": 2, "tied_output": True},
+        **{"width": 32, "n_heads": 4, "n_kv_heads": 2, "ffn": 16, "n_layers": 1, "tied_output": True},
         **{"rope_theta": 1e6, "n_experts": 3, "n_experts_used": 2, "vocab": 264},
     },
 }
 """What `make_seeded` makes them of."""
 
-PROMPTS: Final = {"llama-3": "they'll see 1984", "mixture": "Noah"}
+PROMPTS: Final = {"llama-3": "I'm 12", "mixture": "Noah"}
 
 _TEXTS = (
     "It's 1984: don't they say so? They'll see, I'm sure that we've been there.",
@@ -85,8 +87,20 @@ def make(folder: Path) -> None:
                 vocabulary = Path(scratch) / "vocabulary.gguf"
                 bpe_vocabulary(vocabulary)
             make_seeded(out / "model.gguf", seed=1, type="F16", vocabulary=vocabulary, **sizes)
-        take = Take(prompt=PROMPTS[name], name="prompt", max_tokens=16)
-        capture_takes(out / "model.gguf", [take], out=out / "f16")
+            take = Take(prompt=PROMPTS[name], name="prompt", max_tokens=16)
+            capture_takes(out / "model.gguf", [take], out=Path(scratch) / "f16")
+            _keep(open_dumps(Path(scratch) / "f16"), out / "f16")
+
+
+def _keep(dumps: DumpSet, out: Path) -> None:
+    """A dump without most of its settings of the sampler, which are half of so small a one."""
+    entry, dump = dumps.entry("prompt"), dumps.dump("prompt")
+    kept = replace(entry, sampling=entry.sampling[:2], penalized=())
+    tensors: dict[str, Any] = {name: dump[name] for name in dump}
+    for index in range(len(kept.sampling)):
+        ids, values = dump.survivors(index)
+        tensors |= {f"sampling.{index}.ids": ids, f"sampling.{index}.probabilities": values}
+    write_dump(out, model=dumps.manifest.model, producer=dumps.manifest.producer, entry=kept, tensors=tensors)
 
 
 def main() -> None:

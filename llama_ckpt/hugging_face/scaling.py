@@ -96,7 +96,7 @@ def _turning(times: float, original: int, head_dim: int, theta: float) -> float:
 def _ramped(factor: float, first: float, last: float, pairs: int) -> np.ndarray:
     """YaRN as divisors: none up to a pair, the factor from another on, and a ramp between."""
     stretched = np.clip((np.arange(pairs) - first) / max(last - first, 0.001), 0.0, 1.0)
-    return (1 / (1 - stretched + stretched / factor)).astype(np.float32)
+    return np.asarray(1 / (1 - stretched + stretched / factor), np.float32)
 
 
 def _larger(factor: float, share: float) -> float:

@@ -99,7 +99,7 @@ class RecordingJudge:
         config = self.subject.model.config
 
         def off(router: NDArray[np.float64], kind: ErrorKind) -> NDArray[np.float64]:
-            return self.limit("ffn_router", kind).row_err * np.linalg.norm(router, axis=1)
+            return np.asarray(self.limit("ffn_router", kind).row_err * np.linalg.norm(router, axis=1))
 
         @cache
         def own(block: int) -> NDArray[np.bool_]:

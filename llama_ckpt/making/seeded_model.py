@@ -56,6 +56,7 @@ KNOWN_SHA256: Final[Mapping[tuple[str, int, str], str]] = MappingProxyType(
         ("head-128", 1, "F16"): "1b92872e90c8e27dd705e7b62b292b4a35a8775e4d5356f68955f41952122767",
         ("tied-256", 1, "F16"): "63eff6c0fc056040df64423067403419cda3cf2b2255381483eb958e8dc11c96",
         ("llama3-256", 1, "F16"): "b6ee8f55591dd30ecfc659b12539233e0cb0d04d512908f7b18674c7bf1ea039",
+        ("mixture-256", 1, "F16"): "e4496e5155f966970196f4f46a19c04fd18800ffd951b46a8d351dc5a681a4c5",
         ("bare-256", 1, "F16"): "375bc0fa32073075ee0d432c60e8b8d23af9d74658e7dfe833250b1185d2108b",
     }
 )

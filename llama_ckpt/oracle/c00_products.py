@@ -11,14 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 __all__: list[str] = []
 
 Array: TypeAlias = NDArray[np.float64]
-Tap: TypeAlias = Callable[[str, Array], object]
+Tap: TypeAlias = Callable[[str, Any], object]
+"""Gets arrays; of a choice integers, of all else float64."""
 
 
 def _float64(x: ArrayLike) -> Array:
     return np.asarray(x, dtype=np.float64)
 
 
-def _ignore(point: str, array: Array) -> None:
+def _ignore(point: str, array: Any) -> None:
     """Stand in for a tap that nobody asked for."""
 
 

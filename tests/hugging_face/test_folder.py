@@ -88,6 +88,23 @@ def test_the_same_logits_as_transformers(name: str, tmp_path: Path) -> None:
     assert float((wanted - ours).norm() / wanted.norm()) < 5e-6
 
 
+def test_python_takes_a_folder_as_the_command_does(tmp_path: Path) -> None:
+    theirs = folder_of(tmp_path / "hf")
+    with torch.inference_mode():
+        wanted = theirs(torch.tensor([TOKENS])).logits[0]
+    ours = llama_ckpt.load(tmp_path / "hf", device="cpu").logits(TOKENS)
+    assert float((wanted - ours).norm() / wanted.norm()) < 5e-6
+    report = llama_ckpt.validate(["0", "7"], model=tmp_path / "hf", device="cpu", oracle_only=True)
+    assert [one.verdict for one in report.checkpoints] == ["pass", "pass"]
+    assert report.model == str(tmp_path / "hf")
+    llama_ckpt.record(theirs.eval(), TOKENS).save(tmp_path / "theirs.safetensors")
+    compared = llama_ckpt.compare_dump(tmp_path / "theirs.safetensors", model=tmp_path / "hf")
+    assert compared.exit_code == 0
+    llama_ckpt.export_weights(tmp_path / "hf", tmp_path / "again" / "model.safetensors", layout="hf")
+    again = llama_ckpt.load(tmp_path / "again", device="cpu").logits(TOKENS)
+    assert float((again - ours).norm() / ours.norm()) < 1e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_shards_keep_their_type_to_the_last_bit(dtype: torch.dtype, tmp_path: Path) -> None:
     theirs = folder_of(tmp_path / "hf", dtype, shard="60KB")

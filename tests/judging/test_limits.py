@@ -182,7 +182,7 @@ def test_every_row_says_which_run_it_came_from() -> None:
 
 
 FINGERPRINTS = {
-    "measured_errors": (LAYERS, "c35e05dbdd18f81095d1c80837f1a2f96b2b1052519e65e1ec9796d35d944e0a"),
+    "measured_errors": (LAYERS, "cb3fe8487478aa7d5c804663d05fbc7942432d5a17957dd876d2972f74abe46a"),
     "measured_engine_errors": (ENGINE, "2fe26b4bda70266c43b62cdf500daca5af8e3d040f7a0b2618cd13c983841cf9"),
 }
 """Of every figure's bits: whoever measures again, and only they, change these with the tables."""

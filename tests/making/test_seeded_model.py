@@ -14,10 +14,10 @@ from gguf import GGMLQuantizationType
 from llama_ckpt.capture import capture
 from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.errors import ModelFileError, OptionError, ReferenceMissingError
-from llama_ckpt.gguf.file import open_gguf, weights_sha256
+from llama_ckpt.gguf.file import GGUFFile, TensorInfo, open_gguf, weights_sha256
 from llama_ckpt.gguf.writing import encode_rows, field, write_gguf
 from llama_ckpt.making import seeded_model
-from llama_ckpt.making.derive import derive
+from llama_ckpt.making.derive import derive, stays_float32
 from llama_ckpt.making.seeded_model import KNOWN_SHA256, SHAPES, SeededShape, make_seeded
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
@@ -62,7 +62,12 @@ def test_file_is_a_sound_llama_of_its_shape(shape: str, tmp_path: Path) -> None:
     wanted = SHAPES[shape].config(config.name)
     assert {**vars(config), "defaulted": ()} == vars(wanted)
     assert {info.type for info in file.tensors.values()} == {T.F32, T.F16}
-    assert all((info.type == T.F32) == (len(info.shape) == 1) for info in file.tensors.values())
+    assert all((info.type == T.F32) == stays_float32(*one) for one, info in named(file))
+
+
+def named(file: GGUFFile) -> list[tuple[tuple[str, tuple[int, ...]], TensorInfo]]:
+    """Every tensor's name and shape, and what is known of it."""
+    return [((name, info.shape), info) for name, info in file.tensors.items()]
 
 
 def test_left_out_keys_take_their_defaults(tmp_path: Path) -> None:

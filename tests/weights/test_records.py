@@ -50,7 +50,7 @@ def values(weight: Weight) -> np.ndarray:
 
 def test_fields_and_tensors_correspond() -> None:
     names = [field.name for field in dataclasses.fields(BlockWeights)]
-    assert names == [*BLOCK_TENSORS, *BIAS_TENSORS]
+    assert names == [*BLOCK_TENSORS, "w_router", *BIAS_TENSORS]
     assert [field.name for field in dataclasses.fields(OracleBlockWeights)] == names
     assert {field.name for field in dataclasses.fields(ModelWeights)} == {*MODEL_TENSORS, "blocks"}
 

@@ -48,7 +48,8 @@ def twice(right: PatchedOracle, router: Array, chosen: Array) -> Array:
 
 def by_sigmoid(right: PatchedOracle, router: Array, chosen: Array) -> Array:
     gates: Array = of(right.sigmoid(router), chosen)
-    return gates / gates.sum(axis=1, keepdims=True)
+    weights: Array = gates / gates.sum(axis=1, keepdims=True)
+    return weights
 
 
 def first_alone(right: PatchedOracle, router: Array, chosen: Array) -> Array:
