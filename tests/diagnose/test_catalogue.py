@@ -66,7 +66,7 @@ def test_candidates_reach_into_what_a_function_calls() -> None:
 
 
 def test_candidates_leave_out_what_passed() -> None:
-    left = candidates("block", ("1", "1B", "2", "3", "6"))
+    left = candidates("block", ("1", "1B", "2", "3", "6", "6B"))
     assert {bug.checkpoint for bug in left} == {"7"}
 
 

@@ -349,8 +349,7 @@ def test_a_whole_llama(tmp_path: Path, tied: bool) -> None:
 
 def test_a_bias_of_some_blocks_only(tmp_path: Path) -> None:
     bias = {"blk.0.attn_q.bias": np.ones(64, np.float32)}
-    with pytest.raises(ModelFileError, match=r"tensor blk.1.attn_q.bias is missing"):
-        checked(write_llama(tmp_path / "m.gguf", tensors=bias))
+    checked(write_llama(tmp_path / "m.gguf", tensors=bias))
 
 
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_up.weight", "output_norm.weight"])
