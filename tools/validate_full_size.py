@@ -91,13 +91,13 @@ def climb_ladder(subject: Any, program: str) -> list[Any]:
     import torch
 
     from llama_ckpt.ladder.climb import climb_all
-    from llama_ckpt.ladder.discovery import discover
+    from llama_ckpt.ladder.discovery import ladder_of
     from llama_ckpt.ladder.observer import Observer
     from llama_ckpt.ladder.trials import subject_trials
 
     observer = Observer()
     trials = list(subject_trials(subject, None, observer, None if program == "float32" else program))
-    results = list(climb_all(discover(), trials, observer))
+    results = list(climb_all(ladder_of(0), trials, observer))
     del trials
     torch.cuda.empty_cache()
     return results

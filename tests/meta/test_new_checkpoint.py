@@ -193,7 +193,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
 
 
 def test_it_is_found_in_its_place(found: Mapping[str, Any]) -> None:
-    assert found["ids"] == ["0", "1", "1B", "2", "3", "5", "6", "7", "8", "9", "10", "11", "12"]
+    assert found["ids"] == ["0", "1", "1B", "2", "3", "5", "6", "6B", "7", "8", "9", "10", "11", "12"]
     assert "| 5 | unit keys | `unit_keys` | `k_length`, `k_unit` | 1e-05 |" in found["ladder"]
 
 
