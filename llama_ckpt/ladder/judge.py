@@ -176,6 +176,7 @@ class RecordingJudge:
             recording.arithmetic is None
             or not recording.recorded
             or isinstance(subject.weights, DeviceOracleWeights)
+            or subject.model.config.n_experts
         ):
             return None
         at = np.asarray(recording.positions, np.int64)
