@@ -84,6 +84,8 @@ class Declared:
     def result(self, point: str) -> str:
         """What a point's tensor is rounded to."""
         lines = self.arithmetic.for_head() if point == "logits" else self.arithmetic
+        if point not in RESULTS:  # a checkpoint's own point
+            return "float32"
         found: str = getattr(lines, RESULTS[point])
         return found
 

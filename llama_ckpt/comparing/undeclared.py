@@ -54,7 +54,7 @@ PART_OF: Final[Mapping[str, str]] = {
 
 def part_of(point: str) -> str:
     """The part of an arithmetic that a point's step is rounded by."""
-    return PART_OF[point]
+    return PART_OF.get(point, "residual")  # of a checkpoint's own point no line is known
 
 
 Whole: TypeAlias = dict[str, Lines]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_ckpt.mutants.declared.report import PlantedProgram, PlantedReport, PlantedRow
 from llama_ckpt.report.pages import markdown_table
+
+if TYPE_CHECKING:  # records to be read; importing what makes them would load torch
+    from llama_ckpt.mutants.declared.report import PlantedProgram, PlantedReport, PlantedRow
 
 __all__ = ["planted_lines", "planted_page"]
 
