@@ -56,8 +56,8 @@ PLANS: Mapping[str, tuple[Plan, ...]] = {
     "f32": (
         Plan("hello", prompt="Hello"),
         Plan("eight-tokens", prompt="And God said, Let there be", blocks=EIGHT),
-        Plan("one-token", tokens=(1,), blocks=FEW),
-        Plan("two-tokens", prompt="Jesus", blocks=FEW),
+        Plan("one-token", tokens=(1,), blocks=FEW, last_logits_only=True),
+        Plan("two-tokens", prompt="Jesus", blocks=FEW, last_logits_only=True),
         Plan(
             "far-positions", prompt="In the beginning", positions_from=4000, blocks=FEW, last_logits_only=True
         ),

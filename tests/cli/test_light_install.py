@@ -29,7 +29,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_what_judges_and_reads_needs_neither_torch_nor_a_server(tmp_path: Path) -> None:
-    dump = dump_folder("f32") / "two-tokens.safetensors"
+    dump = dump_folder("f32") / "hello.safetensors"
     for arguments, code, said in (
         (("compare", str(dump), "--partial"), 0, "every point within its limits"),
         (
