@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +17,6 @@ __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
 
 SIMPLE = frozenset({"permutation", "heads", "position", "layer", "axes", "sign", "constant"})
 """Kinds of changes that say more than two bugs of a catalogue that happen to give them."""
-
-
-FITTED = re.compile(r"rope-(theta|factor|llama-3|partial)-fitted")
-"""Bugs with a number that was fitted, of which an operator that was identified says more."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +161,7 @@ class Diagnosis:
 
         What explains the tensor whole goes before what explains a part; then a bug of the catalogue, whose
         words are the best, before what was identified, that before a simple change, and that before two
-        bugs at once; of a bug with a fitted number the operator is said. Where nothing fits, the facts.
+        bugs at once. Where nothing fits, the facts.
         """
         best = self._best()
         if isinstance(best, NamedBug):
@@ -187,9 +182,6 @@ class Diagnosis:
             change = None  # two bugs say more than a change with many numbers
         if change is not None and " of its own" in change.sentence:
             change = None  # fits much, and says nothing of what was computed
-        fitted = bug is not None and FITTED.fullmatch(bug.name) is not None
-        if fitted and operator is not None and operator.explained:
-            bug = None  # the same number, with what it is instead of, and with what is alike
         found = [operator, change, bug] if several else [bug, operator, change]
         return min((one for one in found if one is not None), key=_is_part, default=None)
 

@@ -15,16 +15,12 @@ from numpy.typing import NDArray
 
 from llama_ckpt.oracle.integer_blocks import IQ4, BlockParts
 
-__all__ = ["LOW_BITS", "Misreading", "block_orders", "misreadings"]
+__all__ = ["Misreading", "misreadings"]
 
 Array: TypeAlias = NDArray[Any]
 
 AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
 """In which order eight integers of 4 bits lie in 32 bits as AWQ packs them."""
-
-
-LOW_BITS = {3: 2, 5: 4, 6: 4}
-"""Bits of an integer to how many of them lie together; the others lie apart."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,6 @@ def _scales(parts: BlockParts) -> Iterator[Misreading]:
             yield Misreading("scale", f"{said} in its row", _moved(by, flat=False))
             yield Misreading("scale", f"{said}, across rows", _moved(by, flat=True))
         yield Misreading("scale", "all groups of a row have the scale of the first", _first)
-        yield from _of_tiles(parts)
         yield Misreading("scale", "the scales' rows and groups are exchanged", _exchanged)
     for by, whose in ((-1, "next"), (1, "previous")):
         yield Misreading("scale", f"each row has the scales of the {whose} row", _of_rows(by))
@@ -130,29 +125,6 @@ def _of_rows(by: int) -> Callable[[BlockParts], BlockParts]:
 
 def _first(p: BlockParts) -> BlockParts:
     return replace(p, scale=np.broadcast_to(p.scale[:, :1], p.scale.shape))
-
-
-def _of_tiles(parts: BlockParts) -> Iterator[Misreading]:
-    """Tiles of several groups that take one scale for all."""
-    groups = parts.scale.shape[1]
-
-    def of_one(size: int, which: int) -> Callable[[BlockParts], BlockParts]:
-        def shared(numbers: Array) -> Array:
-            tiles = numbers.reshape(len(numbers), -1, size)
-            return np.repeat(tiles[..., which], size, axis=1)
-
-        def read(p: BlockParts) -> BlockParts:
-            return replace(p, scale=shared(p.scale), minimum=None if p.minimum is None else shared(p.minimum))
-
-        return read
-
-    for size in (2, 4, 8):
-        if groups % size == 0 and groups > size:
-            for which, whose in ((0, "first"), (size - 1, "last")):
-                said = f"of each {size} groups of {parts.group} all have the scale of the {whose} one"
-                yield Misreading(
-                    "scale", f"{said}: a tile of {size * parts.group} columns", of_one(size, which)
-                )
 
 
 def _exchanged(p: BlockParts) -> BlockParts:
@@ -224,16 +196,12 @@ def _minima(parts: BlockParts) -> Iterator[Misreading]:
 def _orders(parts: BlockParts) -> Iterator[Misreading]:
     """Integers of a block in another order; scales stay where they are."""
     width = parts.integers.shape[1]
-    for size, taken, sentence in block_orders():
+    for size, taken, sentence in _block_orders():
         if width % size == 0:
             yield Misreading("order", sentence, _in_order(size, taken))
-            if parts.bits in LOW_BITS:
-                name = "fifth bits" if parts.bits == 5 else "high bits"
-                yield Misreading("bits", f"{name} alone: {sentence}", _high_in_order(size, taken))
 
 
-def block_orders() -> Iterator[tuple[int, Array, str]]:
-    """Orders that integers are read in: of how many, from which place each is taken, a clause."""
+def _block_orders() -> Iterator[tuple[int, Array, str]]:
     for size in (32, 64, 256):
         numbers = np.arange(size)
         halves = numbers.reshape(2, -1)
@@ -252,18 +220,6 @@ def block_orders() -> Iterator[tuple[int, Array, str]]:
     yield 8, awq, "of each eight integers those in even places come first, as AWQ packs them"
     yield 8, np.argsort(awq), "of each eight integers AWQ's order is undone"
     yield 8, np.arange(8)[::-1], "of each eight integers the last comes first"
-
-
-def _high_in_order(size: int, taken: Array) -> Callable[[BlockParts], BlockParts]:
-    """The bits that lie apart from the rest of each integer in another order."""
-
-    def read(p: BlockParts) -> BlockParts:
-        low = LOW_BITS[p.bits]
-        high = p.integers >> low << low
-        moved = high.reshape(len(high), -1, size)[:, :, taken].reshape(high.shape)
-        return replace(p, integers=p.integers - high + moved)
-
-    return read
 
 
 def _in_order(size: int, taken: Array) -> Callable[[BlockParts], BlockParts]:

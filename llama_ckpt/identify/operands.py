@@ -21,7 +21,6 @@ from llama_ckpt.identify.record import Asked
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import leaves_at_most, passes
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.oracle.integer_blocks import BlockParts, parts_of_values
 from llama_ckpt.points import split_name
 
 __all__ = ["MATRIX_OF", "Product", "gated", "products_of", "tensors"]
@@ -96,12 +95,6 @@ class Product:
     def wrong(self) -> bool:
         """Whether rounding does not account for it."""
         return not passes(self.x, self.o, self.limit)
-
-    @cached_property
-    def parts(self) -> BlockParts | None:
-        """What the matrix's blocks are made of; None where it has none that are known."""
-        parts: BlockParts | None = getattr(self.w, "parts", None)
-        return parts_of_values(np.asarray(self.w)) if parts is None else parts
 
     @property
     def heads(self) -> int:

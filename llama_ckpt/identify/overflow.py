@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from llama_ckpt.identify.operands import Product, products_of, tensors
 from llama_ckpt.identify.places import place_of
 from llama_ckpt.identify.record import Asked, Guess
-from llama_ckpt.judging.matching import leaves_at_most
 
 __all__ = ["overflows"]
 
@@ -48,11 +47,7 @@ def overflows(asked: Asked) -> Iterator[Guess]:
 
 def _itself(asked: Asked, beyond: Mask) -> Guess:
     """Infinite where the value is beyond the range."""
-    o, x, limit = asked.o, asked.x, asked.first.limit
-    slack = 2 * max(limit.element_err, leaves_at_most(limit))
-    if np.isfinite(slack):  # rounding decides on which side of the end a value near it falls
-        near = np.abs(np.abs(o) - ROUNDS_UP) <= slack * max(ROUNDS_UP, float(np.sqrt(np.mean(o * o))))
-        beyond = np.where(near, ~np.isfinite(x), beyond)
+    o = asked.o
     at = tuple(int(i) for i in np.unravel_index(int(np.abs(o).argmax()), o.shape))
     p = np.where(beyond, np.copysign(np.inf, o), o)
     said = (

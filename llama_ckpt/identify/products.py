@@ -13,7 +13,7 @@ from llama_ckpt.identify.affine import another_factor, other_factors
 from llama_ckpt.identify.beyond_rows import past_the_rows
 from llama_ckpt.identify.columns import other_columns
 from llama_ckpt.identify.inputs import another_input
-from llama_ckpt.identify.misread import misplaced_matrices, misread_matrix
+from llama_ckpt.identify.misread import misread_matrix
 from llama_ckpt.identify.offering import Offer
 from llama_ckpt.identify.operands import Product, products_of, tensors
 from llama_ckpt.identify.output_rows import other_rows
@@ -45,13 +45,7 @@ def product_guesses(asked: Asked) -> Iterator[Guess]:
     wrong = [product for product in products_of(asked) if product.wrong]
     if not wrong:
         return
-    first = list(_offers(wrong[0]))
-    if not any(wrong[0].fits(offer.p) for offer in first):
-        together = [_guess(asked, offers) for offers in misplaced_matrices(wrong)]
-        yield from together
-        if together:
-            return
-    found = {wrong[0].point: first} | {product.point: list(_offers(product)) for product in wrong[1:]}
+    found = {product.point: list(_offers(product)) for product in wrong}
     if len(wrong) == 1:
         point = wrong[0].point
         yield from (_guess(asked, {point: offer}) for offer in found[point])
@@ -59,7 +53,8 @@ def product_guesses(asked: Asked) -> Iterator[Guess]:
     whole = {p.point: [one for one in found[p.point] if passes(p.x, one.p, p.limit)] for p in wrong}
     if all(whole.values()):
         yield from _together(asked, whole)
-    yield from (_guess(asked, {wrong[0].point: offer}) for offer in first)
+    first = wrong[0].point
+    yield from (_guess(asked, {first: offer}) for offer in found[first])
 
 
 def _offers(product: Product) -> Iterator[Offer]:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from llama_ckpt.identify import rope_frequencies, rope_positions
 from llama_ckpt.identify.places import Place, ranges
 from llama_ckpt.identify.record import Asked, Guess
-from llama_ckpt.identify.rope_formulas import formula_guesses
 from llama_ckpt.identify.rope_tables import rounded_tables
 from llama_ckpt.identify.turns import Turns, measured_turns
 from llama_ckpt.judging.matching import distance, leaves_at_most, passes
@@ -71,14 +70,12 @@ def rope_guesses(asked: Asked) -> Iterator[Guess]:
         return
     given = asked.given
     own, f = np.asarray(given["positions"], np.int64), np.asarray(given["frequencies"], np.float64)
-    larger = float(given.get("magnitude", 1.0))
     wrong = []
     for point in ("q_rope", "k_rope"):
         one = asked.of(point)
         if one is not None and not passes(one.x, one.o, one.limit, one.mask):
-            wrong.append(list(measured_turns(one, larger * np.asarray(given[point[0]], np.float64))))
+            wrong.append(list(measured_turns(one, given[point[0]])))
     if not wrong or not all(wrong):
-        yield from formula_guesses(asked)
         return
     both = False
     for first in _explanations(wrong[0], own, f, asked):
@@ -205,25 +202,11 @@ def _guess(found: Sequence[_Turned], asked: Asked) -> Guess:
 def _sentence(one: _Turned, letters: Sequence[str], only: bool) -> str:
     parts = [part for part in (one.turns.layout.words, one.words) if part]
     if one.turns.gain != 1:
-        parts.append(_gain_said(one.turns.gain, float(one.turns.one.case.arguments.get("magnitude", 1.0))))
+        parts.append(f"everything is multiplied by {one.turns.gain:.6g}")
     said = ", and ".join(parts)
     heads = _heads_said(one)
     where = " and ".join(letters) if only else ""
     return f"in {where}{' ' * bool(where and heads)}{heads} only: {said}" if where or heads else said
-
-
-def _gain_said(gain: float, larger: float) -> str:
-    """What everything is multiplied by, beside what the file asks for."""
-    if larger != 1 and abs(gain * larger - 1) < 1e-4:
-        return f"the attention factor by which YaRN makes what is turned larger, {larger:.6g}, is left out"
-    if larger != 1 and abs(gain / larger - 1) < 1e-4:
-        return f"YaRN's attention factor, {larger:.6g}, is applied twice"
-    as_yarn = float(np.exp(10 * (gain - 1)))
-    whole = round(as_yarn)
-    known = whole > 1 and abs(as_yarn / whole - 1) < 1e-3
-    return f"everything is multiplied by {gain:.6g}" + (
-        f", 1 + 0.1 ln({whole}), which is YaRN's attention factor of a scaling by {whole}" if known else ""
-    )
 
 
 def _letter(one: _Turned) -> str:

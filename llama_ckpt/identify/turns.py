@@ -65,8 +65,6 @@ def layouts(d: int) -> Iterator[Layout]:
         swapped = "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)"
         yield Layout(few, 2 * half, 2 * half + 1)
         yield Layout(f"{few}, as pairs (i, i+{r // 2})" if few else swapped, half, half + r // 2)
-        if not few:
-            yield Layout("RoPE turns pairs (i, d-1-i) instead of (2i, 2i+1)", half, d - 1 - half)
         if few:
             pairs = f"RoPE turns only the first {r // 2} of a head's {d // 2} pairs"
             yield Layout(f"{pairs} (i, i+{d // 2})", half, half + d // 2)
