@@ -106,7 +106,7 @@ def _plainer(part: str) -> Iterator[Arithmetic]:
 
 def _attention_in(name: str) -> Iterator[Arithmetic]:
     """Attention of a program in a half precision: its steps one by one, or some of them fused."""
-    kept = dict.fromkeys(("queries", "keys", "values", "context"), name)
+    kept: dict[str, Any] = dict.fromkeys(("queries", "keys", "values", "context"), name)
     for scores in ({}, {"scores": name}, {"scores": name, "scaled": name}, {"scaled": name}):
         for probs in ({}, {"mixing": name}, {"probabilities": name, "mixing": name}):
             yield Arithmetic(**{**kept, **scores, **probs})

@@ -157,14 +157,15 @@ def _rungs(ids: Iterable[str] | None) -> list[Checkpoint]:
 
 
 def _of_model(
-    ladder: list[Checkpoint], trials: Sequence[Trial | EngineTrial], *, asked: bool
+    ladder: list[Checkpoint], trials: Sequence[Trial | SituationTrial | EngineTrial], *, asked: bool
 ) -> list[Checkpoint]:
     """Those that the model has.
 
     Raises:
         OptionError: one was asked for that it has not.
     """
-    n_experts = trials[0].subject.model.config.n_experts
+    of_files = (one for one in trials if not isinstance(one, SituationTrial))
+    n_experts = next(of_files).subject.model.config.n_experts
     found = [one for one in ladder if one.holds_for(n_experts)]
     if asked and (others := [one.id for one in ladder if one not in found]):
         kind = "a mixture of experts" if n_experts else "no mixture of experts"

@@ -51,6 +51,7 @@ def repeat_command(
     device: str,
     dtype: str,
     oracle_only: bool,
+    thorough: bool = False,
     implementation: str | None = None,
     arrays: str = "auto",
     arithmetic: str | None = None,
@@ -72,5 +73,6 @@ def repeat_command(
     words += ["--arithmetic", arithmetic] if arithmetic is not None else []
     words += ["--engine", engine, "--precision", precision] if engine != "layers" else []
     words += ["--impl", implementation] if implementation is not None else []
+    words += ["--thorough"] if thorough else []
     words += ["--arrays", arrays] if arrays != "auto" else []
     return shlex.join(words + (["--oracle-only"] if oracle_only else []))

@@ -17,6 +17,7 @@ import torch
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.ladder.implementation import load_implementation
 from llama_ckpt.ladder.situation_trial import situation_trials
+from llama_ckpt.mutants.ranks.record import RankBug, RightRanks
 from llama_ckpt.mutants.ranks.trial import RankModels, rank_bugs, right_ranks, run_ranks
 from llama_ckpt.mutants.runs.layers import LAYER_BUGS, LayerBug
 
@@ -115,7 +116,7 @@ def run_runs(folder: Path, *, progress: Callable[[str, int, int], None] | None =
         progress: called with what is tried, how many are done, and of how many.
     """
     models, report = RankModels(folder), RunsReport()
-    programs = (*rank_bugs(), *right_ranks())
+    programs: list[RankBug | RightRanks] = [*rank_bugs(), *right_ranks()]
     of = len(LAYER_BUGS) + len(programs)
     for bug in LAYER_BUGS:
         if progress:
