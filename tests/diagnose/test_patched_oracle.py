@@ -86,6 +86,10 @@ def test_continuation_ends_with_an_end_token() -> None:
     assert run_oracle.generate(ended, [1, 5], max_tokens=3).tolist() == [first]
 
 
+OF_EXPERTS = {"routed", "weighted_sum", "by_experts", "experts"}
+"""What a dense model never comes to."""
+
+
 class Reached(Exception):
     """A function that was replaced has been called."""
 
@@ -111,7 +115,7 @@ def test_what_is_reached_is_what_runs() -> None:
     replaced = {bug.function for bug in catalogue()} | {"rope_frequencies", "visible", "sigmoid"}
     for case in (whole_run(), rope_case(), generates):
         ran = {name for name in replaced if calls_it(case, name)}
-        assert ran == replaced & {*reached_from(case.function)}, case.function
+        assert ran == replaced & {*reached_from(case.function)} - OF_EXPERTS, case.function
     assert len(replaced & {*reached_from("generate")}) > 10
 
 

@@ -89,7 +89,10 @@ def test_divisors_that_are_none(tmp_path: Path, values: Any, words: str) -> None
 
 
 def test_divisors_that_are_left_out_are_found(llama3: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = lambda config, device: 5e5 ** (-torch.arange(0, 64, 2, dtype=torch.float64) / 64)  # noqa: E731
+    def plain(config: LlamaConfig, device: Any) -> torch.Tensor:
+        pairs = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+        return torch.as_tensor(config.rope_theta, dtype=torch.float64) ** -pairs
+
     monkeypatch.setattr(block_module, "rope_frequencies", plain)
     report = llama_ckpt.validate(["7", "8"], model=llama3, device="cpu", oracle_only=True)
     assert [one.verdict for one in report.checkpoints] == ["fail", "fail"]
