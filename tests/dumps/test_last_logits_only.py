@@ -49,7 +49,12 @@ def test_it_holds_the_last_row_and_says_so() -> None:
     assert "logits" not in dump and "last_logits" in dump and dump.vocab_size == 32000
     assert dump["output_norm"].shape == (64, 64)
     entries = json.loads((RECORDED.path / "manifest.json").read_text())["dumps"]
-    assert [entry["name"] for entry in entries if entry.get("last_logits_only")] == ["far-positions", NAME]
+    assert [entry["name"] for entry in entries if entry.get("last_logits_only")] == [
+        "one-token",
+        "two-tokens",
+        "far-positions",
+        NAME,
+    ]
 
 
 def test_logits_beside_them_are_left_over(tmp_path: Path) -> None:
