@@ -55,7 +55,7 @@ class Plan:
 PLANS: Mapping[str, tuple[Plan, ...]] = {
     "f32": (
         Plan("hello", prompt="Hello"),
-        Plan("eight-tokens", prompt="And God said, Let there be", blocks=EIGHT),
+        Plan("eight-tokens", prompt="And God said, Let there be", blocks=EIGHT, last_logits_only=True),
         Plan("one-token", tokens=(1,), blocks=FEW, last_logits_only=True),
         Plan("two-tokens", prompt="Jesus", blocks=FEW, last_logits_only=True),
         Plan(

@@ -184,11 +184,18 @@ class RecordingJudge:
             recording.tensors, at, recording.arithmetic, subject.weights, subject.model.config
         )
 
-    def last_row(self, name: str, x: NDArray[Any] | None) -> Iterator[PointVerdict]:
-        """A whole run's last row beside llama.cpp's, where no more of its tensor was kept."""
+    def last_row(self, name: str, x: NDArray[Any] | None, dtype: str | None = None) -> Iterator[PointVerdict]:
+        """A whole run's last row beside llama.cpp's, where no more of its tensor was kept.
+
+        Args:
+            name: the full name of the tensor.
+            x: it, a row a token; None where there is none.
+            dtype: x's own where the array was widened.
+        """
         if x is not None and name in self.recording.last_row:
             kept = self.recording.last_row[name]
-            found = judge(name, x[-1:], self.exact[name][-1:], limit=self.limit(name, "total"), r=kept)
+            limit = self.limit(name, "total")
+            found = judge(name, x[-1:], self.exact[name][-1:], limit=limit, r=kept, dtype=dtype)
             yield replace(found, variant="last row")
 
     @cached_property

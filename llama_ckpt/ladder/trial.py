@@ -248,6 +248,13 @@ class Trial:
 
         yield from side_by_side(judged, made, elements=self.elements)
 
+    def _as_judged(self, x: Any) -> tuple[NDArray[Any] | None, str]:
+        """A tensor as an array, and the dtype that it is judged as."""
+        array, dtype = as_numpy(x)
+        if self.declared is not None and dtype == self.dtype:
+            dtype = "float32"  # whatever it is kept in is declared, and float32's limits hold beside that
+        return array, dtype
+
     def verdict(
         self,
         checkpoint: Checkpoint | None,
@@ -259,9 +266,7 @@ class Trial:
     ) -> PointVerdict:
         """Hold one tensor against the oracle's and, where there is one, llama.cpp's."""
         max_abs = checkpoint.max_abs if checkpoint else None
-        array, dtype = as_numpy(x)
-        if self.declared is not None and dtype == self.dtype:
-            dtype = "float32"  # whatever it is kept in is declared, and float32's limits hold beside that
+        array, dtype = self._as_judged(x)
         self.observer.saw(self.recording.label, name, error_kind, array, o, self.judge.mask(name))
         return self.judge.verdict(name, array, o, error_kind, max_abs=max_abs, dtype=dtype, spread=spread)
 
@@ -277,7 +282,7 @@ class Trial:
             )
         elif name in self.exact:
             yield self.verdict(None, name, self.whole_run.get(name), self.exact[name], "total")
-            yield from self.judge.last_row(name, as_numpy(self.whole_run.get(name))[0])
+            yield from self.judge.last_row(name, *self._as_judged(self.whole_run.get(name)))
             if name == "logits":
                 if self.implementation is not None:
                     return  # the same function: whether it is asked to show its steps is its own business

@@ -50,6 +50,7 @@ def test_it_holds_the_last_row_and_says_so() -> None:
     assert dump["output_norm"].shape == (64, 64)
     entries = json.loads((RECORDED.path / "manifest.json").read_text())["dumps"]
     assert [entry["name"] for entry in entries if entry.get("last_logits_only")] == [
+        "eight-tokens",
         "one-token",
         "two-tokens",
         "far-positions",
