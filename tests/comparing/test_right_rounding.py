@@ -1,0 +1,112 @@
+"""Right programs that round, by other people's hands: torch's own integer, fp8 and half products."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from llama_ckpt.arithmetic.profiles import read_arithmetic
+from tests.comparing.ported_llama import Array, F, Port, compared, seeded
+from tests.comparing.rounding_ports import FusedBfloat16Port, FusedFloat16Port, in_int8
+
+
+class IntMmPort(Port):
+    """W8A8 by torch's integer product."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        (rows, of_rows), (columns, of_columns) = in_int8(x.astype(F)), in_int8(weight.astype(F))
+        few = [torch.from_numpy(part.astype(np.int8)) for part in (rows, columns)]
+        sums = torch._int_mm(few[0], few[1].T.contiguous()).numpy()
+        return sums.astype(F) * of_rows * of_columns.T
+
+
+def in_fp8(x: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    """A tensor in E4M3 and its one scale, as torch's users make them."""
+    wide = torch.from_numpy(np.ascontiguousarray(x, F))
+    scale = wide.abs().max() / 448
+    return (wide / scale).to(torch.float8_e4m3fn), scale
+
+
+class ScaledMmPort(Port):
+    """fp8 by torch's scaled product."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        (a, of_a), (b, of_b) = in_fp8(x), in_fp8(weight)
+        made: Any = torch._scaled_mm(a, b.T, scale_a=of_a, scale_b=of_b, out_dtype=torch.float32)
+        return np.asarray(made.numpy())
+
+
+class CastPort(Port):
+    """fp8 by a cast and a product in float32."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        (a, of_a), (b, of_b) = in_fp8(x), in_fp8(weight)
+        return np.asarray((a.float() @ b.float().T * of_a * of_b).numpy())
+
+
+class RunQPort(Port):
+    """runq.c's: 64 numbers to a scale, whole numbers by C's `round`."""
+
+    def in_groups(self, x: Array) -> Array:
+        groups = x.astype(F).reshape(len(x), -1, 64)
+        scale = np.abs(groups).max(-1, keepdims=True) / F(127)
+        ratio = groups / scale
+        whole = np.copysign(np.floor(np.abs(ratio) + F(0.5)), ratio)
+        return (whole * scale).reshape(x.shape)
+
+    def product(self, x: Array, weight: Array) -> Array:
+        return self.in_groups(x) @ self.in_groups(weight).T
+
+
+class RunPort(Port):
+    """run.c's: each sum from first to last in float32, angles position times frequency."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        total = np.zeros((len(x), len(weight)), F)
+        for i in range(x.shape[1]):
+            total += x[:, i : i + 1] * weight[:, i].astype(F)
+        return total
+
+    def angles(self, positions: Array) -> Array:
+        return np.asarray(positions.astype(F)[:, None] * self.frequencies().astype(F))
+
+
+PROGRAMS: dict[str, tuple[type[Port], str, dict[str, Any]]] = {
+    "_int_mm": (IntMmPort, "w8a8-per-token", {}),
+    "_scaled_mm": (ScaledMmPort, "fp8-per-tensor", {}),
+    "fp8 cast": (CastPort, "fp8-per-tensor", {}),
+    "runq.c": (RunQPort, "runq.c", {"ffn": 128}),
+}
+"""A program, its profile, and what a model of it needs."""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_it_passes_as_declared_and_is_found_out_else(program: str, tmp_path: Path) -> None:
+    port, profile, sizes = PROGRAMS[program]
+    model, n = seeded(**sizes), 24  # torch's integer product wants more than 16 rows
+    declared = compared(port(model), tmp_path, n, arithmetic=profile)
+    assert declared.verdict == "pass", declared.reason
+    assert declared.arithmetic is not None and declared.arithmetic.costs > 1e-3
+    found = compared(port(model), tmp_path, n)
+    assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
+    assert found.reason.endswith(f"declare it: --arithmetic {profile}")
+
+
+def test_habits_of_run_c_are_float32_whether_it_says_so_or_not(tmp_path: Path) -> None:
+    for declared in ("run.c", None):
+        assert compared(RunPort(seeded()), tmp_path, 24, arithmetic=declared).verdict == "pass"
+
+
+@pytest.mark.parametrize("port", [FusedBfloat16Port, FusedFloat16Port])
+def test_fused_steps_in_half_precision_are_found_out_one_by_one(port: type[Port], tmp_path: Path) -> None:
+    report = compared(port(seeded()), tmp_path, 9)
+    assert (report.verdict, report.exit_code) == ("arithmetic", 3), report.reason
+    assert "steps between in" in report.reason
+    assert report.arithmetic is not None
+    again = read_arithmetic(report.arithmetic.option.removeprefix("--arithmetic ").strip("'"))
+    assert (again.norm_scaled, again.silu, again.rotation) == ("float32", "float32", "float32")
+    assert compared(port(seeded()), tmp_path, 9, arithmetic=again).verdict == "pass"
