@@ -3,6 +3,7 @@
     float32, float64       not at all: float64 stands for both, and what float32 leaves is in the limits
     float16 bfloat16 tf32  and the other formats of `floats`
     float16+float16        a number in two parts, high and low
+    float16+fp8_e4m3       the same with a low part in 8 bits (`rests`)
     fp8_e4m3 per row       fp8 with a scale that the largest number of a row, or of the tensor, sets
     q8_0, int8 per row     and the other rules of `integers`
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.floats import FLOATS, FloatFormat, high_and_low, to_float
 from llama_ckpt.arithmetic.integers import INTEGERS, IntegerFormat, Rounded, to_integers
+from llama_ckpt.arithmetic.rests import RESTS, rest_described, two_parts
 from llama_ckpt.errors import OptionError
 
 __all__ = ["FORMATS", "UNROUNDED", "block_of", "check_format", "described", "round_rows", "rounded"]
@@ -33,7 +35,7 @@ _SCALED = {
     f"{name} per {all_of}": (name, all_of) for name in FLOATS for all_of in ("row", "tensor") if "fp8" in name
 }
 
-FORMATS: Final = ("float64", *FLOATS, *_PAIRS, *_SCALED, *INTEGERS)
+FORMATS: Final = ("float64", *FLOATS, *_PAIRS, *RESTS, *_SCALED, *INTEGERS)
 """Every name."""
 
 
@@ -62,6 +64,8 @@ def described(name: str) -> str:
         return "nothing: float64 stands for it"
     if name in _PAIRS:
         return f"two numbers of {_PAIRS[name]}, what the first leaves in the second"
+    if name in RESTS:
+        return rest_described(name)
     if name in _SCALED:
         form, all_of = _SCALED[name]
         most = f"{FLOATS[form].largest:g}"
@@ -113,6 +117,8 @@ def round_rows(x: Array, name: str) -> Rounded:
         return Rounded(x)
     if name in _PAIRS:
         return Rounded(high_and_low(x, _PAIRS[name]))
+    if name in RESTS:
+        return Rounded(two_parts(x, name).whole)
     if name in _SCALED:
         return Rounded(_scaled(x, *_SCALED[name]))
     if name in INTEGERS:

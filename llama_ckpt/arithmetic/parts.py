@@ -48,8 +48,10 @@ _HALVES: Final = ("float16", "bfloat16")
 _CACHES: Final = ("float16", "bfloat16", "tf32", "q8_0", "q8_0-plain", "fp8_e4m3", "fp8_e5m2")
 
 
-OTHERS: Final = tuple(one for name, one in PROFILES.items() if name not in ("fast", "high"))
-"""The profiles of programs that somebody may have written; those two are the engine's here."""
+ENGINES: Final = ("fast", "high", "high-packed")
+
+OTHERS: Final = tuple(one for name, one in PROFILES.items() if name not in ENGINES)
+"""The profiles of programs that somebody may have written; the others are of the engine here."""
 
 
 def lines_of(arithmetic: Arithmetic, part: str, rows: int, types: Sequence[str]) -> Lines:

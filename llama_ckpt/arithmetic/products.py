@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import UNROUNDED, rounded
+from llama_ckpt.arithmetic.rests import TwoParts, two_parts
 from llama_ckpt.errors import UnsupportedModelError
 from llama_ckpt.oracle.weights import FileMatrix
 
-__all__ = ["HALF_SCALES", "parsed_sums", "rounded_matrix", "summed"]
+__all__ = ["HALF_SCALES", "matrix_in_parts", "parsed_sums", "rounded_matrix", "summed"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -31,11 +32,26 @@ def rounded_matrix(w: Any, name: str) -> Any:
         return w
     if name == HALF_SCALES:
         return w.half_scaled() if isinstance(w, FileMatrix) else w
+    return _made_of(w, name, lambda values: rounded(values, name))
+
+
+def matrix_in_parts(w: Any, name: str) -> TwoParts:
+    """A weight `[out, in]` as float16 and an 8-bit rest (`rests`).
+
+    Raises:
+        UnsupportedModelError: a weight in a device's memory.
+    """
+    made: TwoParts = _made_of(w, f"{name}, parted", lambda values: two_parts(values, name))
+    return made
+
+
+def _made_of(w: Any, what: str, make: Callable[[Array], Any]) -> Any:
+    """Something made of a weight's values, which a matrix of a file keeps."""
     if not isinstance(w, np.ndarray) and hasattr(w, "__array_ufunc__"):
         raise UnsupportedModelError("a weight to be rounded", got="one on a device", wanted="one in memory")
     if not isinstance(w, FileMatrix):
-        return rounded(np.asarray(w, np.float64), name)
-    return w.kept(name, lambda: rounded(np.asarray(w), name))
+        return make(np.asarray(w, np.float64))
+    return w.kept(what, lambda: make(np.asarray(w)))
 
 
 def summed(linear: Callable[[Array, Any], Array], x: Array, w: Any, sums: str) -> Array:

@@ -173,9 +173,8 @@ _FAST = Arithmetic(
 
 _HIGH = Arithmetic(
     name="high",
-    about="the engine in its precision high: a prompt in pairs of float16, a few tokens in 23-bit integers",
+    about="the engine, precision high, on a file in float16: a prompt in pairs of it, few tokens in float32",
     source="llama_ckpt/engine/products.py, prompt_attention.py; up to 16 rows: kernels/integer_vector.py",
-    weights={"*": "float16+float16"},
     activations={"*": "float16+float16"},
     turned="float16+float16",
     keys="float16+float16",
@@ -185,9 +184,29 @@ _HIGH = Arithmetic(
     fewer_rows={
         17: {
             **dict.fromkeys(("turned", "keys", "values", "mixing"), "float32"),
+            "activations": {"*": "float32"},
+            "keys_at_a_time": 0,
+        }
+    },
+)
+
+_HIGH_PACKED = replace(
+    _HIGH,
+    name="high-packed",
+    about="the same on any other file: what float16 leaves of a prompt in 8 bits, few tokens in 23 bits",
+    source="llama_ckpt/engine/products.py (Dense, _missing), prefill.py (_rows); as high",
+    weights={"*": "float16+fp8_e4m3 per tensor"},
+    activations={"*": "float16+fp8_e4m3"},
+    stream_activations={"*": "float16+fp8_e5m2"},
+    context="float16+fp8_e5m2",
+    gated="float16+fp8_e5m2",
+    fewer_rows={
+        17: {
+            **_HIGH.fewer_rows[17],
+            **dict.fromkeys(("context", "gated"), "float32"),
             "weights": {"*": "float32"},
             "activations": {**_PLAIN, "*": "int23 per 32"},
-            "keys_at_a_time": 0,
+            "stream_activations": {},
         }
     },
 )
@@ -257,6 +276,7 @@ _ALL = (
     ),
     _FAST,
     _HIGH,
+    _HIGH_PACKED,
     Arithmetic(
         name="run.c",
         about="llama2.c's run.c, float32 throughout",

@@ -42,6 +42,8 @@ class Arithmetic:
         norm_weights: the same for the weights of norms.
         activations: what a row is rounded to before its product with a weight, by the weight's type in the
             file ("Q4_0"); "*" for the types that are not named.
+        stream_activations: the same before the last products of attention and of the feed-forward network,
+            where it is something else there; of types that are not named `activations` holds.
         product_sums: what a product is summed in, by the weight's type: "float32"; "float16 every 16", a
             running sum that is rounded after so many terms; "float16 every 16 in 4 parts" of the row, which
             are added one by one;
@@ -81,6 +83,7 @@ class Arithmetic:
     weights: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     norm_weights: str = "float32"
     activations: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
+    stream_activations: Mapping[str, str] = field(default_factory=dict)
     product_sums: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     products: str = "float32"
     stream_products: str = "float32"
@@ -116,9 +119,14 @@ class Arithmetic:
         """The lines that hold for the output head."""
         return replace(self, head={}, **self.head) if self.head else self
 
-    def activation(self, weight_type: str) -> str:
-        """What a row is rounded to before its product with a weight of that type."""
-        return _of_type(self.activations, weight_type)
+    def activation(self, weight_type: str, *, stream: bool = False) -> str:
+        """What a row is rounded to before its product with a weight of that type.
+
+        Args:
+            stream: before the last product of attention or of the feed-forward network.
+        """
+        whole = _of_type(self.activations, weight_type)
+        return _of_type(self.stream_activations, weight_type, whole) if stream else whole
 
     def reading(self, weight_type: str) -> str:
         """What the values of a weight of that type are rounded to."""
@@ -129,8 +137,8 @@ class Arithmetic:
         return _of_type(self.product_sums, weight_type)
 
 
-def _of_type(by_type: Mapping[str, str], weight_type: str) -> str:
-    return by_type.get(weight_type, by_type.get("*", "float32"))
+def _of_type(by_type: Mapping[str, str], weight_type: str, other: str = "float32") -> str:
+    return by_type.get(weight_type, by_type.get("*", other))
 
 
 WORDS: Final = frozenset({"name", "about", "source"})
@@ -202,7 +210,7 @@ def _checked_by_type(what: str, value: Any, check: Callable[[str, Any], str]) ->
 
 BY_TYPE: Final[Mapping[str, Callable[[str, Any], str]]] = {
     "weights": _checked_reading,
-    "activations": lambda what, value: check_format(value, what),
+    **dict.fromkeys(("activations", "stream_activations"), lambda what, value: check_format(value, what)),
     "product_sums": _checked_sums,
 }
 """The lines that may differ with a weight's type in the file, and how a value is checked."""

@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import UNROUNDED, round_rows, rounded
 from llama_ckpt.arithmetic.fused import fused
-from llama_ckpt.arithmetic.products import rounded_matrix, summed
+from llama_ckpt.arithmetic.products import matrix_in_parts, rounded_matrix, summed
 from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.arithmetic.rests import RESTS, product_in_parts, two_parts
 from llama_ckpt.arithmetic.turns import cos_and_sin
 from llama_ckpt.oracle.patched_oracle import Patch, PatchedOracle
 
@@ -45,7 +46,8 @@ def rounded_oracle(
     """
 
     def product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, line: str = "products") -> Array:
-        y = _product(right, a, x, w, getattr(w, "weight_type", None) or weight_type)
+        kind = getattr(w, "weight_type", None) or weight_type
+        y = _product(right, a, x, w, kind, a.activation(kind, stream=line == "stream_products"))
         return rounded(y, getattr(a, line))
 
     steps: dict[str, Callable[..., Any]] = {
@@ -75,10 +77,13 @@ def _bound(arithmetic: Arithmetic, step: Callable[..., Any]) -> Patch:
     return patch
 
 
-def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type: str) -> Array:
-    """Rows rounded before their product with a weight, and the weight as it is read."""
-    rows = round_rows(x, a.activation(weight_type))
-    matrix = rounded_matrix(w, a.reading(weight_type))
+def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type: str, name: str) -> Array:
+    """Rows rounded to `name` before their product with a weight, and the weight as it is read."""
+    reading = a.reading(weight_type)
+    if name in RESTS and reading in RESTS:
+        return product_in_parts(right.linear, two_parts(x, name), matrix_in_parts(w, reading))
+    rows = round_rows(x, name)
+    matrix = rounded_matrix(w, reading)
     y = summed(right.linear, rows.values, matrix, a.sums(weight_type))
     minima = getattr(w, "minima", None)
     if rows.sums is not None and minima is not None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.floats import FLOATS
 from llama_ckpt.arithmetic.formats import UNROUNDED, round_rows, rounded
-from llama_ckpt.arithmetic.products import parsed_sums, rounded_matrix
+from llama_ckpt.arithmetic.products import matrix_in_parts, parsed_sums, rounded_matrix
 from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.arithmetic.rests import RESTS, TwoParts, two_parts
 from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
 from llama_ckpt.judging.limits import ELEMENT
 from llama_ckpt.judging.rounding_steps import angle_error
@@ -99,14 +100,22 @@ class Declared:
             np.abs(rounded(unrounded + most, name) - o), np.abs(rounded(unrounded - most, name) - o)
         )
 
-    def product_ties(self, x: Array, off: Array | None, w: Any, *, head: bool = False) -> Array | None:
-        """What activations may add to a product that fall the other way before it, `[n, out]`."""
+    def product_ties(
+        self, x: Array, off: Array | None, w: Any, *, head: bool = False, stream: bool = False
+    ) -> Array | None:
+        """What activations may add to a product that fall the other way before it, `[n, out]`.
+
+        Args:
+            head: the product is that of the output head; stream: it is added to the stream.
+        """
         lines = self.arithmetic.for_head() if head else self.arithmetic
         kind = getattr(w, "weight_type", None) or self.weight_type
-        name, sums = lines.activation(kind), lines.sums(kind)
+        name, sums, reading = lines.activation(kind, stream=stream), lines.sums(kind), lines.reading(kind)
         found: Array | None = None
-        if name not in UNROUNDED:
-            found = _through(fallen(x, off, name), rounded_matrix(w, lines.reading(kind)))
+        if name in RESTS and reading in RESTS:
+            found = _of_parts(x, off, name, matrix_in_parts(w, reading))
+        elif name not in UNROUNDED:
+            found = _through(fallen(x, off, name), rounded_matrix(w, reading))
             found = _added(found, self._sum_ties(x, name, getattr(w, "minima", None)))
         if sums != "float32":
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
@@ -161,7 +170,7 @@ class Declared:
         """The same of mixed values `[..., queries, head_dim]`."""
         mixing, values = self.arithmetic.mixing, self.arithmetic.values
         weights = fallen(probs, off_p, mixing)
-        if weights is not None and self.arithmetic.keys_at_a_time:
+        if weights is not None and self.arithmetic.keys_at_a_time and mixing in FLOATS:
             weights = _step(mixing, np.abs(probs))  # exp(score - largest) lies elsewhere than a probability
         turned = fallen(v, off_v, values)
         found = _of_both(
@@ -184,10 +193,35 @@ def fallen(x: Array, off: Array | None, name: str) -> Array | None:
     """
     if name in UNROUNDED:
         return None
+    moved, away = _moved(x, off)
+    return _beyond(rounded(x + away, name) - rounded(x - away, name), moved)
+
+
+def _moved(x: Array, off: Array | None) -> tuple[Array, Array]:
+    """By how much each element may have been moved, and the same with its sign."""
     moved = RECORDED * np.abs(x) if off is None else np.hypot(RECORDED * x, ELEMENT * off)
-    away = np.copysign(moved, x)
-    apart = np.abs(rounded(x + away, name) - rounded(x - away, name))
-    return np.asarray(np.where(apart > SMOOTH * moved, apart, 0.0))
+    return moved, np.copysign(moved, x)
+
+
+def _beyond(apart: Array, moved: Array, times: float = SMOOTH) -> Array:
+    """What is apart by more than it was moved."""
+    return np.asarray(np.where(np.abs(apart) > times * moved, np.abs(apart), 0.0))
+
+
+def _of_parts(x: Array, off: Array | None, name: str, w: TwoParts) -> Array | None:
+    """Ties of a product in parts: what one part loses to the other is multiplied with a coarser weight."""
+    moved, away = _moved(x, off)
+    up, down = two_parts(x + away, name), two_parts(x - away, name)
+    changes = (
+        (up.high - down.high, w.high - w.coarse),
+        (up.whole - down.whole, w.coarse),
+        (up.coarse - down.coarse, w.low),
+    )
+    found: Array | None = None
+    for apart, matrix in changes:
+        # A rest's steps are small, and each counts: what has not fallen is apart by twice the move at most.
+        found = _added(found, _through(_beyond(apart, moved, 2.0), matrix))
+    return found
 
 
 def _through(x: Array | None, w: Any) -> Array | None:

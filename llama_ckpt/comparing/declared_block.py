@@ -189,7 +189,8 @@ class DeclaredSpreads(BlockSpreads):
             return by.gate_ties(read[0], read[1], off[0])
         if point not in WEIGHT_OF:
             return None
-        ties, y = by.product_ties(read[0], off[0], run.weight(point)), run.compute(point)
+        stream = point in ("attn_out", "ffn_out")
+        ties, y = by.product_ties(read[0], off[0], run.weight(point), stream=stream), run.compute(point)
         return None if ties is None or y is None else ties.reshape(y.shape)
 
     def _head_ties(self, point: str, kv_head: int) -> Array | None:

@@ -6,8 +6,9 @@
 
 Up to 16 tokens go through the packed-weight kernels, longer prompts through the tensor cores. "fast"
 keeps the KV cache in float16, multiplies packed weights with 16 bits of each activation and rounds a long
-prompt's activations to float16; "high" keeps the cache in float32, multiplies with 23 bits, and keeps a
-long prompt's activations in pairs of float16.
+prompt's activations to float16; "high" keeps the cache in float32, multiplies with 23 bits, and keeps what
+float16 takes of a long prompt's activations: in float16 for a file in float16, in 8 bits for any other.
+`explain fast`, `explain high` and `explain high-packed` say it line by line.
 `OBSERVABLE` lists the points that a kernel writes somewhere; the others cannot be seen.
 """
 

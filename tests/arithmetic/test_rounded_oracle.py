@@ -64,6 +64,7 @@ FIRST_WRONG = {
     "activations": ("float16", "q"),
     "product_sums": ("float16 every 16", "q"),
     "products": ("bfloat16", "q"),
+    "stream_activations": ("float16", "attn_out"),
     "stream_products": ("float16", "attn_out"),
     "turned": ("float16", "q_rope"),
     "embeddings": ("float16", "embd"),

@@ -24,6 +24,13 @@ def test_every_point_is_that_of_the_layers(type: str, precision: str, n: int) ->
 
 
 @pytest.mark.parametrize("precision", ["fast", "high"])
+@pytest.mark.parametrize("type", ["F16", "Q4_0"])
+def test_a_prompt_rounds_as_its_profile_says(type: str, precision: str) -> None:
+    code = f"from tests.engine.interpreted_arithmetic import held; held({type!r}, {precision!r}, 17)"
+    assert not interpreter_failure(code)
+
+
+@pytest.mark.parametrize("precision", ["fast", "high"])
 def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
     code = f"from tests.engine.interpreted_engine import sequence; sequence('F16', {precision!r})"
     assert not interpreter_failure(code)

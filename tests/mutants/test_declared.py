@@ -55,7 +55,7 @@ def test_what_the_page_says_is_kept() -> None:
     assert len(found["programs"]) == 3
     for one in found["programs"]:
         counts = one["figures"]
-        assert counts["bugs"] == len(one["bugs"]) > 0.9 * len(planted_bugs())
+        assert counts["bugs"] == len(one["bugs"]) > 0.85 * len(planted_bugs())
         assert counts["right"] >= 16 and not counts["alarms"]
         for what, share in WANTED.items():
             assert counts[what] >= share * counts["bugs"], (one["arithmetic"]["name"], what)
