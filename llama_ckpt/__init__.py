@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from llama_ckpt.comparing.compare_dump import compare_dump as compare_dump
     from llama_ckpt.dumps.record import record as record
     from llama_ckpt.dumps.recorder import Recorder as Recorder
+    from llama_ckpt.dumps.recording import recording as recording
     from llama_ckpt.generation import generate as generate
     from llama_ckpt.gguf.file import GGUFFile as GGUFFile
     from llama_ckpt.gguf.file import open_gguf as open_gguf
@@ -59,6 +60,7 @@ __all__ = [
     "make_seeded",
     "open_gguf",
     "record",
+    "recording",
     "validate",
 ]
 
@@ -79,6 +81,7 @@ _HOMES = {
     "make_seeded": "making.seeded_model",
     "open_gguf": "gguf.file",
     "record": "dumps.record",
+    "recording": "dumps.recording",
     "validate": "ladder.climb",
 }
 """Public name to the module of this package that defines it."""

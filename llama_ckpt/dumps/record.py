@@ -38,7 +38,7 @@ from llama_ckpt.errors import OptionError, ShapeError
 from llama_ckpt.listing import some
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
 
-__all__ = ["Recorded", "record"]
+__all__ = ["Recorded", "known_mapping", "look_on", "record"]
 
 
 @dataclass
@@ -105,7 +105,7 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
     args, kwargs = arguments_of(inputs, module)
     run = Run()
     if mapping is None:
-        mapping = _known_mapping(module, run)
+        mapping = known_mapping(module, run)
     run.token_ids, run.positions = declared_run(args, kwargs)
     _declare_rows(run, kwargs)
     if module.training:
@@ -114,8 +114,8 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
         run_watched(
             module,
             lambda: call(module, args, kwargs),
-            lambda: _look_on(module, mapping, run),
-            lambda: _look_on(module, mapping, Run()),
+            lambda: look_on(module, mapping, run),
+            lambda: look_on(module, mapping, Run()),
             run.note,
         )
     recorder = settle(run)
@@ -134,7 +134,7 @@ def _declare_rows(run: Run, kwargs: Mapping[str, Any]) -> None:
             run.note(other)
 
 
-def _known_mapping(module: nn.Module, run: Run) -> Mapped:
+def known_mapping(module: nn.Module, run: Run) -> Mapped:
     """The mapping of a program that is known, by the paths of its submodules, also within another module.
 
     Raises:
@@ -158,7 +158,7 @@ def _known_mapping(module: nn.Module, run: Run) -> Mapped:
 
 
 @contextmanager
-def _look_on(module: nn.Module, mapping: Mapped, run: Run) -> Iterator[None]:
+def look_on(module: nn.Module, mapping: Mapped, run: Run) -> Iterator[None]:
     """While it lasts, what hooks and the watch see goes into `run`."""
 
     def show(points: str, tensor: Tensor) -> None:

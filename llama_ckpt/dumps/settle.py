@@ -37,6 +37,9 @@ class Run:
         token_ids, positions: of the run, where the inputs tell.
         rows: sequences and padding, where there are several or some.
         notes: sentences on what was recognized.
+        call: of a call of several, what it was handed.
+        cached: how many keys lay in the cache before the call; None where it is the only one, whose keys are
+            its own.
     """
 
     shown: dict[str, Array] = field(default_factory=dict)
@@ -46,6 +49,14 @@ class Run:
     positions: tuple[int, ...] | None = None
     rows: Rows | None = None
     notes: list[str] = field(default_factory=list)
+    call: Mapping[str, NDArray[np.int64]] | None = None
+    cached: int | None = None
+
+    def own_keys(self, x: Array, n: int, axis: int, name: str) -> Array:
+        """The keys or values of the call's own tokens, of all that attention was given."""
+        if self.cached is None or x.shape[axis] <= n:
+            return cut_keys(x, n, self.first_position, axis, name)
+        return x.take(np.arange(self.cached, self.cached + n), axis)
 
     @property
     def first_position(self) -> int:
@@ -106,7 +117,7 @@ def _parts(names: str, array: Array, run: Run) -> Mapping[str, Array]:
     q_features = None if attention is None else len(attention.q) * attention.q.shape[-1]
     parts = side_by_side(array, points, q_features)
     if attention is not None and attention.v is not None and len(points) == 3:
-        v = cut_keys(attention.v, attention.q.shape[1], run.first_position, 1, f"block {block}")
+        v = run.own_keys(attention.v, attention.q.shape[1], 1, f"block {block}")
         parts, remark = by_values(array, points, parts, attention.q.shape[-1], v)
         if remark is not None:
             run.note(remark)
@@ -143,7 +154,9 @@ def _add_attention(recorder: Recorder, block: int, seen: Attention, run: Run) ->
     for point, own in (("attn_scores", "scores"), ("attn_probs", "probs")):
         array = getattr(seen, own)
         if array is not None:
-            array = cut_keys(array, n, run.first_position, 2, f"block {block}").swapaxes(0, 1)
+            if run.cached is None:
+                array = cut_keys(array, n, run.first_position, 2, f"block {block}")
+            array = array.swapaxes(0, 1)
         found[point] = array, own
     context = None if seen.context is None else seen.context.swapaxes(0, 1).reshape(n, -1)
     found["attn_context"] = context, "context"
@@ -157,7 +170,7 @@ def _keys(x: Array | None, n: int, known: int | None, block: int, run: Run) -> A
     """Keys or values as `[n, n_kv_heads, head_dim]`."""
     if x is None:
         return None
-    few, remark = fold_heads(cut_keys(x, n, run.first_position, 1, f"block {block}"), known)
+    few, remark = fold_heads(run.own_keys(x, n, 1, f"block {block}"), known)
     if remark is not None:
         run.note(remark)
     return None if few is None or few.shape[1] != n else few.swapaxes(0, 1)

@@ -1,0 +1,85 @@
+"""Recording what transformers does by itself: generation, chunks, left padding, dynamic and static caches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llama_ckpt as lc
+from llama_ckpt.comparing.compare_dump import compare_dump
+from llama_ckpt.comparing.comparison import Comparison
+from llama_ckpt.errors import OptionError
+from llama_ckpt.making.export import export_weights
+from tests.comparing.ported_llama import prompt, seeded
+
+transformers = pytest.importorskip("transformers", reason="a GPU machine without a network may lack it")
+
+P = prompt(8)
+PADDED = {
+    "input_ids": torch.tensor([[0, 0, 0, *P[:5]], P]),
+    "attention_mask": torch.tensor([[0] * 3 + [1] * 5, [1] * 8]),
+}
+GENERATE = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("hf")
+    export_weights(seeded(), folder / "model.safetensors", layout="hf")
+    return transformers.LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+
+def judged(model: Any, folder: Path, program: Callable[[Any], Any]) -> Comparison:
+    with torch.no_grad(), lc.recording(model) as run:
+        program(model)
+    run.save(folder / "run.safetensors")
+    return compare_dump(folder / "run.safetensors", model=seeded())
+
+
+def chunks(model: Any) -> None:
+    cache = transformers.DynamicCache(config=model.config)
+    for part in (P[:5], P[5:]):
+        model(torch.tensor([part]), past_key_values=cache)
+
+
+def static(model: Any) -> None:
+    cache = transformers.StaticCache(config=model.config, max_cache_len=16)
+    for first, part in ((0, P[:5]), (5, P[5:6])):
+        at = torch.arange(first, first + len(part))
+        model(torch.tensor([part]), past_key_values=cache, cache_position=at)
+
+
+RIGHT: dict[str, Callable[[Any], Any]] = {
+    "chunks": chunks,
+    "static": static,
+    "generate": lambda model: model.generate(torch.tensor([P]), **GENERATE),
+    "left padding": lambda model: model.generate(**PADDED, **GENERATE),
+    "left padding, static": lambda model: model.generate(**PADDED, **GENERATE, cache_implementation="static"),
+}
+
+
+@pytest.mark.parametrize("program", RIGHT)
+def test_what_transformers_does_is_right(model: Any, tmp_path: Path, program: str) -> None:
+    report = judged(model, tmp_path, RIGHT[program])
+    assert report.verdict == "pass" and not report.findings, report.reason
+    assert all(one.compared >= 53 for one in report.sequences)
+
+
+def test_positions_that_count_the_padding_are_told(model: Any, tmp_path: Path) -> None:
+    """A batch without `position_ids`: they are then counted through the padding."""
+    report = judged(model, tmp_path, lambda model: model(**PADDED))
+    assert "other_positions" in [one.kind for one in report.findings]
+
+
+def test_a_cache_that_rounds_is_refused(model: Any) -> None:
+    class QuantizedCache(transformers.DynamicCache):  # type: ignore[name-defined,misc]
+        pass
+
+    with pytest.raises(OptionError, match="gives back what it was given"), lc.recording(model):
+        model(torch.tensor([P]), past_key_values=QuantizedCache(config=model.config))
