@@ -67,5 +67,6 @@ def capture_run(
         **found["rows"],
         weights_sha256=weights_sha256(file),
         dtype="float32",
+        points=points,
         producer=f"llama.cpp {version}",
     )

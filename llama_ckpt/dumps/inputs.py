@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from llama_ckpt.dumps.masks import Rows, rows_by_mask, rows_by_positions, rows_by_sequence
 from llama_ckpt.errors import ShapeError
 
-__all__ = ["IDS", "Inputs", "arguments_of", "call", "declared_rows", "declared_run"]
+__all__ = ["IDS", "POSITIONS", "Inputs", "arguments_of", "call", "declared_rows", "declared_run"]
 
 Inputs: TypeAlias = "Tensor | Sequence[int] | Mapping[str, Any]"
 

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from llama_ckpt.dumps.batches import call_of, of_several, rows_of, settled
 from llama_ckpt.dumps.hooks import BLOCK, COMPILED, Mapped, hooks, places, submodules
 from llama_ckpt.dumps.inputs import Inputs, arguments_of, call, declared_rows, declared_run
 from llama_ckpt.dumps.masks import Rows
@@ -46,7 +47,8 @@ class Recorded:
     """What a recording yields.
 
     Attributes:
-        tensors: full point name to float32, token first, a batch of one left out.
+        tensors: full point name to float32, token first, a batch of one left out; of a batch the rows of its
+            sequences one after the other.
         token_ids, positions: of the run; None where the inputs don't tell.
         dtype: what the module computes in, by what its projections give.
         notes: sentences on what was recognized and how it was recorded.
@@ -91,7 +93,8 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
 
     Args:
         module: a live torch module.
-        inputs: token ids `[n]` or `[1, n]` as a list or a tensor, any one tensor, or keyword arguments.
+        inputs: token ids `[n]` or `[batch, n]` as a list or a tensor, any one tensor, or keyword arguments,
+            of which `attention_mask` says what is padding.
             Ids and positions are declared in the dump where they go by a name that is known: `input_ids`,
             `tokens`, `idx`, `x`; `position_ids`, `input_pos`, `start_pos`.
         mapping: path of a submodule to a full point name, see `hooks`. None: the module must be of a kind
@@ -100,14 +103,18 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
     Raises:
         OptionError: an unknown kind of module without a mapping, a path or point that there is not, or a
             module that computes something else while it is watched.
-        ShapeError: more than one sequence, a point recorded twice, a cache of earlier tokens.
+        ShapeError: a batch of something else than token ids, a point recorded twice, a cache of earlier
+            tokens (`recording` takes such).
     """
     args, kwargs = arguments_of(inputs, module)
     run = Run()
     if mapping is None:
         mapping = known_mapping(module, run)
-    run.token_ids, run.positions = declared_run(args, kwargs)
-    _declare_rows(run, kwargs)
+    if of_several(args, kwargs):
+        run.call = call_of(args, kwargs)
+    else:
+        run.token_ids, run.positions = declared_run(args, kwargs)
+        _declare_rows(run, kwargs)
     if module.training:
         run.note("recorded in training mode, with its dropout where there is any: eval() turns that off")
     with torch.no_grad(), _uncompiled(module, run):
@@ -118,7 +125,12 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
             lambda: look_on(module, mapping, Run()),
             run.note,
         )
-    recorder = settle(run)
+    if run.call is None:
+        recorder = settle(run)
+    else:
+        recorder, run.rows = settled(run)
+        rows = rows_of(run.call)
+        run.token_ids, run.positions = tuple(rows["token_ids"]), tuple(rows["positions"])
     points, blocks = _declared(recorder, mapping, module, run)
     dtype = computed_in(recorder.dtypes)
     return Recorded(

@@ -11,24 +11,22 @@ Nothing is replaced and nothing run twice, so that what a second run would give 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from llama_ckpt.dumps.attention import Attention
+from llama_ckpt.dumps.batches import CACHE, call_of, rows_of, settled
 from llama_ckpt.dumps.hooks import Mapped
-from llama_ckpt.dumps.inputs import IDS
 from llama_ckpt.dumps.record import known_mapping, look_on
 from llama_ckpt.dumps.recorder import computed_in
-from llama_ckpt.dumps.settle import Run, settle
+from llama_ckpt.dumps.settle import Run
 from llama_ckpt.dumps.theirs import save_dump
-from llama_ckpt.errors import OptionError, ShapeError
+from llama_ckpt.errors import OptionError
 from llama_ckpt.points import split_name
 
 __all__ = ["RecordedRun", "recording"]
@@ -98,9 +96,9 @@ def recording(module: nn.Module, *, mapping: Mapped | None = None) -> Iterator[R
     stack, run = ExitStack(), [Run()]
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        _refuse_inexact(kwargs.get("past_key_values"))
+        _refuse_inexact(kwargs.get(CACHE))
         run[0] = Run()
-        run[0].call = _call_of(args, kwargs)
+        run[0].call = call_of(args, kwargs)
         stack.enter_context(look_on(module, paths, run[0]))
 
     def end(*_: Any) -> None:
@@ -121,87 +119,17 @@ def _refuse_inexact(cache: Any) -> None:
     if QUANTIZED in type(cache).__name__:
         got = type(cache).__name__
         wanted = "a cache that gives back what it was given: its keys are rounded, and no point shows them"
-        raise OptionError("past_key_values", got=got, wanted=wanted)
-
-
-def _call_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
-    """Token ids, positions and padding of a call, `[batch, n]` each."""
-    named = (kwargs[name] for name in IDS if isinstance(kwargs.get(name), Tensor))
-    ids: Any = args[0] if args else next(named, None)
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.ndim not in (1, 2):
-        raise ShapeError("inputs of a call", got=type(ids).__name__, wanted="token ids, [n] or [batch, n]")
-    tokens = ids.detach().cpu().numpy().astype(np.int64)
-    tokens = tokens.reshape(1, -1) if tokens.ndim == 1 else tokens
-    n = tokens.shape[1]
-    at = next((kwargs[k] for k in ("position_ids", "cache_position") if kwargs.get(k) is not None), None)
-    cache: Any = kwargs.get("past_key_values")
-    start = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
-    first = np.arange(start, start + n) if at is None else at.detach().cpu().numpy()
-    positions = np.broadcast_to(first.reshape(-1, n), tokens.shape).astype(np.int64)
-    padding = _padding(kwargs.get("attention_mask"), tokens, start)
-    return {"token_ids": tokens, "positions": positions, "padding": padding, "start": np.array(start)}
-
-
-def _padding(mask: Any, tokens: NDArray[np.int64], start: int) -> NDArray[np.int64]:
-    """Which of a call's tokens the mask leaves out, `[batch, n]`.
-
-    Args:
-        mask: `[batch, keys]`, or `[batch, 1, n, keys]` as attention takes it: true, or 0.0, where seen.
-        start: how many keys come before the call's own.
-    """
-    batch, n = tokens.shape
-    if isinstance(mask, Mapping):  # one for each kind of layer, of which a Llama has one
-        mask = next(iter(mask.values()), None)
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4) or mask.shape[-1] < start + n:
-        return np.zeros_like(tokens)
-    given = mask.detach().cpu()
-    own = (given.float() if given.is_floating_point() else given).numpy()[..., start : start + n]
-    if mask.ndim == 2:
-        return np.asarray(own == 0, np.int64)
-    last = own[:, 0, -1]  # the call's last row sees every token before it that is none of padding
-    seen = last >= 0 if given.is_floating_point() else last != 0
-    return np.asarray(~np.broadcast_to(seen, (batch, n)), np.int64)
+        raise OptionError(CACHE, got=got, wanted=wanted)
 
 
 def _add(made: RecordedRun, run: Run) -> None:
     """One call's tensors and rows."""
     call = run.call
     assert call is not None
-    batch, n = call["token_ids"].shape
-    lines = [settle(_line(run, line, batch)) for line in range(batch)]
-    shared = [name for name in lines[0].tensors if all(name in one.tensors for one in lines)]
-    tensors = {name: np.concatenate([one.tensors[name] for one in lines]) for name in shared}
-    if "logits" in tensors and len(tensors["logits"]) != batch * n:
-        del tensors["logits"]
-        note = "logits of the last token alone are not kept"
-        made.notes += [note] if note not in made.notes else []
-    for sentence in run.notes:
-        made.notes += [sentence] if sentence not in made.notes else []
-    made.calls.append(tensors)
-    made.dtype = computed_in(lines[0].dtypes)
-    facts = {key: call[key].reshape(-1).tolist() for key in ("token_ids", "positions", "padding")}
-    facts["sequences"] = [line for line in range(batch) for _ in range(n)]
-    facts["calls"] = [len(made.calls) - 1] * (batch * n)
-    for key, numbers in facts.items():
-        made.rows.setdefault(key, []).extend(numbers)
-
-
-def _line(run: Run, line: int, batch: int) -> Run:
-    """What was seen of one line of a batch."""
-    assert run.call is not None
-
-    def cut(x: NDArray[Any] | None) -> NDArray[Any] | None:
-        if x is None or batch == 1:
-            return x
-        each = len(x) // batch
-        return x[line * each : (line + 1) * each]
-
-    shown = {name: x if batch == 1 else x[line : line + 1] for name, x in run.shown.items()}
-    parts = ("q", "k", "v", "scores", "probs", "context")
-    attention: dict[int, Attention] = {}
-    for block, seen in run.attention.items():
-        of_line: dict[str, Any] = {part: cut(getattr(seen, part)) for part in parts}
-        attention[block] = replace(seen, **of_line)
-    tokens, positions = (tuple(run.call[key][line].tolist()) for key in ("token_ids", "positions"))
-    start = int(run.call["start"])
-    return Run(shown, run.dtypes, attention, tokens, positions, None, run.notes, None, start)
+    recorder, _ = settled(run)
+    made.notes += [sentence for sentence in run.notes if sentence not in made.notes]
+    made.calls.append(recorder.tensors)
+    made.dtype = computed_in(recorder.dtypes)
+    numbers = rows_of(call) | {"calls": [len(made.calls) - 1] * call["token_ids"].size}
+    for key, each in numbers.items():
+        made.rows.setdefault(key, []).extend(each)

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from llama_ckpt.dumps.names_map import DumpMap, Rule
 from llama_ckpt.dumps.run_facts import RunFacts, run_facts
 from llama_ckpt.dumps.stored_points import FLOATS, LAST, stored_points
+from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
@@ -284,9 +284,7 @@ def save_dump(
     for key, numbers in rows.items():
         if numbers is not None:
             metadata[key] = ",".join(str(int(number)) for number in numbers)
-    arrays = {name: np.asarray(tensor) for name, tensor in tensors.items()}
-    kept = {
-        name: np.ascontiguousarray(array if array.dtype == np.float64 else array.astype(np.float32))
-        for name, array in arrays.items()
-    }
-    save_file(kept, path, metadata)
+    # Numbers of eight bytes first, so that each lies at a multiple of its size.
+    wide = {name: np.asarray(tensor).dtype == np.float64 for name, tensor in tensors.items()}
+    in_order = sorted(wide, key=lambda name: not wide[name])
+    write_tensors(Path(path), in_order, lambda name: np.asarray(tensors[name]), metadata)

@@ -23,6 +23,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
+from llama_ckpt.ladder.recorded_runs import run_trials
 from llama_ckpt.ladder.report import CheckpointResult, JudgedPoint, LadderReport
 from llama_ckpt.ladder.situation_trial import OF_CALLS, SituationTrial, not_tried, situation_trials
 from llama_ckpt.ladder.subject import Subject
@@ -120,6 +121,8 @@ def validate(
                 context=min(one.context_length for one in configs),
             )
             trials += otherwise
+            if own is None or any(one.n_heads != one.n_kv_heads for one in configs):
+                trials += run_trials(own, pick_dtype(dtype), picked, observer, otherwise[0].refusals)
             report.notes += _not_tried(own, otherwise)
             refusals = otherwise[0].refusals if otherwise else []
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress):

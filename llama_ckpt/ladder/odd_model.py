@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from llama_ckpt.points import SAMPLED
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
-__all__ = ["SHAPES", "OddGiven", "OddModel", "odd_model"]
+__all__ = ["SHAPES", "OddGiven", "OddModel", "Tried", "odd_model"]
 
 Array = NDArray[np.float64]
 
@@ -43,6 +43,28 @@ class OddWeights:
     blocks: tuple[OracleBlockWeights, ...]
     output_norm: Array
     output: Array
+
+
+class Tried(Protocol):
+    """A model that layers are tried on in a situation, and what goes through them there."""
+
+    @property
+    def config(self) -> LlamaConfig:
+        """Its sizes."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What layers compute in."""
+
+    @property
+    def device(self) -> str:
+        """Where."""
+
+    def given(self, n: int, first: int, exactly: bool) -> Any:
+        """What a checkpoint's `cases` are given of n rows, for the oracle or for layers: a `points.Given`."""
+
+    def recorded(self, name: str, rows: slice) -> NDArray[np.float32] | None:
+        """A call's rows of a point as llama.cpp computed them; None where it did not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +117,13 @@ class OddModel:
             oracle.logits(self.tokens(n), self.exact, config=self.config, positions=places, tap=keep),
         )
         return seen
+
+    def given(self, n: int, first: int, exactly: bool) -> OddGiven:
+        """As of `Tried`."""
+        return OddGiven(self, n, first, exactly)
+
+    def recorded(self, name: str, rows: slice) -> None:
+        """Nothing: the oracle alone has run it."""
 
     def tokens(self, n: int) -> NDArray[np.int64]:
         """n token ids, the same for the same n's beginning."""

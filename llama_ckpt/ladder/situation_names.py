@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.metrics import relative_error
-from llama_ckpt.ladder.situations import SPARE, Situation
+from llama_ckpt.ladder.situations import Situation
 from llama_ckpt.points import Case
 
 __all__ = ["looks_like"]
@@ -27,34 +27,51 @@ TILES = (256, 128, 64, 32, 16, 8)
 
 
 def looks_like(
-    situation: Situation, case: Case, rows: slice, x: Array, o: Array, limit: float
+    situation: Situation,
+    case: Case,
+    rows: slice,
+    x: Array,
+    o: Array,
+    limit: float,
+    left: tuple[Array, Array] | None = None,
 ) -> tuple[str, float]:
     """A clause on what was done, "" where nothing known fits, and the error that it leaves.
 
     Args:
-        case: with all rows, as the oracle takes it. rows: those of the call.
+        case: with the rows that the cache holds, as the oracle takes it. rows: those of the call among them.
         x, o: what the layer returned for these, and what it should. limit: what was allowed.
+        left: keys and values that were taken out of the cache, and still lie there.
     """
     if x.shape != o.shape or not np.isfinite(x).all():
         return "", 0.0
-    said = [(relative_error(x, made), words) for words, made in _tried(situation, case, rows)]
+    said = [(relative_error(x, made), words) for words, made in _tried(situation, case, rows, left)]
     best = min(said, default=(np.inf, ""))
     if best[0] <= EXPLAINS * limit:
         return best[1], best[0]
     return _last_rows(x, o, limit), 0.0
 
 
-def _tried(situation: Situation, case: Case, rows: slice) -> Iterator[tuple[str, Array]]:
+def _tried(
+    situation: Situation, case: Case, rows: slice, left: tuple[Array, Array] | None
+) -> Iterator[tuple[str, Array]]:
     if case.function == "attention":
         yield from _masks(situation, case.arguments, rows)
+        if left is not None:
+            given = dict(case.arguments)
+            given |= {name: np.concatenate([x, given[name]]) for name, x in zip("kv", left, strict=True)}
+            at, n = np.asarray(given["positions"]), len(left[0])
+            seen = at[None, : rows.stop] <= at[rows, None]
+            seen = np.concatenate([np.ones((len(seen), n), bool), seen], axis=1)
+            words = "tokens that were taken out of the cache are still seen"
+            yield words, _attended(given, rows, n + rows.stop, seen, 0)
     if case.function == "swiglu":
         yield from _tiles(case.arguments, rows)
 
 
 def _masks(situation: Situation, given: Mapping[str, Any], rows: slice) -> Iterator[tuple[str, Array]]:
     """Attention's output with other keys in sight."""
-    start, stop, _ = rows.indices(situation.rows)
-    at, ids = situation.positions, situation.sequence_ids
+    at, ids = np.asarray(given["positions"]), given.get("sequence_ids")
+    start, stop, _ = rows.indices(len(at))
     seen = at[None, :stop] <= at[start:stop, None]
     own = np.ones_like(seen) if ids is None else ids[None, :stop] == ids[start:stop, None]
     right, n = seen & own, stop - start
@@ -75,7 +92,7 @@ def _masks(situation: Situation, given: Mapping[str, Any], rows: slice) -> Itera
         if mask.any(1).all() and not np.array_equal(mask, right):
             yield words, _attended(given, rows, stop, mask, 0)
     if situation.calls:
-        room = situation.sequences * (-(-situation.rows // situation.sequences) + SPARE)
+        room = situation.sequences * situation.room
         yield "free slots of the cache count in the softmax", _attended(given, rows, stop, right, room - stop)
 
 

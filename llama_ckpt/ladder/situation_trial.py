@@ -23,9 +23,9 @@ from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, judge
 from llama_ckpt.ladder.implementation import Implementation, Rejected
 from llama_ckpt.ladder.observer import Observer
-from llama_ckpt.ladder.odd_model import OddGiven, OddModel, odd_model
+from llama_ckpt.ladder.odd_model import Tried, odd_model
 from llama_ckpt.ladder.situation_names import looks_like
-from llama_ckpt.ladder.situations import QUICK, THOROUGH, Call, Situation, calls_of, placed
+from llama_ckpt.ladder.situations import BY_ROW, QUICK, THOROUGH, Call, Situation, Stretch, calls_of, placed
 from llama_ckpt.ladder.steadiness import beside_itself
 from llama_ckpt.oracle.functions import oracle_function
 from llama_ckpt.points import POINTS, Case, Checkpoint, split_name
@@ -41,6 +41,40 @@ OF_CALLS = frozenset({"attention", "block", "logits"})
 OF_KEYS = frozenset({"attn_scores", "attn_probs"})
 
 
+ROWS = BY_ROW | {"sequence_ids"}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a stretch of calls should give.
+
+    Attributes:
+        case: with the rows that are there together, as the oracle takes it.
+        whole: its arguments with all rows, those that were taken out as well.
+        made: what it gives for them. spreads: how far rounding may carry a layer from it.
+    """
+
+    stretch: Stretch
+    case: Case
+    whole: Mapping[str, Any]
+    made: Mapping[str, NDArray[np.float64]]
+    spreads: Mapping[str, Spread]
+
+    def rows(self, of_all: slice) -> slice:
+        """A call's rows among those of the stretch."""
+        first, stop, _ = of_all.indices(max(self.stretch.rows) + 1)
+        place = self.stretch.rows.index(first)
+        return slice(place, place + stop - first)
+
+    def left(self, rows: slice) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Keys and values that were taken out before, and that no row has come in place of."""
+        gone = list(self.stretch.gone[rows.stop - self.stretch.kept :])
+        if not gone or "k" not in self.whole:
+            return None
+        k, v = (np.asarray(self.whole[name])[gone] for name in "kv")
+        return k, v
+
+
 @dataclass(frozen=True)
 class SituationTrial:
     """One situation on trial, in one precision.
@@ -53,7 +87,7 @@ class SituationTrial:
     """
 
     situation: Situation
-    odd: OddModel
+    odd: Tried
     implementation: Implementation | None = None
     observer: Observer = field(default_factory=Observer)
     refusals: list[str] = field(default_factory=list)
@@ -84,7 +118,7 @@ class SituationTrial:
 
     def cases(self, checkpoint: Checkpoint, exactly: bool) -> Iterator[Case]:
         """The checkpoint's cases with all rows, for the layer or for the oracle."""
-        given: Any = OddGiven(self.odd, self.situation.rows, self.situation.first, exactly)
+        given: Any = self.odd.given(self.situation.rows, self.situation.first, exactly)
         if checkpoint.function.__name__ == "logits":
             arguments = {
                 "token_ids": given.token_ids,
@@ -101,24 +135,31 @@ class SituationTrial:
 
     def judged(self, checkpoint: Checkpoint, case: Case, exact: Case) -> Iterator[PointVerdict]:
         """One case in all its calls."""
-        placed_exact = replace(exact, arguments=placed(self.situation, exact.arguments, np.asarray, None))
-        answer = oracle_function(exact.function)
-        assert answer is not None
-        wanted = placed_exact.run(answer)
         ours = self.implementation is None
-        spreads = spreads_of(placed_exact, wanted, self.dtype, exact_angles=ours)
+        stretches = [self.exactly(exact, stretch) for stretch in self.situation.stretches]
+        of_call = {number: one for one in stretches for number in one.stretch.calls}
         for taps in (True, False) if ours and case.taps else (True,):
             for number, call in enumerate(calls_of(self.situation, case, self.odd)):
-                yield from self.of_call(checkpoint, call, number, wanted, spreads, placed_exact, taps=taps)
+                yield from self.of_call(checkpoint, call, number, of_call[number], taps=taps)
+
+    def exactly(self, exact: Case, stretch: Stretch) -> _Wanted:
+        """What the oracle gives for the rows that are there together."""
+        whole = placed(self.situation, exact.arguments, np.asarray, None)
+        rows = list(stretch.rows)
+        own = {key: np.asarray(x)[rows] if key in ROWS else x for key, x in whole.items()}
+        case = replace(exact, arguments=own)
+        answer = oracle_function(exact.function)
+        assert answer is not None
+        made = case.run(answer)
+        ours = self.implementation is None
+        return _Wanted(stretch, case, whole, made, spreads_of(case, made, self.dtype, exact_angles=ours))
 
     def of_call(
         self,
         checkpoint: Checkpoint,
         call: Call,
         number: int,
-        wanted: Mapping[str, NDArray[np.float64]],
-        spreads: Mapping[str, Spread],
-        exact: Case,
+        wanted: _Wanted,
         *,
         taps: bool,
     ) -> Iterator[PointVerdict]:
@@ -137,25 +178,31 @@ class SituationTrial:
             for name in case.returns:
                 yield PointVerdict(name, "own", "fail", "yours", f"{self.which(number)}{error}")
             return
+        rows = wanted.rows(call.rows)
         for name in shown if taps else case.returns:
             if split_name(name)[1] in OF_KEYS and self.situation.calls:
                 continue  # a column for each slot of the cache
-            found = self.verdict(name, made.get(name), wanted[name][call.rows], spreads.get(name), call.rows)
+            right = wanted.made[name][rows]
+            recorded = self.odd.recorded(name, call.rows)
+            found = self.verdict(name, made.get(name), right, wanted.spreads.get(name), rows, recorded)
             found = beside_itself(found, made.get(name), again.get(name))
             if found.verdict == "fail":
-                looks = self.looks_like(exact, call, name, made.get(name), wanted[name][call.rows], found)
+                looks = self.looks_like(wanted, call, name, made.get(name), right, found)
                 found = replace(found, reason=self.which(number) + looks + found.reason)
             yield found if taps else replace(found, variant="untapped")
 
     def looks_like(
-        self, exact: Case, call: Call, name: str, x: Any, o: NDArray[np.float64], found: PointVerdict
+        self, wanted: _Wanted, call: Call, name: str, x: Any, o: NDArray[np.float64], found: PointVerdict
     ) -> str:
         """What was done, where a tensor that the layer returned tells; with a semicolon behind it."""
         if x is None or name not in call.case.returns:
             return ""
         array = x.detach().double().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
         with np.errstate(all="ignore"):
-            looks, remaining = looks_like(self.situation, exact, call.rows, array, o, found.limit)
+            rows = wanted.rows(call.rows)
+            looks, remaining = looks_like(
+                self.situation, wanted.case, rows, array, o, found.limit, wanted.left(rows)
+            )
         if not looks:
             return ""
         bug = NamedBug("situation", looks, remaining, explained=True)
@@ -184,7 +231,13 @@ class SituationTrial:
                 return case.run(layer, taps=taps)
 
     def verdict(
-        self, name: str, x: Any, o: NDArray[np.float64], spread: Spread | None, rows: slice
+        self,
+        name: str,
+        x: Any,
+        o: NDArray[np.float64],
+        spread: Spread | None,
+        rows: slice,
+        recorded: NDArray[np.float32] | None = None,
     ) -> PointVerdict:
         """Hold one tensor of a call against the oracle's rows."""
         mask = self.mask(name)
@@ -198,7 +251,7 @@ class SituationTrial:
                 limit = within(limit, spread.rows(rows), o, mask)
         array = x.detach().float().cpu().numpy() if isinstance(x, torch.Tensor) else x
         dtype = str(x.dtype).removeprefix("torch.") if isinstance(x, torch.Tensor) else None
-        return judge(name, array, o, limit=limit, mask=mask, dtype=dtype)
+        return judge(name, array, o, limit=limit, r=recorded, mask=mask, dtype=dtype)
 
     def mask(self, name: str) -> NDArray[np.bool_] | None:
         """Where scores are judged: at keys that a row sees."""

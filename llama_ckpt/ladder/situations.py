@@ -7,21 +7,36 @@ the sequences that they belong to. What a layer should give is what the oracle g
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llama_ckpt.ladder.odd_model import OddModel
+from llama_ckpt.ladder.odd_model import Tried
 from llama_ckpt.points import Case
 from llama_ckpt.weights.kv_cache import KVCache
 
-__all__ = ["QUICK", "THOROUGH", "Call", "Situation", "calls_of"]
+__all__ = ["BY_ROW", "QUICK", "THOROUGH", "Call", "Situation", "Stretch", "calls_of", "placed"]
 
 SPARE = 7
 """Free slots behind a cache's last token: what is in them must not count."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Some calls one after the other, without a token that is taken out.
+
+    Attributes:
+        rows: of all calls, those that the cache holds at its end. calls: which these are.
+        gone: the rows that were taken out before it. kept: how many stayed.
+    """
+
+    rows: tuple[int, ...]
+    calls: tuple[int, ...]
+    gone: tuple[int, ...] = ()
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +49,8 @@ class Situation:
         calls: how many rows each takes, with a cache; empty: one call without.
         sequences: how many take turns in the rows.
         shape: of the model.
+        removed: how many of the cache's last tokens are taken out before each call; empty: none ever.
+        placed: the position of each row, and the sequence, where they are not as the above says.
     """
 
     label: str
@@ -42,11 +59,18 @@ class Situation:
     calls: tuple[int, ...] = ()
     sequences: int = 1
     shape: str = "heads of 20"
+    removed: tuple[int, ...] = ()
+    placed: tuple[tuple[int, int], ...] = ()
 
     @property
     def context(self) -> int:
         """How many positions a model must have."""
         return self.first + -(-self.rows // self.sequences)
+
+    @property
+    def room(self) -> int:
+        """Slots of each sequence in the cache."""
+        return -(-self.rows // self.sequences) + SPARE
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -56,12 +80,39 @@ class Situation:
     @property
     def positions(self) -> NDArray[np.int64]:
         """`[rows]`, counted in each sequence."""
-        return self.first + np.arange(self.rows, dtype=np.int64) // self.sequences
+        if self.placed:
+            return np.array([position for position, _ in self.placed], np.int64)
+        if not any(self.removed):
+            return self.first + np.arange(self.rows, dtype=np.int64) // self.sequences
+        made: list[int] = []
+        for n, gone in zip(self.calls, self.removed, strict=True):
+            start = (made[-1] + 1 if made else self.first) - gone
+            made += range(start, start + n)
+        return np.array(made, np.int64)
 
     @property
     def sequence_ids(self) -> NDArray[np.int64] | None:
         """`[rows]`; None for one sequence."""
-        return np.arange(self.rows, dtype=np.int64) % self.sequences if self.sequences > 1 else None
+        if self.sequences == 1:
+            return None
+        if self.placed:
+            return np.array([sequence for _, sequence in self.placed], np.int64)
+        return np.arange(self.rows, dtype=np.int64) % self.sequences
+
+    @property
+    def stretches(self) -> list[Stretch]:
+        """The calls between one removal of tokens and the next."""
+        sizes = self.calls or (self.rows,)
+        made, live, start = [Stretch((), ())], list[int](), 0
+        for number, n in enumerate(sizes):
+            gone = self.removed[number] if self.removed else 0
+            if gone:
+                made.append(Stretch((), (), tuple(live[-gone:]), len(live) - gone))
+                live = live[:-gone]
+            live += range(start, start + n)
+            start += n
+            made[-1] = replace(made[-1], rows=tuple(live), calls=(*made[-1].calls, number))
+        return made
 
 
 QUICK = (
@@ -71,6 +122,7 @@ QUICK = (
     Situation("two sequences in one call", 33, sequences=2),
     Situation("a cache, calls of 20, 12 and 1", 33, calls=(20, 12, 1)),
     Situation("a cache for two sequences, calls of 21, 8 and 4", 33, calls=(21, 8, 4), sequences=2),
+    Situation("a cache, the last 5 of 20 tokens taken back", 33, calls=(20, 1, 12), removed=(0, 5, 0)),
 )
 """What every climb tries."""
 
@@ -83,6 +135,8 @@ def _of_shape(shape: str) -> Iterator[Situation]:
     for calls in ((1,) * 9, (2, 31), (129, 129, 42), (1, 33, 1, 1)):
         said = "one by one" if set(calls) == {1} else f"calls of {', '.join(map(str, calls))}"
         yield Situation(f"{shape}, a cache, {said}", sum(calls), calls=calls, shape=shape)
+    label = f"{shape}, a cache, tokens taken back twice"
+    yield Situation(label, 60, calls=(33, 20, 1, 6), removed=(0, 2, 0, 9), shape=shape)
     label = f"{shape}, a cache for three sequences from position 700"
     yield Situation(label, 133, first=700, calls=(129, 1, 3), sequences=3, shape=shape)
 
@@ -110,7 +164,7 @@ class Call:
     rows: slice
 
 
-def calls_of(situation: Situation, case: Case, odd: OddModel) -> Iterator[Call]:
+def calls_of(situation: Situation, case: Case, odd: Tried) -> Iterator[Call]:
     """The calls of a layer that a situation makes of one case with all rows.
 
     Args:
@@ -120,9 +174,13 @@ def calls_of(situation: Situation, case: Case, odd: OddModel) -> Iterator[Call]:
     if not situation.calls:
         yield Call(Case(case.function, arguments, case.returns, case.taps), slice(None))
         return
-    cache = _cache(situation, case, odd)
+    cache = _cache(situation, odd)
     start = 0
-    for n in situation.calls:
+    for number, n in enumerate(situation.calls):
+        if situation.removed and situation.removed[number]:
+            if cache.layer(0).own is not None:
+                return  # whether one of the layer's own takes tokens back was never asked of it
+            cache.remove(int(situation.positions[start]))
         rows, start = slice(start, start + n), start + n
         own = {
             key: value[rows] if key in (*BY_ROW, "sequence_ids") else value
@@ -148,9 +206,9 @@ def placed(
     return {**arguments, **(made if device is None else {k: v.to(device) for k, v in made.items()})}
 
 
-def _cache(situation: Situation, case: Case, odd: OddModel) -> KVCache:
+def _cache(situation: Situation, odd: Tried) -> KVCache:
     """An empty cache with some room to spare."""
-    room = -(-situation.rows // situation.sequences) + SPARE
+    room = situation.room
     return KVCache.allocate(
         odd.config, room, n_sequences=situation.sequences, device=odd.device, dtype=odd.dtype
     )

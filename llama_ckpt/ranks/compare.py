@@ -9,7 +9,7 @@ of the rank where something goes wrong first. numpy only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,16 +21,17 @@ from llama_ckpt.comparing.nearest import DataFlow
 from llama_ckpt.comparing.rank_verdict import RankVerdict
 from llama_ckpt.diagnose.records import Diagnosis, NamedBug
 from llama_ckpt.dumps.names_map import DumpMap, read_map
-from llama_ckpt.dumps.theirs import open_their_dump
+from llama_ckpt.dumps.sequences import sequences_of
+from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.listing import listed
 from llama_ckpt.points import split_name
+from llama_ckpt.ranks.calls import in_one
 from llama_ckpt.ranks.naming import Culprits
 from llama_ckpt.ranks.place import RankDump, placed
 from llama_ckpt.ranks.plan import Plan, read_plan
 from llama_ckpt.ranks.record import ranks_of
 from llama_ckpt.ranks.run import Run, open_run
-from llama_ckpt.ranks.whole_file import write_whole
 
 __all__ = ["compare_ranks"]
 
@@ -41,21 +42,16 @@ def compare_ranks(
     ranks: Sequence[str | Path] | Mapping[int, str | Path],
     *,
     plan: str | Path | Plan | None = None,
-    reference: str | Path | None = None,
-    model: str | Path | None = None,
     names: str | Path | None = None,
-    dump: str | None = None,
-    dtype: str | None = None,
-    arithmetic: object = None,
-    partial: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    **options: Any,
 ) -> Comparison:
     """Judge the dumps of all ranks of one run.
 
     Args:
         ranks: the dump of each rank, in order, or by its number.
         plan: how points are cut, see `plan`; None: as Megatron-LM cuts them.
-        reference, model, names, dump, dtype, arithmetic, partial, progress: as of `compare_dump`.
+        names: a map of names, axes and layouts, which every rank has.
+        options: of `compare_dump`: reference, model, dump, dtype, arithmetic, partial, progress.
 
     Raises:
         LlamaCkptError: bad input: a file, an option, a plan, cuts that are not supported.
@@ -64,34 +60,38 @@ def compare_ranks(
     paths = _in_order(ranks)
     their_names = DumpMap() if names is None else read_map(names)
     chosen = plan if isinstance(plan, Plan) else Plan() if plan is None else read_plan(plan)
-    opened = placed([open_their_dump(path, their_names) for path in paths], chosen)
-    run = open_run(opened, chosen, reference=reference, model=model, dump=dump, dtype=dtype)
-    options: dict[str, Any] = {
-        "reference": reference,
-        "model": model,
-        "dump": dump,
-        "dtype": dtype,
-        "arithmetic": arithmetic,
-    }
+    of_model = {key: options.get(key) for key in ("reference", "model", "dump", "dtype")}
     with TemporaryDirectory(prefix="llama_ckpt_ranks") as folder:
+        dumps = [in_one(open_their_dump(path, their_names), Path(folder)) for path in paths]
+        opened = placed(dumps, chosen)
+        run = open_run(opened, chosen, **of_model)
         views = list(run.views())
         results: dict[int, Comparison] = {}
         for rank in views:
             path = Path(folder) / f"rank_{rank}.safetensors"
-            if not write_whole(path, run.pieces, rank, run.metadata):
+            if not run.write_whole(path, rank):
                 raise DumpError("the ranks' dumps", got=_first_of(run), wanted="points that make a whole")
-            results[rank] = compare_dump(path, partial=partial, progress=progress, **options)
+            results[rank] = compare_dump(path, **options)
             path.unlink()
-            _as_typed(results[rank], str(path), opened, chosen, names)
-    seen_from = _worst(results, run)
-    result = results[seen_from]
-    result.findings[:0] = run.findings(result.findings)
-    result.notes[:0] = _notes(run, views)
-    found = run.culprits(result, seen_from)
+            _as_typed(results[rank], str(path), paths, chosen, names)
+        seen_from = _worst(results, run)
+        result = results[seen_from]
+        result.findings[:0] = run.findings(result.findings)
+        result.notes[:0] = _notes(run, views)
+        alone = _of_the_shown(result, dumps)
+        asked = run if alone is None else open_run(placed(alone, chosen), chosen, **of_model)
+        found = asked.culprits(result, seen_from)
     _say(result, found)
-    result.ranks = [_verdict_of(rank, result, found) for rank in opened]
+    result.theirs = {**result.theirs, "tensors": sum(len(rank.names) for rank in opened)}
+    result.ranks = [_verdict_of(rank, paths[rank.rank], result, found) for rank in opened]
     result.seconds = time.perf_counter() - began
     return result
+
+
+def _of_the_shown(result: Comparison, dumps: Sequence[TheirDump]) -> list[TheirDump] | None:
+    """Of several sequences, or calls, what each rank has of the one that is shown, as one pass."""
+    shown = next((place for place, one in enumerate(result.sequences) if one.shown), None)
+    return None if shown is None else [sequences_of(dump)[shown] for dump in dumps]
 
 
 def _in_order(ranks: Sequence[str | Path] | Mapping[int, str | Path]) -> list[Path]:
@@ -123,13 +123,13 @@ def _worst(results: Mapping[int, Comparison], run: Run) -> int:
 
 
 def _as_typed(
-    result: Comparison, path: str, ranks: Sequence[RankDump], plan: Plan, names: str | Path | None
+    result: Comparison, path: str, paths: Sequence[Path], plan: Plan, names: str | Path | None
 ) -> None:
     """Say the ranks' files in the place of the one that was made of them."""
-    options = " ".join(f"--rank {rank.rank}={rank.dump.path}" for rank in ranks)
+    options = " ".join(f"--rank {rank}={own}" for rank, own in enumerate(paths))
     options += f" --plan {plan.path}" if plan.path else ""
     options += f" --map {names}" if names is not None else ""
-    shown = listed([f"rank {rank.rank}" for rank in ranks])
+    shown = listed([f"rank {rank}" for rank in range(len(paths))])
 
     def typed(text: str) -> str:
         return text.replace(path, options)
@@ -137,12 +137,7 @@ def _as_typed(
     result.next = [replace(one, why=typed(one.why), command=typed(one.command)) for one in result.next]
     result.notes = [typed(note) for note in result.notes]
     result.findings = [replace(one, message=one.message.replace(path, shown)) for one in result.findings]
-    tensors = sum(len(rank.names) for rank in ranks)
-    result.theirs = {
-        **result.theirs,
-        "path": f"{ranks[0].dump.path} and {len(ranks) - 1} more",
-        "tensors": tensors,
-    }
+    result.theirs = {**result.theirs, "path": f"{paths[0]} and {len(paths) - 1} more"}
 
 
 def _notes(run: Run, views: Sequence[int]) -> list[str]:
@@ -176,12 +171,12 @@ def _say(result: Comparison, found: Culprits | None) -> None:
         result.diagnoses.insert(0, Diagnosis(found.name, named=[bug]))
 
 
-def _verdict_of(rank: RankDump, result: Comparison, found: Culprits | None) -> RankVerdict:
+def _verdict_of(rank: RankDump, path: Path, result: Comparison, found: Culprits | None) -> RankVerdict:
     blocks = sorted({block for block, _ in map(split_name, rank.names) if block is not None})
     wrong = found is not None and rank.rank in found.wrong
     return RankVerdict(
         rank.rank,
-        str(rank.dump.path),
+        str(path),
         rank.stage,
         (blocks[0], blocks[-1]) if blocks else None,
         len(rank.names),

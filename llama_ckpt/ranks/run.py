@@ -14,6 +14,7 @@ import numpy as np
 from llama_ckpt.comparing.comparison import Comparison, LintFinding
 from llama_ckpt.comparing.fitting import axis_sizes, sizes_from_shapes
 from llama_ckpt.dumps.reference import open_dumps
+from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.judging.limits import limit_for
@@ -72,6 +73,17 @@ class Run:
                 if first is not None and other is not None and self._differ(name, other, first):
                     found.add(rank)
                     yield rank
+
+    def write_whole(self, path: Path, seen_from: int) -> list[str]:
+        """Write the dump of the whole model as one rank sees it, a tensor in memory at a time.
+
+        Sums of parts stay in float64, so that putting them together rounds nothing.
+
+        Returns:
+            The names of the points that came together; where there are none, there is no file.
+        """
+        pieces = self.pieces
+        return write_tensors(path, pieces.names, lambda name: pieces.whole(name, seen_from), self.metadata)
 
     def _differ(self, name: str, x: Array, y: Array) -> bool:
         """Whether two ranks hold more than what rounding makes of one tensor."""

@@ -103,7 +103,9 @@ def comparison_lines(report: Comparison, *, verbose: bool = True) -> Iterator[Li
     yield from _next(report)
     yield []
     word, style = STATES[report.verdict]
-    reason = report.reason if first is None or verbose else f"{first.name} is the first wrong point"
+    reason = (
+        report.reason if first is None or verbose else f"{first.name} is the first wrong point{report.where}"
+    )
     yield [(word, style), (f"  {reason}", "")]
     yield [(f"compared {report.compared} of {report.of} points in {report.seconds:.1f} s", "")]
 
@@ -142,14 +144,31 @@ def _findings(report: Comparison, most: int) -> Iterator[Line]:
 
 
 def _first_wrong(report: Comparison, first: ComparedPoint, verbose: bool) -> Iterator[Line]:
-    yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {MADE[first.made] or first.where}", "")]
+    made = MADE[first.made] or first.where
+    yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {made}", "")]
+    yield from _where(report)
     leading = first.leading
     yield _fact("error", f"{leading.error_kind} {_ratio(leading.err, leading.limit) or leading.reason}")
     yield _fact("who is off", WHO[first.blame])
-    for number, found in enumerate(report.diagnoses if verbose else report.diagnoses[:1]):
-        yield from _diagnosis(found, number == 0, verbose)
+    shown = report.diagnoses if verbose else report.diagnoses[:1]
+    if report.run_fault:
+        yield [(f"{'looks like':<15}", "dim"), (report.run_fault, "bold")]
+        shown = shown if verbose else []
+    for number, found in enumerate(shown):
+        yield from _diagnosis(found, number == 0 and not report.run_fault, verbose)
     if verbose:
         yield from _details(report, first)
+
+
+def _where(report: Comparison) -> Iterator[Line]:
+    """Call, sequence and position of a run of several, and on which ranks it is."""
+    wrong = [one.rank for one in report.ranks if one.verdict == "fail"]
+    of_ranks = "" if not wrong else "every rank" if len(wrong) == len(report.ranks) else ""
+    if wrong and not of_ranks:
+        of_ranks = f"rank{'s' * (len(wrong) > 1)} {listed(wrong)} of {len(report.ranks)}"
+    words = [part for part in (report.where.strip().removeprefix("in "), of_ranks) if part]
+    if words:
+        yield _fact("where", "; ".join(words))
 
 
 def _details(report: Comparison, first: ComparedPoint) -> Iterator[Line]:

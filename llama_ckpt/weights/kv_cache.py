@@ -159,6 +159,18 @@ class KVCache:
         self._layers[number].slots = self.slots
         return self._layers[number]
 
+    def remove(self, first: int, sequence: int = 0) -> None:
+        """Forget a sequence's tokens at position `first` and after it: what comes next takes their slots.
+
+        What a layer keeps in `own` is left to it: it sees positions that it has already come again.
+        """
+        held = self.positions[sequence]
+        gone = held >= first
+        count = int(gone.sum())
+        held.masked_fill_(gone, EMPTY)
+        self.lengths[sequence] -= count
+        self.used -= count
+
     def clear(self) -> None:
         """Forget every token, in place; keys and values stay but no mask reaches them."""
         self.positions.fill_(EMPTY)

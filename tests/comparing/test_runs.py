@@ -10,7 +10,8 @@ from safetensors.numpy import save_file
 
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.dumps.theirs import save_dump
-from tests.comparing.cache_bugs import CATALOGUE, PLANS, Fault
+from llama_ckpt.report.comparison import comparison_lines
+from tests.comparing.cache_bugs import CATALOGUE, PLANS, Fault, OthersCache
 from tests.comparing.cached_port import CachedPort, judged
 from tests.comparing.ported_llama import Array, Port, prompt, seeded
 
@@ -120,3 +121,13 @@ def test_what_a_cache_holds_is_held_against_its_rows(tmp_path: Path) -> None:
     report = compare_dump(tmp_path / "wrong", model=program.model)
     assert [one.kind for one in report.findings] == ["cache"]
     assert "call.1.blk.0.v_cache: slot 2" in report.findings[0].message
+
+
+def test_the_short_report_says_where_in_the_run_and_what_the_cache_did(tmp_path: Path) -> None:
+    report = judged(OthersCache(seeded()), tmp_path, PLANS["batch"])
+    lines = ["".join(part for part, _ in line) for line in comparison_lines(report, verbose=False)]
+    (where,) = [line.removeprefix("where").strip() for line in lines if line.startswith("where ")]
+    assert where.startswith("call 1 (") and where.endswith("sequence 0, position 2")
+    (looks,) = [line for line in lines if line.startswith("looks like")]
+    assert report.run_fault and looks.endswith(report.run_fault)
+    assert lines[-2].endswith(report.where)

@@ -187,9 +187,13 @@ def test_a_wrong_mapping_is_one_sentence(mapping: dict[str, str] | None, message
         record(Mine(), torch.ones(3, 4), mapping=mapping)
 
 
-def test_several_sequences_are_refused(theirs: Any) -> None:
-    with pytest.raises(ShapeError, match="got 2, wanted one sequence"):
-        record(theirs, torch.tensor([[1, 2], [1, 3]]))
+def test_several_sequences_lie_one_after_the_other(theirs: Any) -> None:
+    recorded = record(theirs, torch.tensor([[1, 2], [1, 3]]))
+    assert recorded.token_ids == (1, 2, 1, 3) and recorded.positions == (0, 1, 0, 1)
+    assert recorded.rows is not None and recorded.rows.sequences == (0, 0, 1, 1)
+    alone = record(theirs, torch.tensor([[1, 3]]))
+    assert np.allclose(recorded.tensors["logits"][2:], alone.tensors["logits"], atol=1e-5)
+    assert recorded.tensors["blk.0.attn_probs"].shape[::2] == (4, 2)
     assert not theirs.lm_head._forward_hooks
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,12 +56,33 @@ def static(model: Any) -> None:
         model(torch.tensor([part]), past_key_values=cache, cache_position=at)
 
 
+def sliding(model: Any) -> None:
+    """A window that nothing falls out of is none."""
+    config = copy.deepcopy(model.config)
+    config.sliding_window, config.layer_types = 9, ["sliding_attention", "full_attention"] * 9
+    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    cache = transformers.DynamicCache(config=config)
+    for part in (P[:5], P[5:7], P[7:]):
+        model(torch.tensor([part]), past_key_values=cache)
+
+
+def rolled_back(model: Any) -> None:
+    """What speculative decoding does of itself: tokens that were guessed wrongly are taken back."""
+    cache = transformers.DynamicCache(config=model.config)
+    model(torch.tensor([P[:5]]), past_key_values=cache)
+    cache.crop(-2)
+    model(torch.tensor([P[5:]]), past_key_values=cache)
+
+
 RIGHT: dict[str, Callable[[Any], Any]] = {
     "chunks": chunks,
     "static": static,
     "generate": lambda model: model.generate(torch.tensor([P]), **GENERATE),
     "left padding": lambda model: model.generate(**PADDED, **GENERATE),
     "left padding, static": lambda model: model.generate(**PADDED, **GENERATE, cache_implementation="static"),
+    "sliding": sliding,
+    "rolled back": rolled_back,
+    "guessed tokens": lambda model: model.generate(torch.tensor([P]), **GENERATE, prompt_lookup_num_tokens=2),
 }
 
 
@@ -69,6 +91,19 @@ def test_what_transformers_does_is_right(model: Any, tmp_path: Path, program: st
     report = judged(model, tmp_path, RIGHT[program])
     assert report.verdict == "pass" and not report.findings, report.reason
     assert all(one.compared >= 53 for one in report.sequences)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_with_a_mask(model: Any, tmp_path: Path, side: str) -> None:
+    given = dict(PADDED)
+    if side == "left":
+        given["position_ids"] = torch.tensor([[0, 0, 0, *range(5)], list(range(8))])
+    else:
+        given = {name: x.flip(1) for name, x in given.items()}
+    lc.record(model, given).save(tmp_path / "batch.safetensors")
+    report = compare_dump(tmp_path / "batch.safetensors", model=seeded())
+    assert report.verdict == "pass" and not report.findings, report.reason
+    assert [len(one.rows) for one in report.sequences] == [5, 8]
 
 
 def test_positions_that_count_the_padding_are_told(model: Any, tmp_path: Path) -> None:

@@ -13,14 +13,18 @@ import checkpoints
 from llama_ckpt.ladder.climb import validate
 from llama_ckpt.ladder.discovery import discover
 from llama_ckpt.ladder.implementation import load_implementation
+from llama_ckpt.ladder.observer import Observer
+from llama_ckpt.ladder.recorded_runs import run_trials
 from llama_ckpt.ladder.situation_trial import TRIED, situation_trials
 from llama_ckpt.ladder.situations import QUICK, THOROUGH
+from llama_ckpt.mutants.runs.layers import LAYER_BUGS, attend, masked
 from tests.comparing.ported_llama import seeded
 from tests.draws import draws
+from tools.make_runs import PLANS
 
 Tensor = torch.Tensor
 LADDER = {one.id: one for one in discover()}
-OUR_ATTENTION, OUR_SWIGLU, OUR_BLOCK = checkpoints.attention, checkpoints.swiglu, checkpoints.block
+OUR_SWIGLU = checkpoints.swiglu
 
 
 def small() -> dict[str, Any]:
@@ -53,119 +57,44 @@ def test_our_layers_pass_in_half_precision(dtype: torch.dtype) -> None:
                 assert verdict.verdict == "pass", (trial.situation.label, verdict.name, verdict.reason)
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wo: Tensor,
-    *,
-    positions: Tensor,
-    cache: Any = None,
-    sequence_ids: Any = None,
-    otherwise: Any = None,
-) -> Tensor:
-    """A plain layer with a cache; `otherwise` makes another mask of the right one."""
-    n = len(q)
-    if cache is not None:
-        k, v = cache.update(k, v)
-        visible = cache.visible(positions, sequence_ids)
-    else:
-        visible = positions[None] <= positions[:, None]
-        if sequence_ids is not None:
-            visible = visible & (sequence_ids[None] == sequence_ids[:, None])
-    if otherwise is not None:
-        visible = otherwise(visible, n, cache, positions)
-    group = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(group, 1) for x in (k, v))
-    scores = torch.einsum("thd,shd->hts", q, k) / q.shape[-1] ** 0.5
-    probs = scores.masked_fill(~visible, -torch.inf).softmax(-1)
-    return torch.einsum("hts,shd->thd", probs, v).flatten(1) @ wo.T
-
-
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wo: Tensor,
-    *,
-    positions: Tensor,
-    cache: Any = None,
-    sequence_ids: Any = None,
-) -> Tensor:
-    return attend(q, k, v, wo, positions=positions, cache=cache, sequence_ids=sequence_ids)
-
-
-def one_key_short(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wo: Tensor,
-    *,
-    positions: Tensor,
-    cache: Any = None,
-    sequence_ids: Any = None,
-) -> Tensor:
-    def without_its_own(visible: Tensor, n: int, cache: Any, positions: Tensor) -> Tensor:
-        if cache is None or n > 1:
-            return visible
-        return visible & (cache.positions.flatten()[None] < positions[:, None])
-
-    return attend(
-        q, k, v, wo, positions=positions, cache=cache, sequence_ids=sequence_ids, otherwise=without_its_own
-    )
-
-
-def top_left(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wo: Tensor,
-    *,
-    positions: Tensor,
-    cache: Any = None,
-    sequence_ids: Any = None,
-) -> Tensor:
-    def aligned(visible: Tensor, n: int, cache: Any, positions: Tensor) -> Tensor:
-        return torch.ones_like(visible).tril()
-
-    return attend(q, k, v, wo, positions=positions, cache=cache, sequence_ids=sequence_ids, otherwise=aligned)
-
-
-def blind_to_sequences(
-    q: Tensor, k: Tensor, v: Tensor, wo: Tensor, *, positions: Tensor, sequence_ids: Any = None
-) -> Tensor:
-    return attention(q, k, v, wo, positions=positions)
-
-
-def free_slots_count(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    wo: Tensor,
-    *,
-    positions: Tensor,
-    cache: Any = None,
-    sequence_ids: Any = None,
-) -> Tensor:
-    def padded(visible: Tensor, n: int, cache: Any, positions: Tensor) -> Tensor:
-        return visible if cache is None else visible | (cache.positions.flatten() < 0)[None]
-
-    return attend(q, k, v, wo, positions=positions, cache=cache, sequence_ids=sequence_ids, otherwise=padded)
-
-
 CACHED = "a cache, calls of 20, 12 and 1"
-WRONG_ATTENTION = {
-    one_key_short: CACHED,
-    top_left: CACHED,
-    blind_to_sequences: "two sequences in one call",
-    free_slots_count: CACHED,
+TAKEN_BACK = "a cache, the last 5 of 20 tokens taken back"
+BUGS = {bug.name: bug.layer for bug in LAYER_BUGS}
+WRONG = {
+    "one-key-short": CACHED,
+    "mask-at-the-top-left": CACHED,
+    "free-slots-count": CACHED,
+    "taken-back-and-still-seen": TAKEN_BACK,
+    "sequences-not-told-apart": "two sequences in one call",
 }
+attention = masked(lambda seen, *_: seen, "attention")
 
 
-@pytest.mark.parametrize("layer", WRONG_ATTENTION, ids=lambda f: f.__name__)
-def test_attention_wrong_beyond_one_call_is_killed(layer: Any) -> None:
-    found = failures(layer, "3")
-    assert WRONG_ATTENTION[layer] in found and "1 row" not in found, found
+@pytest.mark.parametrize("name", WRONG)
+def test_attention_wrong_beyond_one_call_is_right_in_one(name: str) -> None:
+    found = failures(BUGS[name], "3")
+    assert WRONG[name] in found and "1 row" not in found, found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_layers_pass_on_what_llama_cpp_ran(dtype: torch.dtype) -> None:
+    trials = run_trials(None, dtype, "cpu", Observer(), [])
+    assert [one.situation.label.removeprefix("run/") for one in trials] == sorted(PLANS)
+    for trial in trials:
+        for checkpoint in ("3", "7", "8"):
+            found = list(trial.run(LADDER[checkpoint]))
+            assert found and {one.verdict for one in found} == {"pass"}, (trial.situation.label, found)
+            assert any(one.blame == "noise" for one in found), "llama.cpp is compared"
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [("one-key-short", "one-by-one"), ("later-keys-of-a-chunk", "five-and-three")]
+)
+def test_a_wrong_layer_fails_on_what_llama_cpp_ran(name: str, run: str) -> None:
+    own = load_implementation(BUGS[name], LADDER["3"])
+    trials = {one.situation.label: one for one in run_trials(own, torch.float32, "cpu", Observer(), [])}
+    reasons = [one.reason for one in trials[f"run/{run}"].run(LADDER["3"]) if one.verdict == "fail"]
+    assert reasons and reasons[0].startswith("call ")
 
 
 def test_a_right_attention_passes_with_a_cache_of_its_own_or_none() -> None:
@@ -217,42 +146,9 @@ def test_a_layer_in_numpy_is_handed_a_cache_of_arrays() -> None:
     assert failures(in_numpy, "3") == {}
 
 
-def columns_past_a_multiple_of_32(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
-    n = len(w_gate) // 32 * 32
-    return OUR_SWIGLU(x, w_gate[:n], w_up[:n], w_down[:, :n].contiguous())
-
-
-def rows_past_32(x: Tensor, w_gate: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
-    made = OUR_SWIGLU(x, w_gate, w_up, w_down)
-    made[32:] = 0
-    return made
-
-
-@pytest.mark.parametrize("layer", [columns_past_a_multiple_of_32, rows_past_32], ids=lambda f: f.__name__)
-def test_a_feed_forward_with_a_last_tile_is_killed(layer: Any) -> None:
-    assert "129 rows" in failures(layer, "6")
-
-
-def test_a_block_whose_attention_forgets_its_cache_is_killed() -> None:
-    def block(
-        x: Tensor,
-        weights: Any,
-        *,
-        config: Any,
-        positions: Tensor,
-        cache: Any = None,
-        sequence_ids: Any = None,
-    ) -> Tensor:
-        return OUR_BLOCK(x, weights, config=config, positions=positions, sequence_ids=sequence_ids)
-
-    found = failures(block, "7")
-    assert set(found) == {one.label for one in QUICK if one.calls}
-    assert found[CACHED].startswith("blk.0.out: call 2 of 3: ")
-
-
 def test_what_a_layer_does_not_take_is_said_and_not_held_against_it() -> None:
     def plain(q: Tensor, k: Tensor, v: Tensor, wo: Tensor, *, positions: Tensor) -> Tensor:
-        return attend(q, k, v, wo, positions=positions)
+        return attend(q, k, v, wo, positions, None, None, lambda seen, *_: seen)
 
     report = validate("3", implementation=plain, **small())
     assert report.exit_code == 0, report.checkpoints[0].reason
@@ -285,21 +181,9 @@ def test_a_layer_that_gives_another_answer_each_time_is_told_so_first() -> None:
 def test_a_layer_is_tried_through_whole_generation() -> None:
     """A layer that only decoding asks for: right on each recording, wrong in the text."""
 
-    def short(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        wo: Tensor,
-        *,
-        positions: Tensor,
-        cache: Any = None,
-        sequence_ids: Any = None,
-    ) -> Tensor:
-        return one_key_short(q, k, v, wo, positions=positions, cache=cache, sequence_ids=sequence_ids)
-
     right = validate(["3", "12"], implementation=attention, checkpoint="3", **small())
     assert [(one.id, one.verdict) for one in right.checkpoints] == [("3", "pass"), ("12", "pass")]
-    wrong = validate(["12"], implementation=short, checkpoint="3", **small())
+    wrong = validate(["12"], implementation=BUGS["one-key-short"], checkpoint="3", **small())
     assert wrong.checkpoints[0].verdict == "fail", wrong.checkpoints[0].reason
 
 

@@ -100,9 +100,11 @@ LOADS_TORCH = (
     *(
         "tokens.sampling",
         "kernels",
+        "dumps.batches",
         "dumps.hooks",
         "dumps.inputs",
         "dumps.record",
+        "dumps.recording",
         "dumps.same",
         "dumps.watching",
     ),

@@ -15,7 +15,7 @@ from checkpoints.c02_qkv import qkv
 from checkpoints.c06_swiglu import swiglu
 from checkpoints.c07_block import block
 
-__all__ = ["LAYER_BUGS", "LayerBug"]
+__all__ = ["LAYER_BUGS", "LayerBug", "Visible", "attend", "masked"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ def _bug(checkpoint: str, sentence: str, right: str) -> Callable[[Callable[..., 
 
 
 Visible = Callable[[Tensor, int, Any, Tensor], Tensor]
+"""Another mask: of the right one, how many rows the call has, the cache and the positions."""
 
 
-def _attend(
+def attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -60,7 +61,7 @@ def _attend(
     sequence_ids: Tensor | None,
     otherwise: Visible,
 ) -> Tensor:
-    """Attention with another mask; `otherwise` gets the right one, the call's rows, the cache, positions."""
+    """Attention, step by step, with another mask; arguments as of checkpoint 3's layer."""
     n = len(q)
     if cache is not None:
         k, v = cache.update(k, v)
@@ -76,8 +77,8 @@ def _attend(
     return torch.einsum("hts,shd->thd", probs, v).flatten(1) @ wo.T
 
 
-def _masked(otherwise: Visible, name: str) -> Callable[..., Tensor]:
-    """A layer with that mask."""
+def masked(otherwise: Visible, name: str) -> Callable[..., Tensor]:
+    """A layer for checkpoint 3 with that mask, under that name."""
 
     def attention(
         q: Tensor,
@@ -89,10 +90,15 @@ def _masked(otherwise: Visible, name: str) -> Callable[..., Tensor]:
         cache: Any = None,
         sequence_ids: Tensor | None = None,
     ) -> Tensor:
-        return _attend(q, k, v, wo, positions, cache, sequence_ids, otherwise)
+        return attend(q, k, v, wo, positions, cache, sequence_ids, otherwise)
 
     attention.__name__ = name
     return attention
+
+
+def _ever_written(cache: Any) -> Tensor:
+    written: Tensor = cache.k.flatten(0, 1).abs().sum((1, 2)) > 0
+    return written
 
 
 def _own_slots(visible: Tensor, cache: Any) -> Tensor:
@@ -125,6 +131,15 @@ MASKS: dict[str, tuple[str, str, Visible]] = {
         r"all keys are seen",
         lambda seen, n, cache, at: seen if cache is None else seen | (cache.positions.flatten() >= 0)[None],
     ),
+    "taken_back_and_still_seen": (
+        "in decoding every slot that a key was ever written to is seen",
+        r"taken out of the cache are still seen",
+        lambda seen, n, cache, at: (
+            seen | _ever_written(cache)[None]
+            if cache is not None and n == 1 and len(cache.positions) == 1
+            else seen
+        ),
+    ),
     "first_key_lost": (
         "with a cache the first slot is not seen",
         r"first key is not seen",
@@ -134,14 +149,14 @@ MASKS: dict[str, tuple[str, str, Visible]] = {
     ),
 }
 for _name, (_sentence, _right, _mask) in MASKS.items():
-    _bug("3", _sentence, _right)(_masked(_mask, _name))
+    _bug("3", _sentence, _right)(masked(_mask, _name))
 
 
 @_bug("3", "sequences of a batch see each other", r"sequences are not told apart")
 def sequences_not_told_apart(
     q: Tensor, k: Tensor, v: Tensor, wo: Tensor, *, positions: Tensor, sequence_ids: Tensor | None = None
 ) -> Tensor:
-    return _attend(q, k, v, wo, positions, None, None, lambda seen, *_: seen)
+    return attend(q, k, v, wo, positions, None, None, lambda seen, *_: seen)
 
 
 @_bug("6", "features past a multiple of 32 are left out", r"features from 224 on.*tile of 32")
