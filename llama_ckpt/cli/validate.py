@@ -52,7 +52,8 @@ def command(
         bool, typer.Option("--oracle-only", help="Judge by the float64 oracle, without llama.cpp.")
     ] = False,
     thorough: Annotated[
-        bool, typer.Option("--thorough", help="Many more sizes, caches and sequences beside the prompts.")
+        bool,
+        typer.Option("--thorough", help="Many more sizes, caches, sequences; texts generated whole."),
     ] = False,
     impl: Annotated[
         str | None,

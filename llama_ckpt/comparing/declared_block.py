@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from llama_ckpt.points import POINTS
 __all__ = ["DeclaredBlock"]
 
 Array: TypeAlias = NDArray[Any]
+Queries: TypeAlias = slice | NDArray[np.intp]
+
+EVERY: Final = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,42 +91,49 @@ class DeclaredBlock(OwnBlock):
         Args:
             x: theirs, of the point's shape.
         """
-        by_head = x.reshape(len(x), self.flow.config.n_heads, -1)
         for head in range(self.flow.config.n_kv_heads):
-            made = rounded(self._of_heads(point, head), self.by.result(point))
-            yield self.part_of(point, by_head, head), made
+            yield self.beside_queries(point, x, head, EVERY)
+
+    def beside_queries(self, point: str, x: Array, kv_head: int, queries: Queries) -> tuple[Array, Array]:
+        """Of one key head's query heads some queries, as `beside` gives them all: `[heads, queries, …]`."""
+        by_head = x.reshape(len(x), self.flow.config.n_heads, -1)
+        made = rounded(self._of_heads(point, kv_head, queries), self.by.result(point))
+        return self.part_of(point, by_head, kv_head)[:, queries], made
 
     def heads_of(self, point: str, kv_head: int) -> Array:
         """What of a point belongs to a key head, heads first: `[heads, n, …]`."""
-        x = self.known(point)
+        # Of what was recorded no more is made float64 than is asked for: scores are large.
+        x = self.theirs.get(point) if POINTS[point].causal else self.known(point)
+        x = self.known(point) if x is None else x
         assert x is not None
         return self.part_of(point, x, kv_head)
 
     def part_of(self, point: str, array: Array, kv_head: int) -> Array:
         """The same of any array of a point's shape."""
-        x = np.asarray(array, np.float64)
-        if point in ("k_rope", "v"):
-            return x[:, kv_head : kv_head + 1].transpose(1, 0, 2)
         group = self.flow.config.n_heads // self.flow.config.n_kv_heads
-        return x[:, kv_head * group : (kv_head + 1) * group].transpose(1, 0, 2)
+        some = 1 if point in ("k_rope", "v") else group
+        part = array[:, kv_head * some : (kv_head + 1) * some]
+        return np.asarray(part, np.float64).transpose(1, 0, 2)
 
-    def _of_heads(self, point: str, kv_head: int) -> Array:
+    def _of_heads(self, point: str, kv_head: int, queries: Queries = EVERY) -> Array:
         """A part of attention for the query heads of one key head: memory holds their scores alone."""
         oracle = self.by.before
-        q, k = self.heads_of("q_rope", kv_head), self.heads_of("k_rope", kv_head)
-        scores = oracle.scores(q, k)
-        if point == "attn_scores":
-            return np.asarray(scores)
-        known = self.heads_of("attn_scores", kv_head) if "attn_scores" in self.theirs else None
-        scores = rounded(scores, self.by.result("attn_scores")) if known is None else known
-        visible = oracle.visible(self.flow.positions, None)
+        if point == "attn_context" and "attn_probs" in self.theirs:
+            probs = self.heads_of("attn_probs", kv_head)[:, queries]
+            return np.asarray(oracle.mixed(probs, self.heads_of("v", kv_head)))
+        q = self.heads_of("q_rope", kv_head)[:, queries]
+        if point != "attn_scores" and "attn_scores" in self.theirs:
+            scores = self.heads_of("attn_scores", kv_head)[:, queries]
+        else:
+            scores = oracle.scores(q, self.heads_of("k_rope", kv_head))
+            if point == "attn_scores":
+                return np.asarray(scores)
+            scores = rounded(scores, self.by.result("attn_scores"))
+        visible = oracle.visible(self.flow.positions, None)[queries]
         probs = oracle.probabilities(np.where(visible, oracle.scaled(scores, q.shape[-1]), -np.inf))
         if point == "attn_probs":
             return np.asarray(probs)
-        if "attn_probs" in self.theirs:
-            probs = self.heads_of("attn_probs", kv_head)
-        else:
-            probs = rounded(probs, self.by.result("attn_probs"))
+        probs = rounded(probs, self.by.result("attn_probs"))
         return np.asarray(oracle.mixed(probs, self.heads_of("v", kv_head)))
 
     @property

@@ -20,7 +20,7 @@ from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
 from llama_ckpt.points import POINTS, Case, split_name
 
-__all__ = ["Call", "Limits", "answered", "evidence", "is_vast"]
+__all__ = ["VAST", "Call", "Limits", "answered", "evidence", "is_vast"]
 
 Array: TypeAlias = NDArray[Any]
 Limits: TypeAlias = Callable[[str, ErrorKind], Limit]

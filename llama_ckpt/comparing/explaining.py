@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
-from llama_ckpt.comparing.evidence import Call, Limits, answered, evidence, is_vast
+from llama_ckpt.comparing.evidence import VAST, Call, Limits, answered, evidence, is_vast
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.diagnose.bugs import candidates
 from llama_ckpt.diagnose.diagnosis import diagnose_point, diagnose_points
+from llama_ckpt.diagnose.named import name_bugs
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.diagnose.rope_rounding import cost_of_angles
 from llama_ckpt.identify.record import NOTHING_AROUND, Around
@@ -127,13 +128,14 @@ class Explainer:
                 self._seen |= set(before)
                 return first
         called = whole.call("out")
-        if called is not None and call.case.function != "block":
+        plain = _is_plain(found) and around.theirs[point].size > VAST
+        if called is not None and call.case.function != "block" and not plain:
             among = [b for b in candidates("block") if b not in candidates(call.case.function)]
             # Right scores and probabilities of a long prompt cost more than they tell of a whole block.
             points = [p for p in answered(called[0], judged) if p != point and not is_vast(judged[p])]
-            wider = diagnose_points(shown(Call(*called), [point, *points]), among=among)
-            if is_explained(wider):
-                return replace(found, named=wider.named, indistinguishable=wider.indistinguishable)
+            named, alike = name_bugs(shown(Call(*called), [point, *points]), among=among)
+            if any(bug.explained for bug in named):
+                return replace(found, named=named, indistinguishable=alike)
         return found
 
     def explain_whole(self, evidence: list[Evidence]) -> None:
@@ -244,6 +246,11 @@ def _is_settled(found: Diagnosis) -> bool:
     """Whether what was identified needs no look at more than the call that it is of."""
     explained = [one for one in found.identified if one.explained]
     return bool(explained) and explained[0].kind not in ANOTHERS
+
+
+def _is_plain(found: Diagnosis) -> bool:
+    """Whether all elements are changed alike, as no other order of a block's steps changes them."""
+    return any(one.explained and one.kind in ("gain", "bias", "sign", "constant") for one in found.structure)
 
 
 def is_explained(found: Diagnosis) -> bool:

@@ -41,6 +41,9 @@ LARGEST: Final = 0.2
 LEFT: Final = 0.25
 """Of the error at most so much is left where a rounding explains it."""
 
+FEW: Final = 32
+"""So many queries are looked at first."""
+
 PART_OF: Final[Mapping[str, str]] = {
     **dict.fromkeys((*WEIGHT_OF, "logits"), "products"),
     **dict.fromkeys(("attn_norm", "ffn_norm", "output_norm"), "norms"),
@@ -199,6 +202,15 @@ class Undeclared:
 
 
 @dataclass(frozen=True)
+class _Worst:
+    """The queries of one key head that are furthest off, and the squares of their error."""
+
+    kv_head: int
+    queries: NDArray[np.intp]
+    squares: float
+
+
+@dataclass
 class _Trial:
     """One tensor of theirs, and what candidates make of it."""
 
@@ -207,6 +219,7 @@ class _Trial:
     point: str
     x: Array
     judged: ComparedPoint
+    _worst: _Worst | None = None
 
     def passes(self, lines: Mapping[str, Lines]) -> bool:
         """Whether the point is right beside these roundings."""
@@ -242,19 +255,35 @@ class _Trial:
     def _leaves_more(self, made: DeclaredBlock | DeclaredHead, most: float, mask: Any) -> bool:
         """Whether some heads of attention alone leave more than `most` of the error.
 
-        Of most candidates the first head does, and the others, which cost as much each, are not made.
+        Of most candidates a few queries or the first head do, and what is left of it, which costs as much
+        again for each head, is not made.
         """
         if self.point not in ATTENDED or not isinstance(made, DeclaredBlock) or not most < 1:
             return False
-        theirs = np.asarray(self.x, np.float64)
+        theirs = np.asarray(self.x)
+        if self._leaves_the_worst(made, theirs, mask):
+            return True
         # The norm of what leaves no more is at most so large.
         allowed, squares = (most * float(np.linalg.norm(theirs)) / (1 - most)) ** 2, 0.0
         for x, o in made.beside(self.point, theirs):
-            off = x - o if mask is None else np.where(mask[:, 0], x - o, 0.0)
-            squares += float(np.vdot(off, off))
+            squares += float(_squares(x, o, mask).sum())
             if squares > allowed:
                 return True
         return False
+
+    def _leaves_the_worst(self, made: DeclaredBlock, theirs: Array, mask: Any) -> bool:
+        """Whether of the queries that are furthest off half of the error stays: then no rounding did it."""
+        if self._worst is None:
+            exact = self._made(Declared(Arithmetic(), self.search.weight_type))
+            assert isinstance(exact, DeclaredBlock)
+            off = [_squares(x, o, mask).sum(axis=0) for x, o in exact.beside(self.point, theirs)]
+            head = int(np.argmax([each.sum() for each in off]))
+            queries = np.argsort(-off[head], kind="stable")[:FEW]
+            self._worst = _Worst(head, queries, float(off[head][queries].sum()))
+        worst = self._worst
+        x, o = made.beside_queries(self.point, theirs, worst.kv_head, worst.queries)
+        left = _squares(x, o, None if mask is None else mask[worst.queries])
+        return float(left.sum()) > 0.25 * worst.squares  # half of a norm
 
     def _made(self, declared: Declared) -> DeclaredBlock | DeclaredHead:
         run = self.run
@@ -262,6 +291,12 @@ class _Trial:
             shared = run.given, run.weights, run.config, run.dtype, run.theirs
             return DeclaredHead(*shared, last=run.last, declared=declared)
         return DeclaredBlock(run.flow, run.number, run.given, run.weights, run.theirs, declared=declared)
+
+
+def _squares(x: Array, o: Array, mask: Any) -> Array:
+    """Of the differences where they are judged, by head and query: `[heads, queries]`."""
+    off = x - o if mask is None else np.where(mask[:, 0], x - o, 0.0)
+    return np.asarray(np.vecdot(off, off))
 
 
 def is_right_here(one: ComparedPoint) -> bool:

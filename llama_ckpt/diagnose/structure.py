@@ -30,6 +30,9 @@ MOST = 0.1
 
 LARGEST_FLOAT16 = 65504.0
 
+LARGE = 500_000
+"""Elements of a tensor for which the first change that explains it is enough."""
+
 
 def find_structure(
     x: ArrayLike,
@@ -65,6 +68,8 @@ def find_structure(
         if explained or left < MOST * err:
             share = 1.0 if explained or not np.isfinite(err) else 1.0 - left / err
             found.append(Finding(change.kind, change.sentence, left, explained, share, leaves_at_most(limit)))
+            if explained and oracle.size > LARGE:
+                break  # what comes later says no more simply, and takes long
     whole = [one for one in found if one.explained]
     return whole or sorted(found, key=lambda one: one.remaining_error)
 
@@ -88,6 +93,13 @@ def _changes(
         yield from orders.in_other_order(x, o, heads)
         yield from shares.only_some(x, o, heads, limit)
         yield from shares.one_for_each(x, o, heads)
+
+
+def _line(x: Array, o: Array) -> tuple[float, float]:
+    """Slope and offset of x over o by least squares."""
+    middle, apart = float(np.mean(o)), o - np.mean(o)
+    slope = float(np.vdot(apart, x) / np.vdot(apart, apart))
+    return slope, float(np.mean(x)) - slope * middle
 
 
 def _with_heads(x: Array, o: Array, n_heads: int | None) -> tuple[Array, Array] | None:
@@ -118,7 +130,7 @@ def _of_all_elements(x: Array, o: Array) -> Iterator[Change]:
     yield Change("gain", f"there is a gain of {_number(gain, x.shape)}", gain * o)
     bias = float(np.mean(x - o))
     yield Change("bias", f"there is a bias of {bias:.6g}", o + bias)
-    slope, offset = np.polyfit(o.ravel(), x.ravel(), 1) if np.ptp(o) > 0 else (1.0, bias)
+    slope, offset = _line(x, o) if np.ptp(o) > 0 else (1.0, bias)
     yield Change("gain", f"there is a gain of {slope:.6g} and a bias of {offset:.6g}", slope * o + offset)
     for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
         if np.array_equal(rounded(x), x):

@@ -76,7 +76,8 @@ def validate(
         engine: "layers", or "fast": the fused kernels that generate on CUDA; with dtype float32.
         precision: of the engine, "fast" or "high".
         stop_on_failure: skip what comes after the first failing checkpoint. oracle_only: no llama.cpp.
-        thorough: every layer in many more situations: rows up to 300, three odd shapes, caches, sequences.
+        thorough: every layer in many more situations: rows up to 300, three odd shapes, caches, sequences;
+            and every recorded text generated whole, a token at a time.
         maps: keep histograms and errors by token for a page.
         progress: called with what is being done, how far it is, and of how many steps.
         on_checkpoint: called with each result as soon as it stands.
@@ -103,27 +104,16 @@ def validate(
             selection = replace(selection, subjects=rounding_as(selection.subjects, declared))
         observer = Observer(keep_tally=maps, costs=costs_of(own))
         report = _report_on(selection, own, picked, dtype, None if engine == "layers" else precision)
-        trials, refusals = open_trials(selection, progress, own, observer, report.engine), list[str]()
+        trials = open_trials(selection, progress, own, observer, report.engine, thorough=thorough)
+        refusals = list[str]()
         if own is not None:
             layers = (one for one in trials if isinstance(one, Trial))
             inner = not own.takes_tap and any(one.shows_inner_points(own.checkpoint) for one in layers)
             report.notes += own.notes(inner_points=inner)
         ladder = _of_model(ladder, trials, asked=bool(ids) or own is not None)
         if report.engine is None and declared is None:  # the situations' oracle rounds nothing
-            configs = [one.subject.model.config for one in trials if isinstance(one, Trial)]
-            otherwise = situation_trials(
-                own,
-                pick_dtype(dtype),
-                picked,
-                thorough=thorough,
-                observer=observer,
-                grouped=any(one.n_heads != one.n_kv_heads for one in configs),
-                context=min(one.context_length for one in configs),
-            )
+            otherwise = _in_situations(trials, own, report, observer, thorough=thorough)
             trials += otherwise
-            if own is None or any(one.n_heads != one.n_kv_heads for one in configs):
-                trials += run_trials(own, pick_dtype(dtype), picked, observer, otherwise[0].refusals)
-            report.notes += _not_tried(own, otherwise)
             refusals = otherwise[0].refusals if otherwise else []
         for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
             report.checkpoints.append(result)
@@ -138,6 +128,34 @@ def validate(
         report.arithmetic = observer.costs
         report.notes.append(f"declared: {observer.costs.sentence()}")
     return report
+
+
+def _in_situations(
+    trials: Sequence[Trial | SituationTrial | EngineTrial],
+    own: Implementation | None,
+    report: LadderReport,
+    observer: Observer,
+    *,
+    thorough: bool,
+) -> list[SituationTrial]:
+    """The layers on trial in other sizes, caches and sequences, and on llama.cpp's runs of several calls.
+
+    The report notes which are not tried.
+    """
+    configs = [one.subject.model.config for one in trials if isinstance(one, Trial)]
+    found = situation_trials(
+        own,
+        pick_dtype(report.dtype),
+        report.device,
+        thorough=thorough,
+        observer=observer,
+        grouped=any(one.n_heads != one.n_kv_heads for one in configs),
+        context=min(one.context_length for one in configs),
+    )
+    report.notes += _not_tried(own, found)
+    if own is None or any(one.n_heads != one.n_kv_heads for one in configs):
+        found += run_trials(own, pick_dtype(report.dtype), report.device, observer, found[0].refusals)
+    return found
 
 
 def costs_of(own: Implementation | None) -> ArithmeticCosts | None:

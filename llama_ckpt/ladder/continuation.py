@@ -9,9 +9,10 @@ text is taken up again behind the reference's token, so that one flip does not c
 from __future__ import annotations
 
 import base64
+import codecs
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,21 +62,35 @@ def judge_greedy(logits: Any, exact: NDArray[np.float64], recording: Recording, 
     )
 
 
+STEPS: Final = 12
+"""So many tokens of a text are generated where the rest of it is judged in one pass."""
+
+
 def judge_continuation(
-    model: Model, weights: OracleWeights, recording: Recording, case: Case, *, noise: Noise
+    model: Model,
+    weights: OracleWeights,
+    recording: Recording,
+    case: Case,
+    *,
+    noise: Noise,
+    whole: bool = True,
 ) -> Iterator[PointVerdict]:
     """The greedy continuation, token by token, and its text.
 
     Args:
         case: a call of `generate`; `max_tokens` is as many as there are to compare.
         noise: how far rounding may move a logit.
+        whole: every token of a recorded text is generated; else the first few are, and what the model
+            chooses after each of the others is read from one pass over llama.cpp's tokens.
     """
     from checkpoints import generate
 
-    tokens = list(generate(**case.arguments))
+    continuation = recording.continuation
+    begun = not whole and continuation is not None and len(continuation.token_ids) > 2 * STEPS
+    arguments = {**case.arguments, "max_tokens": STEPS} if begun else case.arguments
+    tokens = list(generate(**arguments))
     ours = [token.id for token in tokens]
     prompt = list(recording.token_ids)
-    continuation = recording.continuation
     if continuation is None:
         exact = step_logits(model, weights, recording, prompt + ours[:-1])
         choices = [
@@ -86,25 +101,56 @@ def judge_continuation(
         yield tokens_verdict("continuation", choices, len(ours), "the oracle's")
         return
     theirs = list(continuation.token_ids)
+    chosen = _choices_in_one_pass(recording, case, theirs) if begun else ours
     if continuation.ended_by == "eos":
-        theirs += _end(model, ours[len(theirs) : len(theirs) + 1])
+        theirs += _end(model, chosen[len(theirs) : len(theirs) + 1])
+    first = theirs[:STEPS] if begun else theirs
+    later = [i for i in range(STEPS, len(theirs)) if chosen[i] != theirs[i]] if begun else []
     choices = []
     steps: NDArray[np.float64] | None = None  # every difference is judged on llama.cpp's own tokens
-    while differ := [i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]]:
+    while differ := [i for i, pair in enumerate(zip(ours, first, strict=False)) if pair[0] != pair[1]]:
         step = differ[0]
         if steps is None:
             steps = step_logits(model, weights, recording, prompt + theirs[:-1])
         choices.append(noise.adjudicate(step, ours[step], theirs[step], steps[step]))
-        kept = theirs[: step + 1]
-        rest = {**case.arguments, "prompt_or_token_ids": prompt + kept, "max_tokens": len(theirs) - step - 1}
+        kept = first[: step + 1]
+        rest = {**case.arguments, "prompt_or_token_ids": prompt + kept, "max_tokens": len(first) - step - 1}
         ours = kept + ([token.id for token in generate(**rest)] if rest["max_tokens"] else [])
+    if later and steps is None:
+        steps = step_logits(model, weights, recording, prompt + theirs[:-1])
+    choices += [noise.adjudicate(i, chosen[i], theirs[i], steps[i]) for i in later if steps is not None]
     verdict = tokens_verdict("continuation", choices, len(theirs), "llama.cpp's")
-    if len(ours) != len(theirs):
-        reason = f"{len(ours)} tokens where llama.cpp has {len(theirs)}"
+    if len(ours) != len(first):
+        reason = f"{len(ours)} tokens where llama.cpp has {len(first)}"
         verdict = dataclasses.replace(verdict, verdict="fail", blame="yours", reason=reason)
     yield verdict
     if model.tokenizer.unsupported is None:
-        yield text_verdict("".join(token.text for token in tokens), continuation.text_base64, choices)
+        wanted = base64.b64decode(continuation.text_base64)
+        if begun:
+            tokens = tokens[:-1]  # the last one's text has what was held back
+            wanted = _whole_characters(wanted[: len(_piece_bytes(model, theirs[: STEPS - 1]))])
+        yield text_verdict("".join(token.text for token in tokens), wanted, choices)
+
+
+def _choices_in_one_pass(recording: Recording, case: Case, theirs: Sequence[int]) -> list[int]:
+    """What the model chooses after the prompt and after each of llama.cpp's tokens, the last one too."""
+    from checkpoints import argmax
+
+    token_ids, start = [*recording.token_ids, *theirs], recording.positions[0]
+    logits = case.arguments["model"].logits(token_ids, range(start, start + len(token_ids)))
+    rows: list[int] = argmax(logits[len(recording.token_ids) - 1 :]).tolist()
+    return rows
+
+
+def _piece_bytes(model: Model, token_ids: Sequence[int]) -> bytes:
+    return b"".join(model.tokenizer.piece(token, special=False) for token in token_ids)
+
+
+def _whole_characters(begun: bytes) -> bytes:
+    """Without the bytes of a character whose other bytes are still to come."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder.decode(begun)
+    return begun[: len(begun) - len(decoder.getstate()[0])]
 
 
 def _end(model: Model, ours: Sequence[int]) -> list[int]:
@@ -124,9 +170,9 @@ def step_logits(
     return oracle.logits(token_ids, weights, config=model.config, positions=positions)[n_prompt - 1 :]
 
 
-def text_verdict(text: str, text_base64: str, choices: Sequence[Choice]) -> PointVerdict:
+def text_verdict(text: str, recorded: bytes, choices: Sequence[Choice]) -> PointVerdict:
     """The continuation's text, exact; where a token differs the texts must too, and nothing is judged."""
-    wanted = base64.b64decode(text_base64).decode("utf-8", errors="replace")
+    wanted = recorded.decode("utf-8", errors="replace")
     if text == wanted or choices:
         reason = (
             f"{len(text)} characters equal" if text == wanted else "differs with the tokens, judged there"

@@ -40,12 +40,16 @@ __all__ = ["Trial"]
 
 @dataclass(frozen=True)
 class Trial:
-    """A subject and one of its recordings; the whole run is made once and shared by all checkpoints."""
+    """A subject and one of its recordings; the whole run is made once and shared by all checkpoints.
+
+    `whole_text` has every token of a recorded continuation generated: see `judge_continuation`.
+    """
 
     subject: Subject
     recording: Recording
     implementation: Implementation | None = None
     observer: Observer = field(default_factory=Observer)
+    whole_text: bool = True
 
     @property
     def dtype(self) -> str:
@@ -335,7 +339,12 @@ class Trial:
         """The greedy continuation and its text."""
         case = replace(case, arguments={**case.arguments, "model": self.subject.writing})
         yield from judge_continuation(
-            self.subject.model, self.subject.weights, self.recording, case, noise=self.judge.noise
+            self.subject.model,
+            self.subject.weights,
+            self.recording,
+            case,
+            noise=self.judge.noise,
+            whole=self.whole_text,
         )
 
 

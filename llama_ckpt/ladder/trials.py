@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from llama_ckpt.errors import DeviceError, OptionError
@@ -28,13 +29,21 @@ def open_trials(
     implementation: Implementation | None,
     observer: Observer,
     engine: str | None = None,
+    *,
+    thorough: bool = True,
 ) -> list[Trial | SituationTrial | EngineTrial]:
-    """A trial for each recording of each subject: of the layers, or of the engine in that precision."""
+    """A trial for each recording of each subject: of the layers, or of the engine in that precision.
+
+    Where it need not be `thorough`, our layers generate the whole text of the first recording alone.
+    """
     trials: list[Trial | SituationTrial | EngineTrial] = []
     for subject in selection.subjects:
         if progress:
             progress(f"loading {subject.label}", 0, 0)
-        trials += subject_trials(subject, implementation, observer, engine)
+        for trial in subject_trials(subject, implementation, observer, engine):
+            if isinstance(trial, Trial) and trials and implementation is None and not thorough:
+                trial = replace(trial, whole_text=False)
+            trials.append(trial)
     return trials
 
 
