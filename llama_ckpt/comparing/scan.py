@@ -88,7 +88,9 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
         if not written:
             found.zeros.append(name)
         # A sum is finite where all terms are, unless it overflows.
-        finite = np.True_ if np.isfinite(array.sum()) else np.isfinite(array) | _unseen(name, array)
+        with np.errstate(all="ignore"):  # of infinities, and of half precision
+            total = array.sum()
+        finite = np.True_ if np.isfinite(total) else np.isfinite(array) | _unseen(name, array)
         if not finite.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(finite)), array.shape))
             found.bad[name] = at, float(array[at]), int((~finite).sum())

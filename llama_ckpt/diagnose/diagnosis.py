@@ -81,6 +81,7 @@ def diagnose_point(
         smallest_limit=smallest_limit(x, o, limit, mask),
         identified=list(identified.found),
         facts=identified.facts,
+        like=identified.like,
     )
 
 
@@ -119,6 +120,7 @@ def diagnose_points(
         smallest_limit=smallest_limit(first.x, first.o, first.limit, first.mask),
         identified=list(identified.found),
         facts=identified.facts,
+        like=identified.like,
     )
 
 

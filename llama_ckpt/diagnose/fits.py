@@ -49,6 +49,10 @@ def _with_epsilon(fitted: float, right: PatchedOracle, *args: Any, eps: float, *
     return right.rms_norm(*args, eps=fitted, **options)
 
 
+NOTHING = 1e-6
+"""A scale of so small a share of the right one leaves nothing of the scores."""
+
+
 def _scale(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
     """Logarithms of probabilities are the scores times the scale, but for a constant of each row."""
     if point != "attn_probs":
@@ -62,6 +66,8 @@ def _scale(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
     slope = _slope(scores, y, (y > 1e-7) & (probs > 0))
     if np.isfinite(slope) and slope != 0:
         right_scale = np.asarray(given["q"]).shape[-1] ** -0.5
+        if abs(slope) < NOTHING * right_scale:
+            return  # all keys weigh the same: that is no scale
         sentence = f"the scores are multiplied by {slope:.6g}, not by {right_scale:.6g} = 1/sqrt(head_dim)"
         patch: Patch = partial(_with_scale, slope / right_scale)
         yield Bug("attention-scale-fitted", sentence, "3", "attention", patch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,10 @@ __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
 
 SIMPLE = frozenset({"permutation", "heads", "position", "layer", "axes", "sign", "constant"})
 """Kinds of changes that say more than two bugs of a catalogue that happen to give them."""
+
+
+FITTED = re.compile(r"rope-(theta|factor|llama-3)-fitted")
+"""Bugs with a number that was fitted: what became of the file's own scaling of RoPE says more."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,12 @@ class NamedBug:
         return said.replace(other, f"rounded another way, or {other}") if self.rounds else said
 
 
+def _says_of_the_file(operator: Identified | None) -> bool:
+    """Whether it says what became of the file's scaling, with no more numbers than a fitted bug."""
+    whole = operator is not None and operator.explained and operator.free_numbers <= 1
+    return whole and operator is not None and operator.kind == "rope.scaling"
+
+
 def _is_part(one: NamedBug | Identified | Finding) -> bool:
     return not one.explained
 
@@ -145,6 +156,7 @@ class Diagnosis:
         smallest_limit: None where the tensor cannot be measured, or must be exact.
         identified: operators that give the tensors of the call, or most of them, best first.
         facts: where none gives them whole: what is off, and by how much; else "".
+        like: where none gives a part of them either: what the numbers are like, a sentence; else "".
     """
 
     point: str
@@ -155,15 +167,19 @@ class Diagnosis:
     smallest_limit: SmallestLimit | None = None
     identified: list[Identified] = field(default_factory=list)
     facts: str = ""
+    like: str = ""
 
     def sentence(self) -> str:
         """The likeliest explanation in one sentence, with the remaining error; empty where there is none.
 
         What explains the tensor whole goes before what explains a part; then a bug of the catalogue, whose
         words are the best, before what was identified, that before a simple change, and that before two
-        bugs at once. Where nothing fits, the facts.
+        bugs at once; what became of the file's scaling of RoPE, before a number that was fitted to it. Where
+        nothing fits, the facts.
         """
         best = self._best()
+        if self.like and (best is None or _is_part(best)):
+            return f"{self.like}; {self.facts}" if self.facts else self.like
         if isinstance(best, NamedBug):
             groups = [group for group in self.indistinguishable if best.name in group]
             alike = dict.fromkeys(name for group in groups for name in group if name != best.name)
@@ -182,6 +198,8 @@ class Diagnosis:
             change = None  # two bugs say more than a change with many numbers
         if change is not None and " of its own" in change.sentence:
             change = None  # fits much, and says nothing of what was computed
+        if bug is not None and FITTED.fullmatch(bug.name) and _says_of_the_file(operator):
+            bug = None  # a theta or a factor that happens to give the same
         found = [operator, change, bug] if several else [bug, operator, change]
         return min((one for one in found if one is not None), key=_is_part, default=None)
 

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from llama_ckpt.diagnose.bugs import Bug
 from llama_ckpt.diagnose.patched_oracle import PatchedOracle
-from llama_ckpt.identify.rope_numbers import frequencies_of, is_plain, llama3_scaled, scale_of, theta_of
+from llama_ckpt.identify.rope_numbers import (
+    MOST_NTK,
+    frequencies_of,
+    is_plain,
+    llama3_scaled,
+    scale_of,
+    theta_of,
+)
 from llama_ckpt.identify.turns import Layout, layouts
 
 __all__ = ["rope_bugs"]
@@ -31,6 +38,9 @@ ROWS = 64
 KEPT = 1e-2
 """A pair that is turned keeps its length to this share, in any precision."""
 
+STILL = 1e-3
+"""What changes less than this share of itself is not turned at all, in any precision."""
+
 FITS = 1e-3
 """Of 1 - cos(error): angles further off are not worth trying."""
 
@@ -39,9 +49,6 @@ WORTH = 0.1
 
 ROUNDED = 1e-13
 """What rounding to float32 leaves of it."""
-
-OWN = 1e-4
-"""A fitted theta is the file's own up to this share."""
 
 OFFSETS = range(-16, 17)
 FACTORS = (2.0, 4.0, 16.0, 32.0, 64.0)
@@ -76,12 +83,14 @@ def rope_bugs(point: str, y: Array, given: Mapping[str, Any]) -> Iterator[Bug]:
     Args:
         given: q, k, positions and frequencies, as the oracle takes them.
     """
-    x = np.asarray(given["q" if point == "q_rope" else "k"], np.float64)
+    x = given.get("magnitude", 1.0) * np.asarray(given["q" if point == "q_rope" else "k"], np.float64)
     positions = np.asarray(given["positions"], np.float64)
     moved = np.flatnonzero(positions)
     if x.shape != y.shape or not len(moved):
         return
     rows = moved if len(moved) <= ROWS else np.r_[moved[: ROWS // 2], moved[-ROWS // 2 :]]
+    if float(np.linalg.norm(y[rows] - x[rows])) <= STILL * float(np.linalg.norm(x[rows])):
+        return  # nothing is turned: frequencies that are whole turns would say the same, and are none
     frequencies = np.asarray(given["frequencies"], np.float64)
     for layout in layouts(x.shape[-1]):
         turn = _turned(x[rows], y[rows], layout)
@@ -131,8 +140,7 @@ def _one_number(phases: Phases, base: Array, positions: Array, scale: float) -> 
 
     theta = float(np.exp(_fitted(phases, of_theta, np.log(10), np.log(1e9))))
     said = f"RoPE's theta is {theta:.6g}{_as_ntk(theta, theta_of(base), n)}"
-    # Where the file divides slow pairs, its theta is what its fastest have, and its own is no explanation.
-    if is_plain(base) or abs(theta / (base[0] / base[1]) ** n - 1) > OWN:
+    if is_plain(base):  # where the file divides slow pairs, a theta says nothing of what became of that
         yield Angles("theta", said, positions, of_theta(np.log(theta)))
     factor = float(np.exp(_fitted(phases, lambda log: base * np.exp(log), -np.log(64), np.log(64))))
     said = f"RoPE's frequencies are multiplied by {factor:.6g}"
@@ -148,7 +156,8 @@ def _as_ntk(theta: float, own: float, n_pairs: int) -> str:
         return ""
     factor = (theta / own) ** ((n_pairs - 1) / n_pairs)
     whole = round(factor)
-    return f", as NTK scaling by {whole} makes it" if whole > 1 and abs(factor / whole - 1) < 1e-4 else ""
+    known = 1 < whole <= MOST_NTK and abs(factor / whole - 1) < 1e-4
+    return f", as NTK scaling by {whole} makes it" if known else ""
 
 
 def _fitted(phases: Phases, frequencies: Callable[[float], Array], low: float, high: float) -> float:
@@ -183,7 +192,8 @@ def _bug(layout: Layout, angles: Angles) -> Bug:
     def rope(right: PatchedOracle, q: Any, k: Any, at: Any = None, f: Any = None, **given: Any) -> Any:
         turning = angles.at[:, None] * angles.frequencies
         cos, sin = np.cos(turning)[:, None], np.sin(turning)[:, None]
-        return tuple(_turn(right.float64(x), layout, cos, sin) for x in (q, k))
+        larger = given.get("magnitude", 1.0)
+        return tuple(larger * _turn(right.float64(x), layout, cos, sin) for x in (q, k))
 
     of_the_same = not angles.words or angles.words.startswith(",")
     both = (layout.words, angles.words)

@@ -6,16 +6,18 @@ numpy only.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import FORMATS, UNROUNDED, block_of, rounded
-from llama_ckpt.identify.operands import MATRIX_OF, tensors
+from llama_ckpt.identify.operands import MATRIX_OF, right_of, tensors
 from llama_ckpt.identify.overflow import overflows
 from llama_ckpt.identify.places import Place, elements_off, place_of
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.identify.rounded import DIRECTED, DROPS, one_way
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.matching import leaves_at_most
 
@@ -72,7 +74,10 @@ def _of_all(asked: Asked, one: Evidence) -> Iterator[Guess]:
         said = f"what is beyond {bound:.6g} is held at it"
         place = place_of(beyond, one.name)
         yield _guess(asked, np.clip(o, -bound, bound), "bounded", said, 1, place, "a clamp")
-    if asked.point in MATRIX_OF or x.size > MOST_ROUNDED or not _is_near(x, o):
+    if x.size > MOST_ROUNDED or not _is_near(x, o) or asked.point in ("ffn_inp", "out"):
+        return
+    yield from _one_way(asked)
+    if asked.point in MATRIX_OF:
         return  # of products roundings are tried beside those of their inputs
     fits = []
     for name in FORMATS:
@@ -87,6 +92,14 @@ def _of_all(asked: Asked, one: Evidence) -> Iterator[Guess]:
         others = ", ".join(name for _, name, _ in fits[1:])
         said = f"it is rounded to {fits[0][1]}" + (f" (or, alike here, to {others})" if others else "")
         yield _guess(asked, fits[0][2], "rounded", said, 1, Place(), "the dtype of this tensor")
+
+
+def _one_way(asked: Asked) -> Iterator[Guess]:
+    """Numbers that are not rounded to the nearest: most of them are exactly what is predicted."""
+    o = right_of(asked)
+    for said in one_way(asked.x, o):
+        guess = _guess(asked, DIRECTED[said][1](o), "one_way", f"it is {said}", 1, Place(), DROPS)
+        yield replace(guess, exact=True)
 
 
 def _is_near(x: Array, o: Array) -> bool:

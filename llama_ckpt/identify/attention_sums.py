@@ -26,6 +26,10 @@ LANES = (8, 16, 32, 64, 128, 256)
 """Tiles that keys are padded to."""
 
 
+LOST = 1e-6
+"""A slope of so small a share of the scale leaves nothing of the scores."""
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Probabilities `[heads, rows, keys]`, and how to say them; attributes as in `Guess`.
@@ -131,7 +135,13 @@ def of_the_scores(one: Attending, probs: Array) -> Iterator[Mixture]:
     scale = one.scale
     slopes = _Slopes(one.scores, logs, used)
     every = float(slopes.over(None))
-    if np.isfinite(every) and every != 0 and abs(every / scale - 1) > 1e-4:
+    if abs(every) < LOST * scale:
+        words = "every key that a row sees has the same weight: what the scores said is lost"
+        code = "a mask of another meaning, so large a number added that scores are rounded away"
+        yield Mixture(
+            "attention.scale", words, softmax(np.zeros_like(one.scores), seen), 0, code, {"scale": 0.0}
+        )
+    elif np.isfinite(every) and abs(every / scale - 1) > 1e-4:
         said = f"scores are multiplied by {every:.6g} instead of {scale:.6g} = 1/sqrt(head_dim)"
         words = said + _of_sizes(every, one)
         yield Mixture("attention.scale", words, softmax(one.scores * every, seen), 1, "", {"scale": every})

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CELLS", "ColumnSums", "column_sums"]
+__all__ = ["CELLS", "ColumnSums", "column_sums", "least_squares"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -86,13 +86,13 @@ class ColumnSums:
             return None
         summed = np.zeros((len(target), n))
         np.add.at(summed.T, groups, self.parts.T)
-        solution = _least_squares(summed, target)
+        solution = least_squares(summed, target)
         # What adds less than rounding leaves tells nothing of its number.
         tiny = np.linalg.norm(summed, axis=0) <= noise / np.sqrt(n)
         return np.where(tiny, 0.0, solution)
 
 
-def _least_squares(summed: Array, target: Array) -> Array:
+def least_squares(summed: Array, target: Array) -> Array:
     """By the normal equations, made good twice: a fraction of what a decomposition costs."""
     gram = summed.T @ summed
     try:

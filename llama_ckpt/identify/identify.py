@@ -17,6 +17,7 @@ import numpy as np
 from llama_ckpt.identify.activation import activation_guesses
 from llama_ckpt.identify.anything import any_guesses
 from llama_ckpt.identify.attention import attention_guesses
+from llama_ckpt.identify.drawn import drawn_at_random
 from llama_ckpt.identify.facts import facts_of
 from llama_ckpt.identify.logits import logits_guesses
 from llama_ckpt.identify.norm import norm_guesses
@@ -57,10 +58,12 @@ class Identification:
     Attributes:
         found: explanations, the best first; empty where nothing fits.
         facts: where nothing explains it whole: what is off and by how much, one line; else "".
+        like: where nothing explains even a part of it: what its numbers are like, a sentence; else "".
     """
 
     found: tuple[Identified, ...] = ()
     facts: str = ""
+    like: str = ""
 
     @property
     def best(self) -> Identified | None:
@@ -75,7 +78,9 @@ def identify(asked: Asked) -> Identification:
     with np.errstate(all="ignore"):  # wrong tensors overflow, and hold what is not finite
         found = tuple(weigh(asked, _guesses(asked)))
         explained = bool(found) and found[0].explained
-        return Identification(found, "" if explained else facts_of(asked))
+        return Identification(
+            found, "" if explained else facts_of(asked), "" if found else drawn_at_random(asked)
+        )
 
 
 def _guesses(asked: Asked) -> Iterator[Guess]:

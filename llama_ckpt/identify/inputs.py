@@ -13,9 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.offering import Change, Offer, offered
+from llama_ckpt.identify.misreadings import block_orders
+from llama_ckpt.identify.offering import Change, Offer, columns_place, offered
 from llama_ckpt.identify.operands import Product
 from llama_ckpt.identify.permutations import named_order, orders
+from llama_ckpt.identify.places import NOWHERE
+from llama_ckpt.listing import which
 from llama_ckpt.points import BLOCK_INPUT, split_name
 
 __all__ = ["another_input"]
@@ -24,6 +27,8 @@ Array: TypeAlias = NDArray[Any]
 
 MOST_COMPUTED = 1 << 28
 """So many multiplications are spent on orders of columns."""
+
+UNPACKED = "the kernel that unpacks the matrix's blocks"
 
 TELLING = 64
 """So many outputs tell whether an order is worth to be looked at whole."""
@@ -103,9 +108,7 @@ def _columns_in_order(product: Product) -> Iterator[Offer]:
         if np.linalg.norm(product.x[:, few] - product.a[:, order.taken] @ w[few].T) > allowed:
             continue
         said = f"columns of the matrix meet other inputs: these {order.sentence}"
-        change = Change(
-            "product.column_order", said, order.numbers, {"inputs": order.taken.tolist()}, _code(product)
-        )
+        change = _of_columns(product, order.taken, said, order.numbers)
         yield from offered(product, product.a[:, order.taken] @ w.T, change, part=False)
 
 
@@ -119,6 +122,29 @@ def _code(product: Product) -> str:
     if product.point == "attn_out":
         return "the reshape of heads before the output projection"
     return "the order of columns that a quantized matrix was packed in"
+
+
+def _of_columns(product: Product, taken: Array, said: str, numbers: int) -> Change:
+    """Columns in another order; within the blocks of a quantized matrix it is that of its integers."""
+    parameters = {"inputs": taken.tolist()}
+    parts, places = product.parts, np.arange(len(taken))
+    if parts is None or not np.array_equal(taken // parts.group, places // parts.group):
+        return Change("product.column_order", said, numbers, parameters, _code(product))
+    read, n = np.argsort(taken), len(taken)
+    for size, order, sentence in block_orders():
+        if n % size:
+            continue
+        blocks = read.reshape(-1, size) - places.reshape(-1, size)[:, :1]
+        changed = (blocks != places[:size]).any(axis=1)
+        if (blocks[changed] == order).all():
+            columns = np.flatnonzero(np.repeat(changed, size))
+            some = len(columns) < n
+            where = f", in {which('column', columns, n)} alone" if some else ""
+            place = columns_place(columns, n) if some else NOWHERE
+            numbers = 1 + 2 * some
+            return Change("weights.order", sentence + where, numbers, parameters, UNPACKED, columns=place)
+    said = f"integers within blocks are read in another order: {said}"
+    return Change("weights.order", said, numbers, parameters, UNPACKED)
 
 
 def _columns_looked_up(product: Product) -> Iterator[Offer]:
@@ -142,5 +168,5 @@ def _columns_looked_up(product: Product) -> Iterator[Offer]:
     moved = np.flatnonzero(taken != np.arange(width))
     few = ", ".join(f"{j} that of input {taken[j]}" for j in moved[:4]) + ", …" * (len(moved) > 4)
     said = f"{len(moved)} of the matrix's {width} columns meet other inputs: column {few}"
-    change = Change("product.column_order", said, len(moved), {"inputs": taken.tolist()}, _code(product))
+    change = _of_columns(product, taken, said, len(moved))
     yield from offered(product, product.a[:, taken] @ w.T, change)

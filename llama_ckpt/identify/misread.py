@@ -6,7 +6,7 @@ from as many equations as the tensor has elements. A slip in some columns alone 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.identify.column_sums import column_sums
+from llama_ckpt.identify.misplaced import misplaced
 from llama_ckpt.identify.misreadings import misreadings
 from llama_ckpt.identify.offering import Change, Offer, columns_place, features_off, offered
 from llama_ckpt.identify.operands import Product, products_of
+from llama_ckpt.identify.places import NOWHERE
 from llama_ckpt.listing import listed, which
-from llama_ckpt.oracle.integer_blocks import BlockParts, parts_of_values
+from llama_ckpt.oracle.integer_blocks import BlockParts
 
-__all__ = ["misread_matrix"]
+__all__ = ["misplaced_matrices", "misread_matrix"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -39,7 +41,7 @@ CODE = "the kernel that unpacks the matrix's blocks"
 def misread_matrix(product: Product) -> Iterator[Offer]:
     """Ways to read the matrix that give what came out."""
     off = features_off(product)
-    parts = _parts(product)
+    parts = product.parts
     if parts is None or not len(off) or not np.isfinite(product.x).all():
         return
     few = off[np.unique(np.linspace(0, len(off) - 1, TELLING).astype(np.int64))]
@@ -66,9 +68,18 @@ def misread_matrix(product: Product) -> Iterator[Offer]:
     yield from _measured(product, parts, few)
 
 
-def _parts(product: Product) -> BlockParts | None:
-    parts: BlockParts | None = getattr(product.w, "parts", None)
-    return parts_of_values(np.asarray(product.w)) if parts is None else parts
+def misplaced_matrices(wrong: Sequence[Product]) -> Iterator[dict[str, Offer]]:
+    """Orders that all wrong products of a call have in common, by their points."""
+    for found in misplaced(wrong):
+        offers = {}
+        for product in wrong:
+            if product.point in found.taken and product.parts is not None:
+                taken = found.taken[product.point]
+                said = _said(product, found.sentence)
+                change = Change(f"weights.{found.kind}", said, found.numbers, {"read": found.sentence}, CODE)
+                p = product.a @ _read(product, product.parts, taken).T
+                offers[product.point] = Offer(p, change, NOWHERE)
+        yield offers
 
 
 def _read(product: Product, parts: BlockParts, taken: BlockParts) -> Array:

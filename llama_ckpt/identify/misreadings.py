@@ -6,16 +6,18 @@ numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.identify.misreading import Misreading
+from llama_ckpt.identify.small_scales import small_scales
 from llama_ckpt.oracle.integer_blocks import IQ4, BlockParts
 
-__all__ = ["Misreading", "misreadings"]
+__all__ = ["LOW_BITS", "Misreading", "block_orders", "misreadings"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -23,19 +25,8 @@ AWQ = (0, 2, 4, 6, 1, 3, 5, 7)
 """In which order eight integers of 4 bits lie in 32 bits as AWQ packs them."""
 
 
-@dataclass(frozen=True)
-class Misreading:
-    """A way to misread a matrix.
-
-    Attributes:
-        kind: what is misread: "zero", "sign", "scale", "minimum", "order", "bits", "borrow".
-        sentence: a clause.
-        read: the parts as they are taken.
-    """
-
-    kind: str
-    sentence: str
-    read: Callable[[BlockParts], BlockParts]
+LOW_BITS = {3: 2, 5: 4, 6: 4}
+"""Bits of an integer to how many of them lie together; the others lie apart."""
 
 
 def misreadings(parts: BlockParts) -> Iterator[Misreading]:
@@ -103,11 +94,12 @@ def _scales(parts: BlockParts) -> Iterator[Misreading]:
             yield Misreading("scale", f"{said} in its row", _moved(by, flat=False))
             yield Misreading("scale", f"{said}, across rows", _moved(by, flat=True))
         yield Misreading("scale", "all groups of a row have the scale of the first", _first)
+        yield from _of_tiles(parts)
         yield Misreading("scale", "the scales' rows and groups are exchanged", _exchanged)
     for by, whose in ((-1, "next"), (1, "previous")):
         yield Misreading("scale", f"each row has the scales of the {whose} row", _of_rows(by))
     if parts.scales is not None and parts.d is not None:
-        yield from _small_scales(parts)
+        yield from small_scales(parts)
 
 
 def _moved(by: int, *, flat: bool) -> Callable[[BlockParts], BlockParts]:
@@ -127,55 +119,32 @@ def _first(p: BlockParts) -> BlockParts:
     return replace(p, scale=np.broadcast_to(p.scale[:, :1], p.scale.shape))
 
 
-def _exchanged(p: BlockParts) -> BlockParts:
-    rows, groups = p.scale.shape
-    return replace(p, scale=p.scale.reshape(groups, rows).T)
+def _of_tiles(parts: BlockParts) -> Iterator[Misreading]:
+    """Tiles of several groups that take one scale for all."""
+    groups = parts.scale.shape[1]
 
+    def of_one(size: int, which: int) -> Callable[[BlockParts], BlockParts]:
+        def shared(numbers: Array) -> Array:
+            tiles = numbers.reshape(len(numbers), -1, size)
+            return np.repeat(tiles[..., which], size, axis=1)
 
-def _small_scales(parts: BlockParts) -> Iterator[Misreading]:
-    """Of the small integers that a super-block's groups have for scales."""
-    each = parts.integers.shape[1] // 256
-    groups = parts.scale.shape[1] // max(each, 1)
-
-    def small(change: Callable[[Array], Array]) -> Callable[[BlockParts], BlockParts]:
         def read(p: BlockParts) -> BlockParts:
-            assert p.scales is not None and p.d is not None
-            blocks = p.scales.reshape(len(p.scales), -1, groups)
-            changed = change(blocks).reshape(p.scales.shape)
-            return replace(p, scale=p.d * changed)
+            return replace(p, scale=shared(p.scale), minimum=None if p.minimum is None else shared(p.minimum))
 
         return read
 
-    def without_top(blocks: Array) -> Array:
-        kept = blocks.copy()
-        kept[..., groups // 2 :] = blocks[..., groups // 2 :].astype(np.int64) & 15
-        return kept
-
-    yield Misreading("scale", "the groups' own scales are not applied", small(np.ones_like))
-    yield Misreading("scale", "the groups' scales are those in reverse", small(lambda b: b[..., ::-1]))
-    for by, whose in ((-1, "next"), (1, "previous")):
-        said = f"each group has the small scale of the {whose} one in its block of 256"
-        yield Misreading("scale", said, small(partial(np.roll, shift=by, axis=-1)))
-    if parts.minima is not None:
-        said = "the top bits of the scales of the second half of each block of 256 are lost"
-        yield Misreading("scale", said, small(without_top))
-        yield Misreading("scale", "the groups' scales and minima are exchanged", _scales_for_minima)
-        yield Misreading("scale", "d and dmin are exchanged", _d_for_dmin)
-    else:
-        said = "the groups' scales are read without their sign"
-        yield Misreading("scale", said, small(lambda b: np.where(b < 0, b + 256, b)))
-        pairs = "each two groups of 16 share the scale of the first"
-        yield Misreading("scale", pairs, small(lambda b: np.repeat(b[..., ::2], 2, axis=-1)))
+    for size in (2, 4, 8):
+        if groups % size == 0 and groups > size:
+            for which, whose in ((0, "first"), (size - 1, "last")):
+                said = f"of each {size} groups of {parts.group} all have the scale of the {whose} one"
+                yield Misreading(
+                    "scale", f"{said}: a tile of {size * parts.group} columns", of_one(size, which)
+                )
 
 
-def _scales_for_minima(p: BlockParts) -> BlockParts:
-    assert p.scales is not None and p.minima is not None and p.d is not None and p.dmin is not None
-    return replace(p, scale=p.d * p.minima, minimum=-p.dmin * p.scales)
-
-
-def _d_for_dmin(p: BlockParts) -> BlockParts:
-    assert p.scales is not None and p.minima is not None and p.d is not None and p.dmin is not None
-    return replace(p, scale=p.dmin * p.scales, minimum=-p.d * p.minima)
+def _exchanged(p: BlockParts) -> BlockParts:
+    rows, groups = p.scale.shape
+    return replace(p, scale=p.scale.reshape(groups, rows).T)
 
 
 def _minima(parts: BlockParts) -> Iterator[Misreading]:
@@ -196,12 +165,16 @@ def _minima(parts: BlockParts) -> Iterator[Misreading]:
 def _orders(parts: BlockParts) -> Iterator[Misreading]:
     """Integers of a block in another order; scales stay where they are."""
     width = parts.integers.shape[1]
-    for size, taken, sentence in _block_orders():
+    for size, taken, sentence in block_orders():
         if width % size == 0:
             yield Misreading("order", sentence, _in_order(size, taken))
+            if parts.bits in LOW_BITS:
+                name = "fifth bits" if parts.bits == 5 else "high bits"
+                yield Misreading("bits", f"{name} alone: {sentence}", _high_in_order(size, taken))
 
 
-def _block_orders() -> Iterator[tuple[int, Array, str]]:
+def block_orders() -> Iterator[tuple[int, Array, str]]:
+    """Orders that integers are read in: of how many, from which place each is taken, a clause."""
     for size in (32, 64, 256):
         numbers = np.arange(size)
         halves = numbers.reshape(2, -1)
@@ -220,6 +193,18 @@ def _block_orders() -> Iterator[tuple[int, Array, str]]:
     yield 8, awq, "of each eight integers those in even places come first, as AWQ packs them"
     yield 8, np.argsort(awq), "of each eight integers AWQ's order is undone"
     yield 8, np.arange(8)[::-1], "of each eight integers the last comes first"
+
+
+def _high_in_order(size: int, taken: Array) -> Callable[[BlockParts], BlockParts]:
+    """The bits that lie apart from the rest of each integer in another order."""
+
+    def read(p: BlockParts) -> BlockParts:
+        low = LOW_BITS[p.bits]
+        high = p.integers >> low << low
+        moved = high.reshape(len(high), -1, size)[:, :, taken].reshape(high.shape)
+        return replace(p, integers=p.integers - high + moved)
+
+    return read
 
 
 def _in_order(size: int, taken: Array) -> Callable[[BlockParts], BlockParts]:

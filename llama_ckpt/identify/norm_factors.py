@@ -60,31 +60,32 @@ def factors(measured: Array, x: Array, eps: float, rows: NDArray[np.int64]) -> I
 def _of_epsilon(measured: Array, squares: Array, eps: float, width: int) -> Iterator[Factor]:
     """Inside the root, outside, per element of the sum, or as the least that counts."""
     weight = 1 / np.maximum(squares, 1e-300) ** 2
-    inside = _short(float(np.sum(weight * (1 / measured**2 - squares)) / np.sum(weight)))
+    inside = float(np.sum(weight * (1 / measured**2 - squares)) / np.sum(weight))
     root = np.sqrt(squares)
     away = 1 / np.maximum(root, 1e-300) ** 2
-    outside = _short(float(np.sum(away * (1 / np.abs(measured) - root)) / np.sum(away)))
+    outside = float(np.sum(away * (1 / np.abs(measured) - root)) / np.sum(away))
     code = "rms_norm_eps of another model, or a default"
-    if inside >= 0:
-        words = f"the norm's epsilon is {inside:.3g} instead of {eps:.3g}"
-        yield Factor("norm.epsilon", words, 1 / np.sqrt(squares + inside), 1, code, {"epsilon": inside})
-    if outside > 0:
-        words = f"the norm adds {outside:.3g} outside of the root"
-        yield Factor(
-            "norm.epsilon", words, 1 / (root + outside), 1, "1 / (sqrt(x) + eps)", {"epsilon": outside}
-        )
+    for one in _short(inside):
+        if one >= 0:
+            words = f"the norm's epsilon is {one:.3g} instead of {eps:.3g}"
+            yield Factor("norm.epsilon", words, 1 / np.sqrt(squares + one), 1, code, {"epsilon": one})
+    for one in _short(outside):
+        if one > 0:
+            words = f"the norm adds {one:.3g} outside of the root"
+            made = 1 / (root + one)
+            yield Factor("norm.epsilon", words, made, 1, "1 / (sqrt(x) + eps)", {"epsilon": one})
     least = float(np.min(1 / measured**2))
     words = f"the mean square is kept above {least:.3g}, instead of adding {eps:.3g}"
     made = 1 / np.sqrt(np.maximum(squares, least))
     yield Factor("norm.epsilon", words, made, 1, "max(x, eps) for x + eps", {"least": least})
 
 
-def _short(value: float) -> float:
-    """Three digits, where the estimate is that near to them."""
+def _short(value: float) -> tuple[float, ...]:
+    """A digit, where the estimate is near to that, as people write it; and four."""
     if not np.isfinite(value) or value == 0:
-        return 0.0
-    short = float(f"{value:.1g}")
-    return short if abs(short / value - 1) < 0.02 else float(f"{value:.4g}")
+        return (0.0,)
+    short, longer = float(f"{value:.1g}"), float(f"{value:.4g}")
+    return (short, longer) if abs(short / value - 1) < 0.02 and short != longer else (longer,)
 
 
 def _of_a_part(measured: Array, x: Array, eps: float) -> Iterator[Factor]:

@@ -21,9 +21,10 @@ from llama_ckpt.identify.record import Asked
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import leaves_at_most, passes
 from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.integer_blocks import BlockParts, parts_of_values
 from llama_ckpt.points import split_name
 
-__all__ = ["MATRIX_OF", "Product", "gated", "products_of", "tensors"]
+__all__ = ["MATRIX_OF", "Product", "gated", "products_of", "right_of", "tensors"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -96,6 +97,12 @@ class Product:
         """Whether rounding does not account for it."""
         return not passes(self.x, self.o, self.limit)
 
+    @cached_property
+    def parts(self) -> BlockParts | None:
+        """What the matrix's blocks are made of; None where it has none that are known."""
+        parts: BlockParts | None = getattr(self.w, "parts", None)
+        return parts_of_values(np.asarray(self.w)) if parts is None else parts
+
     @property
     def heads(self) -> int:
         """Into how many heads the outputs are divided; 0 where they are not."""
@@ -121,6 +128,12 @@ def products_of(asked: Asked) -> Iterator[Product]:
         found = _product(asked, point) if point in MATRIX_OF else None
         if found is not None:
             yield found
+
+
+def right_of(asked: Asked) -> Array:
+    """What the first wrong tensor should be: a product of what went into it as they recorded that."""
+    mine = (product for product in products_of(asked) if product.point == asked.point)
+    return next((product.o.reshape(asked.o.shape) for product in mine), asked.o)
 
 
 def _product(asked: Asked, point: str) -> Product | None:
@@ -155,9 +168,10 @@ def _input(asked: Asked, point: str) -> Array | None:
 def _made(asked: Asked, point: str) -> Array | None:
     """An inner tensor of the call that was not recorded, as the oracle shows it."""
     full = asked.first.case.taps.get(point)
-    if full is None:
+    function = getattr(oracle, asked.first.case.function, None)
+    if full is None or function is None:
         return None
-    made: Array = asked.first.case.run(getattr(oracle, asked.first.case.function))[full]
+    made: Array = asked.first.case.run(function)[full]
     return made
 
 

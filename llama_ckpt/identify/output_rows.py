@@ -8,7 +8,7 @@ is said by rule where there is one: an order, a head for another, runs as a fuse
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +18,7 @@ from llama_ckpt.identify.lookup import nearest_columns
 from llama_ckpt.identify.offering import Change, Offer, features_off, offered
 from llama_ckpt.identify.operands import Product
 from llama_ckpt.identify.permutations import named_order, orders
-from llama_ckpt.identify.sources import Source, sources_of
+from llama_ckpt.identify.sources import Source, sources_of, turned_sources
 from llama_ckpt.listing import listed, which
 
 __all__ = ["other_rows"]
@@ -70,9 +70,15 @@ def other_rows(product: Product) -> Iterator[Offer]:
 
 
 def _another_matrix(product: Product, sources: Sequence[Source]) -> Iterator[Offer]:
+    fits = False
     for source in sources:
         if not source.own and source.made.shape == product.o.shape:
+            fits |= product.fits(source.made)
             yield from offered(product, source.made, _of_another(product, source))
+    for source in () if fits else turned_sources(product):
+        if product.fits(source.made):
+            change = _of_another(product, source)
+            yield from offered(product, source.made, replace(change, sentence=f"the matrix is {source.name}"))
 
 
 def _of_another(product: Product, source: Source) -> Change:

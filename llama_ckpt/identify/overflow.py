@@ -11,9 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.operands import Product, products_of, tensors
+from llama_ckpt.identify.operands import Product, products_of, right_of, tensors
 from llama_ckpt.identify.places import place_of
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.judging.matching import leaves_at_most
 
 __all__ = ["overflows"]
 
@@ -34,20 +35,29 @@ CODE = "sums or tensors in float16; bfloat16 or float32 hold them"
 
 def overflows(asked: Asked) -> Iterator[Guess]:
     """Guesses where a tensor is not finite."""
-    x, o = asked.x, asked.o
-    bad = ~np.isfinite(x)
+    bad = ~np.isfinite(asked.x)
+    products = [product for product in products_of(asked) if product.point == asked.point]
+    # Of numbers as large as these what their own inputs were rounded to is more than what is finite here.
+    o = right_of(asked)
     beyond = np.abs(o) >= ROUNDS_UP
     if beyond.any() and (bad & beyond).any():
-        yield _itself(asked, beyond)
+        yield _itself(asked, o, beyond)
     yield from _norm_of_squares(asked, bad)
-    for product in products_of(asked):
-        if product.point == asked.point:
-            yield from _inside_a_sum(asked, product)
+    for product in products:
+        yield from _inside_a_sum(asked, product)
 
 
-def _itself(asked: Asked, beyond: Mask) -> Guess:
-    """Infinite where the value is beyond the range."""
-    o = asked.o
+def _itself(asked: Asked, o: Array, beyond: Mask) -> Guess:
+    """Infinite where the value is beyond the range.
+
+    Args:
+        o: what it should be of what went in, as it was recorded.
+    """
+    x, limit = asked.x, asked.first.limit
+    slack = 2 * max(limit.element_err, leaves_at_most(limit))
+    if np.isfinite(slack):  # rounding decides on which side of the end a value near it falls
+        near = np.abs(np.abs(o) - ROUNDS_UP) <= slack * max(ROUNDS_UP, float(np.sqrt(np.mean(o * o))))
+        beyond = np.where(near, ~np.isfinite(x), beyond)
     at = tuple(int(i) for i in np.unravel_index(int(np.abs(o).argmax()), o.shape))
     p = np.where(beyond, np.copysign(np.inf, o), o)
     said = (

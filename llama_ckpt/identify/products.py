@@ -6,15 +6,17 @@ alike to several is one change. numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from llama_ckpt.identify.affine import another_factor, other_factors
 from llama_ckpt.identify.beyond_rows import past_the_rows
 from llama_ckpt.identify.columns import other_columns
 from llama_ckpt.identify.inputs import another_input
-from llama_ckpt.identify.misread import misread_matrix
-from llama_ckpt.identify.offering import Offer
+from llama_ckpt.identify.misread import misplaced_matrices, misread_matrix
+from llama_ckpt.identify.offering import Offer, offered
 from llama_ckpt.identify.operands import Product, products_of, tensors
 from llama_ckpt.identify.output_rows import other_rows
 from llama_ckpt.identify.places import NOWHERE
@@ -45,7 +47,17 @@ def product_guesses(asked: Asked) -> Iterator[Guess]:
     wrong = [product for product in products_of(asked) if product.wrong]
     if not wrong:
         return
-    found = {product.point: list(_offers(product)) for product in wrong}
+    first = list(_offers(wrong[0]))
+    if not any(wrong[0].fits(offer.p) for offer in first):
+        together = [_guess(asked, offers) for offers in misplaced_matrices(wrong)]
+        yield from together
+        if together:
+            return
+    found = {wrong[0].point: first} | {product.point: list(_offers(product)) for product in wrong[1:]}
+    for product in wrong:
+        if not any(product.fits(offer.p) for offer in found[product.point]):
+            found[product.point] += list(_as_another(product, list(found.values())))
+    first = found[wrong[0].point]
     if len(wrong) == 1:
         point = wrong[0].point
         yield from (_guess(asked, {point: offer}) for offer in found[point])
@@ -53,8 +65,15 @@ def product_guesses(asked: Asked) -> Iterator[Guess]:
     whole = {p.point: [one for one in found[p.point] if passes(p.x, one.p, p.limit)] for p in wrong}
     if all(whole.values()):
         yield from _together(asked, whole)
-    first = wrong[0].point
-    yield from (_guess(asked, {first: offer}) for offer in found[first])
+    yield from (_guess(asked, {wrong[0].point: offer}) for offer in first)
+
+
+def _as_another(product: Product, others: Iterable[Sequence[Offer]]) -> Iterator[Offer]:
+    """The order of columns that another product of the call has: one slip made both."""
+    for offer in (one for offers in others for one in offers):
+        taken = offer.change.parameters.get("inputs")
+        if taken is not None and len(taken) == product.a.shape[1]:
+            yield from offered(product, product.a[:, taken] @ np.asarray(product.w).T, offer.change)
 
 
 def _offers(product: Product) -> Iterator[Offer]:

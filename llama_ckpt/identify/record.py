@@ -125,6 +125,7 @@ class Guess:
         code: the code that usually does it, a clause; "" where nobody knows.
         would_tell: the prompt or point that tells it from others like it, a clause.
         part: whether it may be named as a part of the truth, too.
+        exact: whether it was found by numbers that are equal to the last digit: however wide the limits are.
     """
 
     kind: str
@@ -136,6 +137,7 @@ class Guess:
     code: str = ""
     would_tell: str = ""
     part: bool = True
+    exact: bool = False
 
 
 Identifier: TypeAlias = Callable[[Asked], Iterator[Guess]]

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from llama_ckpt.identify.affine import factor_said
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.identify.residual_rounded import one_way_sums
+from llama_ckpt.identify.residual_terms import NAMES, SUMS, shown_in, terms_of
 from llama_ckpt.identify.sources import other_blocks
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.matching import leaves_at_most, passes
@@ -28,19 +30,8 @@ __all__ = ["residual_guesses"]
 
 Array: TypeAlias = NDArray[Any]
 
-SUMS: Mapping[str, tuple[str, str]] = {"ffn_inp": ("in", "attn_out"), "out": ("ffn_inp", "ffn_out")}
-"""The residual sums with their right terms."""
-
-OTHERS: Mapping[str, tuple[str, ...]] = {
-    "ffn_inp": ("attn_norm", "attn_context", "q", "v", "embd"),
-    "out": ("in", "attn_out", "ffn_norm", "attn_norm", "ffn_swiglu", "embd"),
-}
-"""Tensors that may have been summed by mistake."""
-
 NICE = (0.0, 1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 0.5, 0.25, 0.125, -1.0)
 """How often people's mistakes add a term."""
-
-NAMES = {"in": "the block's input", "embd": "the embedding"}
 
 
 @dataclass(frozen=True)
@@ -65,43 +56,11 @@ def residual_guesses(asked: Asked) -> Iterator[Guess]:
     """Guesses where a residual sum or a whole block is the first wrong tensor."""
     if asked.first.case.function != "block" or asked.block is None:
         return
-    shown = _shown(asked)
+    shown = shown_in(asked)
     if asked.point in SUMS:
         yield from _sums(asked, shown)
+        yield from one_way_sums(asked, shown)
     yield from _other_blocks(asked)
-
-
-def _shown(asked: Asked) -> dict[str, Array]:
-    """The oracle's own tensors of the block, by neutral name."""
-    seen: dict[str, Array] = {}  # all of them: a call may name only some
-    seen["out"] = oracle.block(**asked.given, tap=seen.__setitem__)
-    return seen
-
-
-def _terms(asked: Asked, point: str, shown: Mapping[str, Array]) -> dict[str, Array]:
-    """What may have been summed: theirs where it was recorded, else the oracle's; of the sum's shape."""
-    shape = np.shape(asked.given["x"])
-    found = {}
-    for name in (*SUMS[point], *OTHERS[point]):
-        array = np.asarray(asked.given["x"]) if name == "in" else asked.theirs(name)
-        if name == "embd" and array is None:
-            array = _embedded(asked)
-        if array is None:
-            array = shown.get(name)
-        if array is not None and np.size(array) == np.prod(shape) and np.isfinite(array).all():
-            found[name] = np.asarray(array, np.float64).reshape(shape)
-    if "embd" in found and asked.block == 0:
-        del found["embd"]  # it is the block's input
-    return found
-
-
-def _embedded(asked: Asked) -> Array | None:
-    table = getattr(asked.around.weights, "token_embd", None)
-    ids = asked.around.token_ids
-    if table is None or len(ids) != len(asked.given["x"]):
-        return None
-    rows: Array = np.asarray(table)[np.asarray(ids)]
-    return rows
 
 
 # -- one sum -------------------------------------------------------------------------------------------
@@ -112,7 +71,9 @@ def _sums(asked: Asked, shown: Mapping[str, Array]) -> Iterator[Guess]:
     point = asked.point
     one = asked.of(point)
     assert one is not None
-    for found in _fitted(np.asarray(one.x, np.float64), _terms(asked, point, shown), point, one):
+    for found in _fitted(np.asarray(one.x, np.float64), terms_of(asked, point, shown), point, one):
+        if all(weight == 1.0 for weight in found.weights.values()) and set(found.weights) == set(SUMS[point]):
+            continue  # the right sum, off by something else
         made = {point: found.made}
         sentence, numbers, code = _said(point, found), found.numbers, _code(found)
         if point == "ffn_inp":
@@ -167,7 +128,7 @@ def _second(asked: Asked, shown: Mapping[str, Array]) -> Sum | None:
     one = asked.of("out")
     if one is None:
         return None
-    terms = _terms(asked, "out", shown)
+    terms = terms_of(asked, "out", shown)
     if not {"ffn_inp", "ffn_out"} <= terms.keys() or asked.theirs("ffn_inp") is None:
         return None
     if asked.theirs("ffn_out") is None:

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from llama_ckpt.identify import rope_frequencies, rope_positions
 from llama_ckpt.identify.places import Place, ranges
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.identify.rope_formulas import formula_guesses
+from llama_ckpt.identify.rope_scalings import of_this_file
 from llama_ckpt.identify.rope_tables import rounded_tables
 from llama_ckpt.identify.turns import Turns, measured_turns
 from llama_ckpt.judging.matching import distance, leaves_at_most, passes
@@ -70,12 +72,14 @@ def rope_guesses(asked: Asked) -> Iterator[Guess]:
         return
     given = asked.given
     own, f = np.asarray(given["positions"], np.int64), np.asarray(given["frequencies"], np.float64)
+    larger = float(given.get("magnitude", 1.0))
     wrong = []
     for point in ("q_rope", "k_rope"):
         one = asked.of(point)
         if one is not None and not passes(one.x, one.o, one.limit, one.mask):
-            wrong.append(list(measured_turns(one, given[point[0]])))
+            wrong.append(list(measured_turns(one, larger * np.asarray(given[point[0]], np.float64))))
     if not wrong or not all(wrong):
+        yield from formula_guesses(asked)
         return
     both = False
     for first in _explanations(wrong[0], own, f, asked):
@@ -129,7 +133,7 @@ def _explanations(every: Sequence[Turns], own: Array, f: Array, asked: Asked) ->
 
 def _of_turns(turns: Turns, own: Array, f: Array, asked: Asked) -> Iterator[_Turned]:
     pairs = len(turns.layout.a)
-    extra = (turns.layout.words != "") + (turns.gain != 1)
+    extra = (turns.layout.words != "") + (turns.gain != 1) + (len(turns.heads) < turns.before.shape[1])
     most = max(turns.tolerance, 2 * turns.left)
 
     def near(angles: Array) -> bool:
@@ -140,8 +144,12 @@ def _of_turns(turns: Turns, own: Array, f: Array, asked: Asked) -> Iterator[_Tur
 
     right = own[:, None] * f[:pairs]
     if pairs == len(f) and near(right):
-        if extra:
+        if turns.layout.words or turns.gain != 1:
             yield of("rope.pairs" if turns.layout.words else "rope.gain", "", right, 0)
+        for speed in of_this_file(f, pairs, asked.around.config):
+            # Of few positions the slow pairs tell little, which half precision hides: no number is read.
+            drawn = {"frequencies": speed.at.tolist(), "own": f.tolist()}
+            yield of(speed.kind, speed.words, own[:, None] * speed.at, 0, speed.code, "", drawn)
         yield from _of_tables(turns, own, f, extra)
         return
     at = rope_positions.measured_positions(turns, own, f[:pairs])
@@ -202,11 +210,25 @@ def _guess(found: Sequence[_Turned], asked: Asked) -> Guess:
 def _sentence(one: _Turned, letters: Sequence[str], only: bool) -> str:
     parts = [part for part in (one.turns.layout.words, one.words) if part]
     if one.turns.gain != 1:
-        parts.append(f"everything is multiplied by {one.turns.gain:.6g}")
+        parts.append(_gain_said(one.turns.gain, float(one.turns.one.case.arguments.get("magnitude", 1.0))))
     said = ", and ".join(parts)
     heads = _heads_said(one)
     where = " and ".join(letters) if only else ""
     return f"in {where}{' ' * bool(where and heads)}{heads} only: {said}" if where or heads else said
+
+
+def _gain_said(gain: float, larger: float) -> str:
+    """What everything is multiplied by, beside what the file asks for."""
+    if larger != 1 and abs(gain * larger - 1) < 1e-4:
+        return f"the attention factor by which YaRN makes what is turned larger, {larger:.6g}, is left out"
+    if larger != 1 and abs(gain / larger - 1) < 1e-4:
+        return f"YaRN's attention factor, {larger:.6g}, is applied twice"
+    as_yarn = float(np.exp(10 * (gain - 1)))
+    whole = round(as_yarn)
+    known = whole > 1 and abs(as_yarn / whole - 1) < 1e-3
+    return f"everything is multiplied by {gain:.6g}" + (
+        f", 1 + 0.1 ln({whole}), which is YaRN's attention factor of a scaling by {whole}" if known else ""
+    )
 
 
 def _letter(one: _Turned) -> str:

@@ -7,14 +7,15 @@ it is known but for whole turns a token. numpy only.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.rope_numbers import frequencies_of, is_plain, llama3_scaled, same_number, theta_of
-from llama_ckpt.identify.turns import Others, Turns
+from llama_ckpt.identify.rope_numbers import MOST_NTK, frequencies_of, is_plain, same_number, theta_of
+from llama_ckpt.identify.rope_scalings import Frequencies, Measured, of_this_file, scalings_of
+from llama_ckpt.identify.turns import Turns
 from llama_ckpt.listing import some
 
 __all__ = ["Frequencies", "Measured", "measured_frequencies", "said_of"]
@@ -24,23 +25,11 @@ Array: TypeAlias = NDArray[Any]
 ROWS = 256
 """So many neighbouring rows are looked at for the first estimate."""
 
+STATED = (1e4, 1e5, 1e6, 5e5, 5e6, 1e7, 2.5e5, 3.2e5)
+"""Thetas that models state."""
+
 FINE = 8
 """So many frequencies are tried for each turn that they make in these rows."""
-
-CONTEXTS = (2048, 4096, 8192, 16384, 32768)
-"""Original contexts that models state."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The frequency of each pair `[pairs]`, and how sure that is: what an angle's error does to it."""
-
-    at: Array
-    sure: Array
-
-
-class Frequencies(Others):
-    """Other frequencies than the right ones; `at` is `[pairs]`."""
 
 
 def measured_frequencies(turns: Turns, positions: Array) -> Measured | None:
@@ -101,7 +90,11 @@ def said_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
                 yield replace(one, at=one.at / factors)
         if is_plain(own):
             yield from _of_a_theta(found, own)
-        yield from _stretched(found, base, config)
+        elif getattr(config, "rope_theta", 0):
+            unscaled = frequencies_of(float(config.rope_theta), len(own))
+            for one in _of_a_theta(found, unscaled):
+                yield replace(one, words=f"{one.words}, and the file's scaling is missing", free=one.free + 1)
+        yield from scalings_of(found, own, config)
         yield from _in_other_order(found, own)
     words = f"each pair turns by a frequency of its own: {some([f'{f:.4g}' for f in found.at], 8)}"
     parameters = {"frequencies": found.at.tolist(), "own": own.tolist()}
@@ -110,18 +103,7 @@ def said_of(found: Measured, own: Array, config: Any) -> Iterator[Frequencies]:
 
 def _of_this_file(own: Array, pairs: int, config: Any) -> Iterator[Frequencies]:
     """What is made of the file's numbers by leaving one out, or of the pairs of a part of the head."""
-    factors = np.asarray(getattr(config, "rope_factors", ()), np.float64)
-    scale = float(getattr(config, "rope_scale", 1.0))
-    if len(factors) == len(own):
-        words = "the file's divisors of RoPE's frequencies, Llama 3's scaling, are missing"
-        yield Frequencies("rope.scaling", words, (own * factors)[:pairs], 0, "rope_scaling is ignored")
-        words = "frequencies are multiplied by the file's divisors, Llama 3's scaling, instead of divided"
-        yield Frequencies("rope.scaling", words, (own * factors**2)[:pairs], 0, "factors the wrong way round")
-        words = "frequencies are divided twice by the file's divisors, Llama 3's scaling"
-        yield Frequencies("rope.scaling", words, (own / factors)[:pairs], 0, "scaled at load and at run")
-    if scale != 1:
-        words = f"the file's linear scaling of RoPE by {scale:g} is missing"
-        yield Frequencies("rope.scaling", words, (own * scale)[:pairs], 0, "rope_scaling is ignored")
+    yield from of_this_file(own, pairs, config)
     if pairs < len(own):
         plain = frequencies_of(theta_of(own), pairs, 1 / own[0]) if pairs > 1 else own[:1]
         yield Frequencies("rope.partial", "", plain, 0, "a share of rotary features that Llama has not")
@@ -130,13 +112,16 @@ def _of_this_file(own: Array, pairs: int, config: Any) -> Iterator[Frequencies]:
 
 
 def _multiplied(found: Measured, base: Array) -> Iterator[Frequencies]:
-    # A pair's frequency is known but for whole turns a token: the middle of the ratios, then what is left.
+    # A pair's frequency is known but for whole turns a token: of the pairs' ratios that which leaves the
+    # others least, then what is left of all.
     weight = (base / found.sure) ** 2
-    order = np.argsort(found.at / base)
-    half = np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)
-    factor = float((found.at / base)[order[min(half, len(order) - 1)]])
-    rest = (found.at - factor * base + np.pi) % (2 * np.pi) - np.pi
-    factor += float(np.sum(weight * rest / base) / np.sum(weight))
+
+    def left(factor: float) -> Array:
+        return np.asarray((found.at - factor * base + np.pi) % (2 * np.pi) - np.pi)
+
+    ratios = found.at / base
+    factor = float(min(ratios, key=lambda one: float(np.sum((left(one) / found.sure) ** 2))))
+    factor += float(np.sum(weight * left(factor) / base) / np.sum(weight))
     whole = round(factor) if abs(factor) >= 1 else 1 / round(1 / factor) if abs(factor) > 1e-3 else 0.0
     if whole and abs(factor / whole - 1) < 1e-4:
         factor = float(whole)
@@ -149,9 +134,11 @@ def _multiplied(found: Measured, base: Array) -> Iterator[Frequencies]:
     elif factor == 2:
         words, code = "RoPE turns by twice the angle: it is applied twice, or its frequencies are doubled", ""
         tells = "the tensor between the two rotations"
+    elif abs(factor / (2 * np.pi) - 1) < 1e-5 or abs(factor * np.pi / 180 - 1) < 1e-5:
+        words += ", 2 pi: angles are taken in turns" if factor < 10 else ", 180 / pi: angles are in degrees"
     elif 0 < factor < 1 and factor == whole:
         words = f"RoPE is scaled linearly by {round(1 / factor)}, which the file does not say"
-    yield Frequencies("rope.scaling", words, factor * base, 1, code, tells, {"factor": factor})
+    yield Frequencies("rope.factor", words, factor * base, 1, code, tells, {"factor": factor})
 
 
 def _of_a_theta(found: Measured, own: Array) -> Iterator[Frequencies]:
@@ -193,60 +180,20 @@ def _round_number(theta: float) -> float:
 
 def _theta_said(theta: float, own: Array, d: int) -> str:
     """With the exponent or the scaling that makes the same of the right theta."""
-    right = theta_of(own)
+    right, pairs = theta_of(own), len(own)
     said = f"RoPE's theta is {theta:,.6g} instead of {right:,.6g}"
-    pairs = len(own)
-    if right > 0 and right != 1 and theta > 1:
-        wide = d * np.log(right) / np.log(theta)
-        if same_number(wide, round(wide)) or abs(wide - round(wide)) < 1e-3 * wide:
-            said += f", or its exponents are 2i/{round(wide)} instead of 2i/{d}"
-        if pairs > 1:
-            factor = (theta / right) ** ((pairs - 1) / pairs)
-            if round(factor) > 1 and abs(factor / round(factor) - 1) < 1e-3:
-                said += f", as NTK scaling by {round(factor)} makes it"
+    if not (right > 1 and theta > 1):
+        return said
+    wide = d * np.log(right) / np.log(theta)
+    if abs(wide - round(wide)) < 1e-3 * wide:
+        exponents = f"RoPE's exponents are 2i/{round(wide)} instead of 2i/{d}"
+        # A theta that nobody states is none: the exponents are then what is wrong.
+        return f"{said}, or {exponents}" if theta in STATED else f"{exponents}, a theta of {theta:.6g}"
+    if pairs > 1:
+        factor = (theta / right) ** ((pairs - 1) / pairs)
+        if 1 < round(factor) <= MOST_NTK and abs(factor / round(factor) - 1) < 1e-3:
+            said += f", as NTK scaling by {round(factor)} makes it"
     return said
-
-
-def _stretched(found: Measured, base: Array, config: Any) -> Iterator[Frequencies]:
-    """Llama 3's and YaRN's scaling, of the factor that the slowest pairs have."""
-    ratio = base / np.where(found.at != 0, found.at, np.nan)
-    sure = found.sure * 1e-6 < 0.05 * base
-    sure &= np.isfinite(ratio)
-    top = float(ratio[sure].max()) if sure.any() else np.nan
-    factors = {2.0, 4.0, 8.0, 16.0, 32.0, 40.0, 64.0}
-    if np.isfinite(top) and top > 1.01:
-        factors |= {top, float(round(top, 2))}
-    contexts = dict.fromkeys((*CONTEXTS, int(getattr(config, "context_length", 0) or 0)))
-    for factor in sorted(factors):
-        for context in contexts:
-            if context < 1:
-                continue
-            at = llama3_scaled(base, factor, context=context)
-            words = (
-                f"RoPE's frequencies are scaled by {factor:g} as Llama 3.1's are, from a context of {context}"
-            )
-            parameters = {"factor": factor, "original_context": context}
-            yield Frequencies("rope.scaling", words, at, 2, "rope_scaling", parameters=parameters)
-            at = yarn_scaled(base, factor, context)
-            words = f"RoPE's frequencies are scaled by {factor:g} as YaRN does, from a context of {context}"
-            yield Frequencies("rope.scaling", words, at, 2, "rope_scaling", parameters=parameters)
-
-
-def yarn_scaled(frequencies: Array, factor: float, context: int) -> Array:
-    """YaRN's frequencies (Peng et al. 2023, arXiv 2309.00071): fast pairs kept, slow ones divided.
-
-    The ramp runs over the pairs between those that turn 32 times and once in the original context.
-    """
-    pairs, theta = len(frequencies), theta_of(frequencies)
-    if not theta > 1:
-        return frequencies
-
-    def pair_of(turns: float) -> float:
-        return float(pairs * np.log(context / (turns * 2 * np.pi)) / np.log(theta))
-
-    low, high = max(np.floor(pair_of(32)), 0), min(np.ceil(pair_of(1)), 2 * pairs - 1)
-    ramp = np.clip((np.arange(pairs) - low) / max(high - low, 1e-3), 0, 1)
-    return np.asarray(frequencies * (1 - ramp) + frequencies / factor * ramp)
 
 
 def _in_other_order(found: Measured, own: Array) -> Iterator[Frequencies]:

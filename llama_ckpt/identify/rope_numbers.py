@@ -11,9 +11,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["frequencies_of", "is_plain", "llama3_scaled", "same_number", "scale_of", "theta_of"]
+__all__ = ["MOST_NTK", "frequencies_of", "is_plain", "llama3_scaled", "same_number", "scale_of", "theta_of"]
 
 Array: TypeAlias = NDArray[Any]
+
+MOST_NTK = 64
+"""By more nobody scales: what gives such a number is no NTK scaling."""
 
 SAME = 1e-6
 """Two numbers nearer than float32 has them are one."""

@@ -23,6 +23,9 @@ Array: TypeAlias = NDArray[Any]
 KEPT = 3e-2
 """Pairs that were turned keep their lengths to this share, in any precision and with any rounded table."""
 
+MOST = 4
+"""So many rotations of one tensor are looked at."""
+
 ROWS = 32
 """So many rows are looked at first."""
 
@@ -65,6 +68,8 @@ def layouts(d: int) -> Iterator[Layout]:
         swapped = "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)"
         yield Layout(few, 2 * half, 2 * half + 1)
         yield Layout(f"{few}, as pairs (i, i+{r // 2})" if few else swapped, half, half + r // 2)
+        if not few:
+            yield Layout("RoPE turns pairs (i, d-1-i) instead of (2i, 2i+1)", half, d - 1 - half)
         if few:
             pairs = f"RoPE turns only the first {r // 2} of a head's {d // 2} pairs"
             yield Layout(f"{pairs} (i, i+{d // 2})", half, half + d // 2)
@@ -123,7 +128,7 @@ def turned(x: Array, layout: Layout, cos: Array, sin: Array) -> Array:
 
 
 def measured_turns(one: Evidence, before: Any) -> Iterator[Turns]:
-    """The rotations that `one.x` may be of `before`, that which leaves least first; at most three."""
+    """The rotations that `one.x` may be of `before`, that which leaves least first; a few at most."""
     x, y = np.asarray(before, np.float64), np.asarray(one.x, np.float64)
     if x.shape != y.shape or x.ndim != 3 or x.shape[-1] % 2 or not np.isfinite(y).all():
         return
@@ -132,18 +137,21 @@ def measured_turns(one: Evidence, before: Any) -> Iterator[Turns]:
         return
     few = _few_rows(one, x, y)
     found = []
+    every = np.arange(x.shape[1])
     for layout in layouts(x.shape[-1]):
-        if _measured(one, x[few], y[few], heads, layout) is not None:
-            turns = _measured(one, x, y, heads, layout)
-            if turns is not None:
-                found.append(turns)
+        # Of heads that are hardly off some pass by chance: all of them are tried as well, and first.
+        for some in (every, heads) if len(heads) < len(every) else (heads,):
+            if _measured(one, x[few], y[few], some, layout) is not None:
+                turns = _measured(one, x, y, some, layout)
+                if turns is not None:
+                    found.append(turns)
     if not found:
         return
     # Several fit where little is turned: the first that leaves as little as rounding may, else the best.
     best = min(turns.left for turns in found)
     near = [turns for turns in found if turns.left <= max(turns.tolerance / 4, 3 * best)]
     still = all(not np.any(turns.turn.imag) for turns in near)
-    yield from near[: 1 if still else 3]
+    yield from near[: 1 if still else MOST]
 
 
 def _few_rows(one: Evidence, x: Array, y: Array) -> NDArray[np.int64]:

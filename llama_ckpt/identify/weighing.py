@@ -33,6 +33,13 @@ MOST_ALIKE = 3
 """So many others are named beside the first."""
 
 
+MUCH = 10.0
+"""What leaves so many times as much can be told apart, though it passes too."""
+
+FINE = 0.01
+"""Below this share of what rounding may leave nothing can be told apart."""
+
+
 @dataclass(frozen=True)
 class _Weighed:
     found: Identified
@@ -42,11 +49,13 @@ class _Weighed:
 def weigh(asked: Asked, guesses: Iterable[Guess]) -> list[Identified]:
     """The guesses that explain the call or most of it, best first."""
     wrong = [one for one in asked.evidence if not passes(one.x, one.o, one.limit, one.mask)]
-    if not wrong:
-        return []
+    only_exact = not wrong  # judged more sharply, from what was recorded right before it
+    wrong = wrong or [asked.first]
     equations = sum(int(_judged(one).sum()) for one in wrong)
     weighed = []
     for guess in guesses:
+        if only_exact and not guess.exact:
+            continue
         if guess.free_numbers * EQUATIONS > equations:
             continue
         found = _tried(guess, asked.evidence, wrong, equations)
@@ -57,11 +66,11 @@ def weigh(asked: Asked, guesses: Iterable[Guess]) -> list[Identified]:
 
 
 def _judged(one: Evidence) -> NDArray[np.bool_]:
-    """The elements that are judged, of the rows that are off."""
+    """The elements that are judged, of the rows that are off; of all where none is by itself."""
     off = elements_off(one.x, one.o, one.limit, one.mask)
     rows = off.reshape(len(off), -1).any(axis=1)
     judged = np.ones(off.shape, np.bool_) if one.mask is None else np.broadcast_to(one.mask, off.shape)
-    return judged[rows]
+    return judged[rows] if rows.any() else judged
 
 
 def _rank(found: Identified) -> tuple[bool, float, float]:
@@ -74,7 +83,7 @@ def _rank(found: Identified) -> tuple[bool, float, float]:
 def _tried(
     guess: Guess, evidence: Sequence[Evidence], wrong: Sequence[Evidence], equations: int
 ) -> Identified | None:
-    if not any(_moves(one, guess) for one in wrong):
+    if not guess.exact and not any(_moves(one, guess) for one in wrong):
         return None
     made = [(one, guess.predicted.get(one.name, one.o)) for one in evidence]
     explained = all(passes(one.x, p, one.limit, one.mask) for one, p in made)
@@ -112,11 +121,18 @@ def _moves(one: Evidence, guess: Guess) -> bool:
 
 
 def _share(one: Evidence, p: Array) -> float:
-    """Of the error's square, how much the guess explains; below 0 where it makes it worse."""
+    """Of the error's square, how much the guess explains; below 0 where it makes it worse.
+
+    Nothing where most of the tensor itself remains: of one that is small beside the right one, any small
+    prediction would explain the error.
+    """
     before, after = distance(one.x, one.o, one.mask), distance(one.x, p, one.mask)
     sizes = np.linalg.norm(np.asarray(one.o, np.float64)), np.linalg.norm(np.asarray(p, np.float64))
-    whole, left = float(before * sizes[0]), float(after * sizes[1])
-    if not np.isfinite(left):
+    whole, left = (
+        float(d * (s or 1.0)) for d, s in zip((before, after), sizes, strict=True)
+    )  # of zeros: itself
+    own = float(np.linalg.norm(np.asarray(one.x, np.float64)))
+    if not np.isfinite(left) or (np.isfinite(own) and left**2 > (1 - PART) * own**2 and left > 0):
         return 0.0
     return 1.0 - (left / whole) ** 2 if np.isfinite(whole) and whole > 0 else 1.0
 
@@ -145,6 +161,10 @@ def _with_what_tells(guess: Guess) -> str:
 
 
 def _cannot_be_told_apart(a: _Weighed, b: _Weighed, wrong: Sequence[Evidence]) -> bool:
-    """Both explain it, the other with no more numbers."""
+    """Both explain it, the other with no more numbers, and does not leave far more.
+
+    In half precision much passes that misses every number by a digit, beside what meets them exactly.
+    """
     both = a.found.explained and b.found.explained
-    return both and b.guess.free_numbers <= a.guess.free_numbers
+    as_near = b.found.left <= max(MUCH * a.found.left, FINE * a.found.allowed)
+    return both and as_near and b.guess.free_numbers <= a.guess.free_numbers

@@ -22,8 +22,11 @@ def pictures(parameters: Mapping[str, Any]) -> Iterator[str]:
     """SVG texts of the parameters that can be drawn.
 
     Args:
-        parameters: of an identified operator, as in its JSON.
+        parameters: of an identified operator, as in its JSON; of several products, by their points.
     """
+    for value in parameters.values():
+        if isinstance(value, dict) and not {"x", "y"} <= value.keys():
+            yield from pictures(value)
     for names, draw in DRAWN.items():
         values = [parameters.get(name) for name in names]
         if all(value and isinstance(value, list | dict) for value in values):
@@ -95,8 +98,29 @@ def _keys(rows: Sequence[Sequence[Sequence[int]]]) -> str:
 
 def _outputs(rows: Sequence[int]) -> str:
     """Which row of the matrix each output is."""
-    whole = all(isinstance(row, int) for row in rows)
-    return _lines({"total": list(enumerate(rows))}, "output", "row of the matrix") if whole else ""
+    return _map(rows, "output", "row of the matrix")
+
+
+def _inputs(columns: Sequence[int]) -> str:
+    """Which input each column of the matrix met."""
+    return _map(columns, "column", "input")
+
+
+def _map(taken: Sequence[int], across: str, up: str) -> str:
+    """What stands at each place, a square each, the right places as a line."""
+    if not all(isinstance(one, int) for one in taken):
+        return ""
+    if len(taken) > MOST:
+        return _lines({"total": list(enumerate(taken))}, across, up)
+    n = max(len(taken), max(taken) + 1)
+    cell = SIDE / n
+    parts = [f'<line x1="0" y1="0" x2="{SIDE}" y2="{SIDE}" class="allowed line"/>']
+    for place, one in enumerate(taken):
+        tip = f"{across} {place}: {up} {one}"
+        where = f'x="{place * cell:.2f}" y="{one * cell:.2f}" width="{cell:.2f}" height="{cell:.2f}"'
+        parts.append(f'<rect {where} class="bar"><title>{escape(tip)}</title></rect>')
+    parts.append(f'<text x="0" y="{SIDE + 14}" class="axis">{escape(up)} by {escape(across)}</text>')
+    return _svg(SIDE, SIDE + 18, parts, f"{up} by {across}")
 
 
 def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
@@ -113,5 +137,6 @@ DRAWN: Mapping[tuple[str, ...], Callable[..., str]] = {
     ("columns",): _coefficients,
     ("outputs",): _outputs,
     ("rows",): _outputs,
+    ("inputs",): _inputs,
 }
 """Parameters that are drawn together, and how."""

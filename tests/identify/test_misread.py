@@ -155,3 +155,27 @@ def test_a_fault_in_one_type_of_a_mixed_file():
 def test_of_a_right_matrix_nothing_is_said(kind):
     case, _, _ = _case(kind, 8)
     assert _found(kind, 8, "q", np.asarray(case.arguments["wq"])) is None
+
+
+def _permuted(parts, what):
+    """The parts with something of each block, or of each output, in an order that no list has."""
+    draw = np.random.default_rng(5).permutation
+    if what == "minimum":
+        return replace(parts, minimum=parts.minimum[draw(len(parts.minimum))])
+    if what == "scale":
+        return replace(parts, scale=parts.scale[draw(len(parts.scale))])
+    high = parts.integers & 16
+    moved = high.reshape(len(high), -1, 32)[:, :, draw(32)].reshape(high.shape)
+    return replace(parts, integers=parts.integers - high + moved)
+
+
+@pytest.mark.parametrize("kind, what", [("Q4_1", "minimum"), ("Q4_0", "scale"), ("Q5_0", "bits")])
+def test_an_order_that_no_list_has(kind, what):
+    case, _, _ = _case(kind, 8)
+    w = case.arguments["wq"]
+    wrong = np.asarray(w) + _permuted(w.parts, what).values() - w.parts.values()
+    found = _found(kind, 8, "q", wrong)
+    assert found is not None and found.explained
+    assert found.kind == f"weights.{what}"
+    predicted = found.predicted["blk.0.q"].reshape(8, -1)
+    assert np.allclose(predicted, case.arguments["x"] @ wrong.T, rtol=1e-4, atol=1e-3)

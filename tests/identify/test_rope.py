@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +13,9 @@ from hypothesis import strategies as st
 
 from llama_ckpt.identify.places import ranges
 from llama_ckpt.identify.record import Around, Identified
-from llama_ckpt.identify.rope_frequencies import yarn_scaled
+from llama_ckpt.identify.rope_formulas import FORMULAS
 from llama_ckpt.identify.rope_numbers import llama3_scaled
+from llama_ckpt.identify.rope_scalings import yarn_scaled
 from llama_ckpt.identify.turns import layouts, turned
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from tests.draws import draws
@@ -144,6 +147,39 @@ def test_scalings_of_known_kinds():
     assert "YaRN" in best.sentence
     best = _best(case, _table(at * own / 4))
     assert "scaled linearly by 4" in best.sentence
+
+
+def test_a_scaling_of_other_numbers_than_the_file_has():
+    case = rope_case(SHAPES[2], 24, 4000)
+    pairs = SHAPES[2][2] // 2
+    theta = float(case.arguments["frequencies"][1] ** -pairs)
+    plain = theta ** (-np.arange(pairs) / pairs)
+    own = llama3_scaled(plain, 8.0)
+    case = replace(case, arguments={**case.arguments, "frequencies": own})
+    config = SimpleNamespace(rope_theta=theta, rope_factors=tuple(plain / own), rope_scale=1.0)
+    at = case.arguments["positions"][:, None]
+    for made, said in (
+        (plain, "are missing"),
+        (llama3_scaled(plain, 32.0), "factor 32 instead of 8"),
+        (plain / 8, "taken as linear|every pair is slowed by 8"),
+    ):
+        best = _best(case, _table(at * made), around=Around(config=config))
+        assert re.search(said, " ".join((best.sentence, *best.alike))), best.sentence
+
+
+@pytest.mark.parametrize("words, formula", FORMULAS)
+def test_a_rotation_of_another_formula(words, formula):
+    case = rope_case(SHAPES[0], 9)
+    angles = case.arguments["positions"][:, None] * case.arguments["frequencies"]
+    cos, sin = np.cos(angles)[:, None], np.sin(angles)[:, None]
+    wrong = {}
+    for point in "qk":
+        made = np.array(case.arguments[point])
+        made[..., 0::2], made[..., 1::2] = formula(made[..., 0::2], made[..., 1::2], cos, sin)
+        wrong[f"{point}_rope"] = made
+    best = found_in(case, wrong).best
+    assert best is not None and best.explained
+    assert words in best.sentence
 
 
 def test_what_the_file_says_and_the_program_does_not():
