@@ -5,14 +5,16 @@ Scores need no order of features, as long as q and k have the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.cached_keys import ZERO, CallKeys, Guessed, guesses
+from llama_ckpt.comparing.cached_tensors import kept_otherwise
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.dumps.sequences import SequenceDump
 from llama_ckpt.judging.metrics import relative_error
@@ -45,6 +47,9 @@ class _Recorded:
     k: Array
     v: Array
     context: Array
+    apart: float | None = None
+    """Where not None, the first keys have a softmax of their own, and so much of each part is added up."""
+    n_before: int = 0
 
     def gives(self, row: int, keys: Sequence[int], values: Sequence[int]) -> Array:
         """A row's context `[heads * head_dim]` from these keys and values."""
@@ -53,8 +58,12 @@ class _Recorded:
         group = heads // k.shape[1]
         k, v = np.repeat(k, group, axis=1), np.repeat(v, group, axis=1)
         scaled = np.einsum("hd,mhd->hm", self.q[row], k) / np.sqrt(d)
-        e = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-        return np.asarray(np.einsum("hm,mhd->hd", e / e.sum(axis=-1, keepdims=True), v)).reshape(-1)
+        if self.apart is not None:
+            halves = np.split(scaled, [self.n_before], axis=1)
+            probs = np.concatenate([_softmax(half) for half in halves], axis=1) * self.apart
+        else:
+            probs = _softmax(scaled)
+        return np.asarray(np.einsum("hm,mhd->hd", probs, v)).reshape(-1)
 
     @staticmethod
     def _taken(x: Array, rows: Sequence[int]) -> Array:
@@ -62,6 +71,11 @@ class _Recorded:
         there = [i for i, row in enumerate(rows) if row != ZERO]
         made[there] = x[[rows[i] for i in there]]
         return made
+
+
+def _softmax(scaled: Array) -> Array:
+    e = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
 
 
 def cache_fault(parts: Sequence[SequenceDump], part: SequenceDump, wrong: str) -> LintFinding | None:
@@ -79,7 +93,7 @@ def cache_fault(parts: Sequence[SequenceDump], part: SequenceDump, wrong: str) -
         n = len(_some(len(at.own))) * len(part.table.calls) * recorded.q.shape[1]
         if n > MOST_SCORES or not _is_wrong(recorded, at):
             continue
-        found = _nearest(recorded, at)
+        found = _nearest(recorded, at, block)
         if found is None:
             return None
         name = block_point(block, "attn_context")
@@ -127,42 +141,59 @@ def _is_wrong(recorded: _Recorded, at: CallKeys) -> bool:
     return _errors(recorded, at, _right(at)) > SAME
 
 
-def _nearest(recorded: _Recorded, at: CallKeys) -> Guessed | None:
+def _nearest(recorded: _Recorded, at: CallKeys, block: int) -> Guessed | None:
     most = _errors(recorded, at, _right(at))
     best = min(SAME, NEARER * most)
     found: Guessed | None = None
-    for number, guess in enumerate(guesses(at)):
-        if number >= MOST_GUESSES:
-            break
-        error = _errors(recorded, at, guess.seen)
+    for guess, error in _tried(recorded, at, block):
         if error < best and (found is None or error < 0.1 * best):
             best, found = error, guess
     return found
 
 
+def _tried(recorded: _Recorded, at: CallKeys, block: int) -> Iterator[tuple[Guessed, float]]:
+    """Every guess with the error that it leaves."""
+    for guess in islice(guesses(at), MOST_GUESSES):
+        yield guess, _errors(recorded, at, guess.seen)
+
+    def read(other: int, point: str) -> Array | None:
+        x = _of_rows(at.part, block_point(other, point))
+        return None if x is None or x.shape != recorded.k.shape else x
+
+    right = _right(at)
+    for kept in kept_otherwise(recorded.k, recorded.v, at.before, at.own, block, read):
+        other = replace(recorded, k=kept.k, v=kept.v)
+        yield Guessed(kept.words, kept.hint, right), _errors(other, at, right)
+    if at.before:
+        words = "the softmaxes over the cache's keys and over the call's own are {}"
+        hint = "weigh each part's sum by its keys' exponents, as one softmax does"
+        for factor, how in ((0.5, "averaged"), (1.0, "added up")):
+            apart = replace(recorded, apart=factor, n_before=len(at.before))
+            yield Guessed(words.format(how), hint, right), _errors(apart, at, right)
+
+
 def _recorded(parts: Sequence[SequenceDump], block: int) -> _Recorded | None:
     """A block's attention by the file's rows; None where a point is missing or of another shape."""
-    part = parts[0]
-    table = part.table
-    made: list[Array] = []
-    for point in ATTENDED:
-        name = block_point(block, point)
-        if name not in part.stored:
-            return None
-        x: Array | None = None
-        for call in table.numbers:
-            piece = part.piece_in(name, call)
-            if piece is None:
-                continue
-            if x is None:
-                x = np.full((len(table.calls), *piece.x.shape[1:]), np.nan)
-            if piece.x.shape[1:] != x.shape[1:]:
-                return None
-            x[list(table.rows_of(call))] = piece.x
-        if x is None:
-            return None
-        made.append(x)
+    found = [_of_rows(parts[0], block_point(block, point)) for point in ATTENDED]
+    made = [x for x in found if x is not None]
+    if len(made) < len(ATTENDED):
+        return None
     q, k, v, context = made
     if any(one.ndim != 3 for one in (q, k, v)) or context.size != q.size or q.shape[1] % k.shape[1]:
         return None
     return None if k.shape != v.shape else _Recorded(q, k, v, context.reshape(len(context), -1))
+
+
+def _of_rows(part: SequenceDump, name: str) -> Array | None:
+    """A point by the file's rows, NaN where nothing was recorded; None where calls have other shapes."""
+    x: Array | None = None
+    for call in part.table.numbers if name in part.stored else ():
+        piece = part.piece_in(name, call)
+        if piece is None:
+            continue
+        if x is None:
+            x = np.full((len(part.table.calls), *piece.x.shape[1:]), np.nan)
+        if piece.x.shape[1:] != x.shape[1:]:
+            return None
+        x[list(part.table.rows_of(call))] = piece.x
+    return x

@@ -18,6 +18,9 @@ __all__ = ["ZERO", "CallKeys", "Guessed", "guesses"]
 ZERO = -1
 """In place of a row: a key, or a value, of zeros."""
 
+WIDEST = 16
+"""So wide a window is tried."""
+
 Keys: TypeAlias = list[int]
 Seen: TypeAlias = Callable[[int], "tuple[Keys, Keys]"]
 """For a row of the call, by its place there: the rows whose keys it sees, and whose values it is given."""
@@ -145,6 +148,7 @@ def _short(at: CallKeys) -> Iterator[Guessed]:
         )
         words = "the first key of the cache is not seen"
         yield Guessed(words, "begin to read the cache at its first slot", _same(lambda i: at.right(i)[1:]))
+    yield from _shifted(at)
     if len(own) > 1 or before:
         words = "the causal mask is aligned to the top left: the call's first row sees the first key only"
         hint = "shift the mask's diagonal by the number of keys in the cache"
@@ -156,11 +160,49 @@ def _short(at: CallKeys) -> Iterator[Guessed]:
         yield Guessed(words, "keep what the cache holds", _same(lambda i: own[: i + 1]))
 
 
+def _shifted(at: CallKeys) -> Iterator[Guessed]:
+    """New keys that are written beside their place, or twice, and windows."""
+    before, own = at.before, at.own
+    if not before:
+        return
+    late, stale = [ZERO, *own], [before[-1], *own]
+    words = "new keys and values are written one slot late: the first free one stays empty"
+    yield Guessed(words, "write at the number of keys before", _same(lambda i: before + late[: i + 1]))
+    hint = "append what this call computed"
+    for which in ("keys", "values", "keys and values"):
+        words = f"the {which} that are appended are those of the row before: one call late"
+        yield Guessed(words, hint, _appended(at, stale, which))
+    words = "a row's own key is seen twice: it is appended twice"
+    yield Guessed(words, "append once", _same(lambda i: [*at.right(i), own[i]]))
+    for width in range(2, min(len(before) + len(own), WIDEST)):
+        words = f"the last {width} keys of the cache are seen, and none before them"
+        yield Guessed(words, "keep all keys", _same(_window(at, width)))
+
+
+def _window(at: CallKeys, width: int) -> Callable[[int], Keys]:
+    return lambda place: at.right(place)[-width:]
+
+
+def _in_place(at: CallKeys, theirs: Keys) -> Callable[[int], Keys]:
+    return lambda place: at.not_later(theirs, place)
+
+
+def _appended(at: CallKeys, stale: Keys, which: str) -> Seen:
+    def seen(place: int) -> tuple[Keys, Keys]:
+        right, other = at.right(place), at.before + stale[: place + 1]
+        return (other if "keys" in which else right), (other if "values" in which else right)
+
+    return seen
+
+
 def _the_last(n: int) -> str:
     return "the last token" if n == 1 else f"the last {n} tokens"
 
 
 def _masks(at: CallKeys) -> Iterator[Guessed]:
+    if len(at.own) > 1 and at.before:
+        words = "every row of the call has the mask of its first row"
+        yield Guessed(words, "give each row its own mask", _same(lambda i: at.before + at.own[:1]))
     if len(at.own) > 1:
         words = "rows see later rows of their call: there is no causal mask"
         yield Guessed(words, "mask what is later", _same(lambda i: at.before + at.own))
@@ -228,9 +270,17 @@ def _batches(at: CallKeys) -> Iterator[Guessed]:
     for number, rows in at.others():
         words = f"rows read the cache of sequence {number} in place of their own"
         yield Guessed(words, hint, _after(at, rows), True)
+        theirs = rows + [row for row in table.rows_of(at.call) if table.sequences[row] == number]
+        words = f"rows see sequence {number} in place of their own, its rows of this call too"
+        yield Guessed(words, hint, _same(_in_place(at, theirs)), True)
 
 
 def _copies(at: CallKeys) -> Iterator[Guessed]:
+    for copy in at.part.table.copies:
+        if copy.source == at.sequence and copy.call <= at.call:
+            left = at.before[copy.end :]
+            words = f"the prefix was moved to sequence {copy.target}, not copied: its source does not see it"
+            yield Guessed(words, "leave the source what it has", _after(at, left))
     copied = at.copied
     if not copied:
         return

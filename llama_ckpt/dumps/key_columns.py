@@ -72,7 +72,8 @@ def columns_of(
     if errors is None:
         return right[0]
     best = max(right, key=lambda one: _matched(one, errors))
-    return _mended(best, errors, [row for row in range(len(table.calls)) if table.calls[row] <= call])
+    until = [row for row in range(len(table.calls)) if table.calls[row] <= call]
+    return _mended(best, errors, until, live, shown.probs)
 
 
 def _of_length(
@@ -118,15 +119,36 @@ def _matched(columns: Sequence[int], errors: NDArray[np.float64]) -> int:
     return sum(key != NOTHING and errors[column, key] < SAME for column, key in enumerate(columns))
 
 
-def _mended(columns: Sequence[int], errors: NDArray[np.float64], until: Sequence[int]) -> tuple[int, ...]:
-    """The reading with another row where another row's key gives a column, and its own does not."""
+def _mended(
+    columns: Sequence[int],
+    errors: NDArray[np.float64],
+    until: Sequence[int],
+    live: Sequence[int],
+    probs: NDArray[Any] | None,
+) -> tuple[int, ...]:
+    """The reading with another row where another row's key gives a column, and its own does not.
+
+    Rows with equal keys, as of sequences that begin alike, are told apart by nothing: of the columns that
+    they give, the one that most goes to is the sequence's own.
+    """
     made = [*columns, *[NOTHING] * (len(errors) - len(columns))]
-    for column, key in enumerate(made):
-        if key != NOTHING and errors[column, key] < 5 * SAME:
-            continue
-        nearest = min(until, key=lambda row: float(errors[column, row]))
-        if errors[column, nearest] < SAME:
-            made[column] = nearest
+    near = [[row for row in until if errors[column, row] < SAME] for column in range(len(made))]
+    asked = [
+        column
+        for column, key in enumerate(made)
+        if near[column] and (key == NOTHING or errors[column, key] >= 5 * SAME or len(near[column]) > 1)
+    ]
+    taken = {key for column, key in enumerate(made) if column not in asked}
+    mass = np.zeros(len(made))
+    if probs is not None:
+        mass = np.nan_to_num(np.abs(probs.astype(np.float64)), nan=0.0).sum(axis=(0, 1))
+    for column in sorted(asked, key=lambda column: -mass[column]):
+        claimed = made[column]
+        made[column] = min(
+            near[column],
+            key=lambda row: (row in taken, row not in live, row != claimed, float(errors[column, row])),
+        )
+        taken.add(made[column])
     return tuple(made)
 
 

@@ -19,7 +19,7 @@ from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.dumps.theirs import save_dump
 from tests.comparing.ported_llama import Array, Port
 
-__all__ = ["CachedPort", "Remove", "Share", "Step", "judged", "written"]
+__all__ = ["CachedPort", "Remove", "Share", "Step", "compared", "judged", "written"]
 
 
 @dataclass(frozen=True)
@@ -184,5 +184,10 @@ def judged(
     """What `compare` says of the program's calls."""
     with np.errstate(all="ignore"):
         program.go(plan)
+    return compared(program, folder, **how)
+
+
+def compared(program: CachedPort, folder: Path, **how: Any) -> Comparison:
+    """What `compare` says of the calls that it has made."""
     written(program, folder / "calls.safetensors", **how)
     return compare_dump(folder / "calls.safetensors", model=program.model)
