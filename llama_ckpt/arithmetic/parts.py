@@ -15,7 +15,18 @@ from llama_ckpt.arithmetic.formats import UNROUNDED
 from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.arithmetic.record import Arithmetic
 
-__all__ = ["OTHERS", "PARTS", "Lines", "candidates", "composed", "in_words", "lines_of", "plain"]
+__all__ = [
+    "OTHERS",
+    "PARTS",
+    "Lines",
+    "alike_steps",
+    "candidates",
+    "in_halves",
+    "composed",
+    "in_words",
+    "lines_of",
+    "plain",
+]
 
 Lines: TypeAlias = Mapping[str, Any]
 """Some lines of an arithmetic, as they hold for a number of rows and the types of a file."""
@@ -125,6 +136,50 @@ def _steps_in(name: str) -> Iterator[Arithmetic]:
     yield Arithmetic(norm_scaled=name)
     yield Arithmetic(residual=name)
     yield Arithmetic(embeddings=name)
+
+
+def alike_steps(known: Mapping[str, Lines]) -> dict[str, Lines]:
+    """What the steps between products round that nobody sees, where those that are seen agree on it.
+
+    A program in half precision rounds each of them; eager ones within a step too, as at a norm's weight.
+
+    Args:
+        known: lines of the parts that are seen.
+    """
+    steps = [lines for part, lines in known.items() if part in STEPS and part != "embeddings"]
+    names = {name for lines in steps for name in lines.values()} - UNROUNDED
+    if len(names) != 1 or any(set(lines.values()) <= UNROUNDED for lines in steps):
+        return {}
+    (name,) = names
+    seen = {line: value for lines in steps for line, value in lines.items()}
+    return _steps(name, {line: seen.get(line, _within(line, seen)) for line in WITHIN})
+
+
+def _within(line: str, seen: Lines) -> str:
+    """As the other steps that are rounded within."""
+    return next((seen[other] for other in WITHIN if other in seen and other != line), "float32")
+
+
+def _steps(name: str, within: Lines) -> dict[str, Lines]:
+    of = dict.fromkeys((line for part in STEPS for line in PARTS[part]), name) | dict(within)
+    return {part: {line: of[line] for line in PARTS[part]} for part in STEPS}
+
+
+WITHIN: Final = ("norm_scaled", "turns", "rotation", "silu")
+"""What eager programs round within a step, and fused ones do not."""
+
+
+def in_halves(rows: int, types: Sequence[str]) -> Iterator[dict[str, Lines]]:
+    """All parts of a program in a half precision whose kernels round the result of a step alone."""
+    for name in _HALVES:
+        products = lines_of(PROFILES[f"{name}-torch"], "products", rows, types)
+        for one in _attention_in(name):
+            if not {one.scores, one.scaled} <= UNROUNDED:
+                continue
+            attention = lines_of(one, "attention", rows, types)
+            for weight in (name, "float32"):
+                steps = _steps(name, {**dict.fromkeys(WITHIN, "float32"), "norm_weights": weight})
+                yield {"products": products, "attention": attention, **steps}
 
 
 def composed(parts: Mapping[str, Lines], rows: int, types: Sequence[str], head: Lines | None) -> Arithmetic:

@@ -90,15 +90,20 @@ class Declared:
         found: str = getattr(lines, RESULTS[point])
         return found
 
-    def result_ties(self, point: str, unrounded: Array, deviation: Array) -> Array | None:
-        """By how much the rounding of a result may fall the other way; None where it is not rounded."""
+    def result_ties(self, point: str, unrounded: Array, spread: Spread) -> Array | None:
+        """What the rounding of a result adds where it falls the other way; None where it is not rounded.
+
+        Args:
+            spread: what may be left in the result before it is rounded, which stays in it afterwards.
+        """
         name = self.result(point)
         if name in UNROUNDED:
             return None
-        o, most = rounded(unrounded, name), ELEMENT * deviation
-        return np.maximum(
-            np.abs(rounded(unrounded + most, name) - o), np.abs(rounded(unrounded - most, name) - o)
-        )
+        o, moved = rounded(unrounded, name), ELEMENT * np.broadcast_to(spread.deviation, unrounded.shape)
+        if spread.most is not None:
+            moved = moved + spread.most
+        apart = [np.abs(rounded(unrounded + sign * moved, name) - o) for sign in (1, -1)]
+        return np.maximum(np.maximum(*apart) - moved, 0.0)
 
     def product_ties(
         self, x: Array, off: Array | None, w: Any, *, head: bool = False, stream: bool = False

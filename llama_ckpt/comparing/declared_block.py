@@ -175,7 +175,7 @@ class DeclaredSpreads(BlockSpreads):
         unrounded = run.unrounded(point)
         if unrounded is None:
             return spread
-        either = run.by.result_ties(point, unrounded, np.broadcast_to(spread.whole, unrounded.shape))
+        either = run.by.result_ties(point, unrounded, spread)
         return wider(spread, either, y)
 
     def _ties(self, point: str) -> Array | None:

@@ -72,9 +72,7 @@ class DeclaredHead(HeadRun):
         spread = wider(
             spread, self.by.product_ties(self._normed[part], off, self.weights.output, head=True), made
         )
-        either = self.by.result_ties(
-            "logits", self._unrounded(part), np.broadcast_to(spread.whole, made.shape)
-        )
+        either = self.by.result_ties("logits", self._unrounded(part), spread)
         return made, wider(spread, either, made)
 
     @property
@@ -104,5 +102,4 @@ class DeclaredHeadSpreads(HeadSpreads):
         x, weight, eps = run._start, np.asarray(run.weights.output_norm), run.config.rms_norm_eps
         came = None if run.given.off is None else run.given.off.whole
         spread = wider(spread, run.by.norm_ties(x, came, weight, eps), run[point])
-        off = np.broadcast_to(spread.whole, x.shape)
-        return wider(spread, run.by.result_ties(point, run.unrounded_norm, off), run[point])
+        return wider(spread, run.by.result_ties(point, run.unrounded_norm, spread), run[point])

@@ -16,7 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import rounded
-from llama_ckpt.arithmetic.parts import OTHERS, PARTS, Lines, candidates, composed, in_words, lines_of, plain
+from llama_ckpt.arithmetic.parts import (
+    OTHERS,
+    PARTS,
+    Lines,
+    alike_steps,
+    candidates,
+    composed,
+    in_halves,
+    in_words,
+    lines_of,
+    plain,
+)
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
 from llama_ckpt.comparing.comparison import ComparedPoint
@@ -80,6 +91,7 @@ class Undeclared:
     _alive: dict[str, list[Lines]] = field(default_factory=dict)
     _whole: list[Whole] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
+    _hidden: set[str] = field(default_factory=set)  # parts whose points a bug keeps out of sight
     _head: Lines | None = None
 
     def look(self, run: OwnRun, theirs: Mapping[str, Array], judged: Mapping[str, ComparedPoint]) -> None:
@@ -102,6 +114,11 @@ class Undeclared:
                 found |= parts
         for part in found:
             self._hold(part, run, theirs, judged)
+        self._hidden |= {
+            part_of(point)
+            for point, one in judged.items()
+            if one.made in ("here", "between") and part_of(point) not in self._alive
+        }
         if "logits" in judged and "logits" not in wrong and self._head is None:
             self._hold_head(run, theirs, judged["logits"])
 
@@ -165,6 +182,7 @@ class Undeclared:
         none = {part: plain(part, self.types) for part in PARTS}
         of = {part: candidates(part, self.rows, self.types) for part in ("products", "attention")}
         found = [{p: lines_of(one, p, self.rows, self.types) for p in PARTS} for one in OTHERS]
+        found += in_halves(self.rows, self.types)
         found += [none | {part: one} for part, among in of.items() for one in among]
         halves = [
             x for x in of["attention"] if x["keys"] == x["values"] and x["keys"] in ("float16", "bfloat16")
@@ -182,6 +200,8 @@ class Undeclared:
             return None
         wholes = [one for one in self._whole if self._agrees(one)]
         parts = {part: self._alive.get(part) or [plain(part, self.types)] for part in PARTS}
+        hidden = {} if wholes else alike_steps({p: parts[p][0] for p in parts if p not in self._unseen})
+        parts |= {part: [lines] for part, lines in hidden.items() if part in self._unseen}
         for profile in OTHERS:
             lines = {part: lines_of(profile, part, self.rows, self.types) for part in PARTS}
             fits = lines in wholes if wholes else all(lines[part] in parts[part] for part in PARTS)
@@ -189,6 +209,11 @@ class Undeclared:
                 return profile
         first = wholes[0] if wholes else {part: among[0] for part, among in parts.items()}
         return composed(first, self.rows, self.types, self._head)
+
+    @property
+    def _unseen(self) -> set[str]:
+        """Parts that were never right, and nothing explained."""
+        return self._hidden - set(self._alive)
 
     def _agrees(self, whole: Whole) -> bool:
         return all(whole[part] in alive for part, alive in self._alive.items())

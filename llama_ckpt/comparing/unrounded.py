@@ -18,7 +18,7 @@ from llama_ckpt.comparing.block_run import BlockRun, Given
 from llama_ckpt.comparing.dataflow import Flow
 from llama_ckpt.comparing.head_run import HeadRun
 from llama_ckpt.judging.limits import Limit
-from llama_ckpt.judging.rounded_run import PARTED, at_least
+from llama_ckpt.judging.rounded_run import parted
 
 __all__ = ["Unrounded"]
 
@@ -55,7 +55,7 @@ class Unrounded:
         if not self._starts:  # before the first block nothing has come together
             return limit
         made = self._points(block)[point]
-        return at_least(limit, o, [{point: made[-1:] if last else made}], point, mask, margin=PARTED)
+        return parted(limit, o, made[-1:] if last else made, point, mask)
 
     def _points(self, block: int | None) -> Mapping[str, Array]:
         """Of the block that was entered last, or of what comes after it."""

@@ -8,6 +8,7 @@ from the exact one at a point is how far a right program may be, up to the chanc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -23,16 +24,22 @@ from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import sum_spread
 from llama_ckpt.oracle import llama as oracle
 
-__all__ = ["PARTED", "RoundedRun", "at_least"]
+__all__ = ["RoundedRun", "at_least", "parted"]
 
 Array: TypeAlias = NDArray[np.float64]
 
 DRAWS = 2
 """Runs with other noise; the larger of their errors counts."""
 
-PARTED = 2.0
+PARTED = math.sqrt(2)
 """Two right runs of an arithmetic that have parted are each what it costs from the run without it, which way
-is chance: apart by the root of two of that, and as much again for the largest of many elements."""
+is chance: so far are they apart, of what it costs."""
+
+STEP = 2.0
+"""An element falls by a whole step of its format where rounding costs it half of one at most."""
+
+CHANCE = 3.0
+"""Of a norm over n numbers that are off by chance, so many times 1 / sqrt(2 n)."""
 
 
 @dataclass
@@ -160,8 +167,13 @@ def at_least(
     point: str,
     mask: Any = None,
     margin: float = MARGIN,
+    whole: float | None = None,
 ) -> Limit:
-    """A total error's limit, no less than `margin` times what the draws are off at this point."""
+    """A total error's limit, no less than `margin` times what the draws are off at this point.
+
+    Args:
+        whole: the margin of the tensor as a whole, where that is another.
+    """
     found = [measure(draw[point], o, mask) for draw in draws if point in draw]
     if not found or limit.exact:
         return limit
@@ -169,7 +181,8 @@ def at_least(
     def most(values: list[float], least: float) -> float:
         return max(least, margin * max(values))
 
-    err = most([one.err for one in found], limit.err)
+    of_all = margin if whole is None else whole
+    err = max(limit.err, of_all * max(one.err for one in found))
     structure = STRUCTURE_FLOOR["total"] * err
     gain = most([abs(one.gain) / averaging(one.n_gain) for one in found], limit.gain)
     bias = most([abs(one.bias) / averaging(one.n) for one in found], limit.bias)
@@ -182,3 +195,15 @@ def at_least(
         bias=max(bias, structure),
         reason=f"{limit.reason}; on this model and prompt {margin:g} x what rounding at random comes to",
     )
+
+
+def parted(limit: Limit, o: ArrayLike, without: Array, point: str, mask: Any = None) -> Limit:
+    """A total error's limit, no less than how far two right runs of an arithmetic may part.
+
+    How much of it right programs need, and where, stands in docs/arithmetic.md.
+
+    Args:
+        o: the run that rounds as declared; without: the same without the roundings.
+    """
+    whole = min(STEP, PARTED * (1 + CHANCE / math.sqrt(2 * max(np.size(o), 1))))
+    return at_least(limit, o, [{point: without}], point, mask, margin=STEP, whole=whole)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured, within
-from llama_ckpt.judging.rounded_run import PARTED, at_least
+from llama_ckpt.judging.rounded_run import parted
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
@@ -69,8 +69,7 @@ class RecordingJudge:
         limit = limit_for(name, self.precision, error_kind, n_layers=n_layers, error_from=said)
         if error_kind == "own" or name not in self.apart:
             return limit
-        runs = [{point: self.apart[name]}]
-        return at_least(limit, self.exact[name], runs, point, self.mask(name), margin=PARTED)
+        return parted(limit, self.exact[name], self.apart[name], point, self.mask(name))
 
     def own_limit(self, name: str, o: Any, spread: Spread | None) -> Limit:
         """The limit on an own error, from the data where it is known what rounding may leave."""

@@ -111,3 +111,31 @@ def test_fused_steps_in_half_precision_are_found_out_one_by_one(port: type[Port]
     again = read_arithmetic(report.arithmetic.option.removeprefix("--arithmetic ").strip("'"))
     assert (again.norm_scaled, again.silu, again.rotation) == ("float32", "float32", "float32")
     assert compared(program, tmp_path, 9, arithmetic=again).verdict == "pass"
+
+
+def few(name: str) -> bool:
+    """What a user records who does not look inside blocks."""
+    return name.endswith((".out", "embd", "output_norm", "logits"))
+
+
+def test_fused_half_precision_is_found_of_few_points_too(tmp_path: Path) -> None:
+    report = compared(FusedBfloat16Port(seeded(n_layers=2)), tmp_path, 12, kept=few)
+    assert (report.verdict, report.exit_code) == ("arithmetic", 3), report.reason
+    assert "steps between in bfloat16" in report.reason
+
+
+class FusedSwap(FusedBfloat16Port):
+    """Gate and up in each other's place, in fused half precision."""
+
+    def gated(self, gate: Array, up: Array) -> Array:
+        return self.rounded(Port.gated(self, up, gate))
+
+
+@pytest.mark.parametrize(("kept", "point"), [(lambda name: True, "ffn_swiglu"), (few, "out")])
+def test_a_bug_behind_half_precision_is_named_where_it_is(kept: Any, point: str, tmp_path: Path) -> None:
+    """What may fall either way adds up to little over a block, declared or not, and hides no bug."""
+    report = compared(FusedSwap(seeded(n_layers=2)), tmp_path, 12, kept=kept)
+    assert (report.verdict, report.exit_code) == ("fail", 1)
+    assert report.first_wrong is not None and report.first_wrong.name == f"blk.0.{point}"
+    assert report.diagnoses[0].named[0].name in ("ffn-activation-of-up", "ffn-gate-up-swapped")
+    assert "behind arithmetic: " in report.reason and "bfloat16" in report.reason
