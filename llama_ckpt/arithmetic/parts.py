@@ -123,6 +123,7 @@ def _attention_in(name: str) -> Iterator[Arithmetic]:
     for scores in ({}, {"scores": name}, {"scores": name, "scaled": name}, {"scaled": name}):
         for probs in ({}, {"mixing": name}, {"probabilities": name, "mixing": name}):
             yield Arithmetic(**{**kept, **scores, **probs})
+    yield Arithmetic(**{**kept, "mixing": name, "keys_at_a_time": 512})  # torch's own on a CPU
 
 
 def _steps_in(name: str) -> Iterator[Arithmetic]:

@@ -71,6 +71,25 @@ def _in(dtype: str, name: str, about: str, source: str) -> Arithmetic:
 
 _TRANSFORMERS = "transformers/models/llama/modeling_llama.py"
 
+_KEYS_OF_SDPA = 512
+"""How many keys torch's fused attention takes at a time on a CPU."""
+
+
+def _with_sdpa(eager: Arithmetic) -> Arithmetic:
+    """The same with torch's fused attention: scores in float32, exp(score - largest) rounded to be mixed."""
+    return replace(
+        eager,
+        name=f"{eager.name}-sdpa",
+        about=f"{eager.about.partition(',')[0]}, with torch's fused attention on a CPU, its default",
+        source=f"{_TRANSFORMERS}; aten/src/ATen/native/cpu/FlashAttentionKernel.cpp (cpu_flash_attention)",
+        **dict.fromkeys(("scores", "scaled", "probabilities"), "float32"),
+        keys_at_a_time=_KEYS_OF_SDPA,
+    )
+
+
+_BFLOAT16 = _in("bfloat16", "bfloat16-torch", "transformers in bfloat16, its attention eager", _TRANSFORMERS)
+_FLOAT16 = _in("float16", "float16-torch", "transformers in float16, its attention eager", _TRANSFORMERS)
+
 _LLAMA_CPP_CPU = Arithmetic(
     name="llama.cpp-cpu",
     about="llama.cpp on an x86 CPU with AVX2 as `capture` runs it: its cache in float32, no flash attention",
@@ -225,8 +244,10 @@ _ALL = (
         queries="tf32",
         mixing="tf32",
     ),
-    _in("bfloat16", "bfloat16-torch", "transformers in bfloat16, its attention eager", _TRANSFORMERS),
-    _in("float16", "float16-torch", "transformers in float16, its attention eager", _TRANSFORMERS),
+    _BFLOAT16,
+    _FLOAT16,
+    _with_sdpa(_BFLOAT16),
+    _with_sdpa(_FLOAT16),
     _LLAMA_CPP_CPU,
     _LLAMA_CPP_CUDA,
     replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from llama_ckpt.arithmetic.formats import FORMATS, described
 from llama_ckpt.arithmetic.profiles import PROFILES
@@ -55,9 +55,62 @@ so is tried with every profile and with single roundings, place by place: where 
 is named and fails."""
 
 
+TORCH_GPU = "torch on an H200, by hand, for which way ties go"
+ENGINE = "the engine's text in Triton's interpreter (`engine/test_interpreted.py`)"
+PORT = "a port in numpy"
+LIVE = "llama.cpp itself (`arithmetic/test_llama_cpp_live.py`)"
+
+RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
+    "float32": ("programs of others (docs/other_llamas.md)", f"{PORT} (`comparing/test_compare_dump.py`)"),
+    "tf32": (f"{PORT} (`comparing/test_declared.py`)", TORCH_GPU),
+    "bfloat16-torch": (
+        "transformers (`comparing/test_right_transformers.py`)",
+        "a port on torch's own steps (`comparing/test_declared.py`)",
+    ),
+    "float16-torch": (
+        "transformers (`comparing/test_right_transformers.py`)",
+        "a port on torch's own steps (`comparing/test_declared.py`)",
+    ),
+    "bfloat16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)",),
+    "float16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)",),
+    "llama.cpp-cpu": (
+        "llama.cpp itself (`comparing/test_declared.py`, `arithmetic/test_llama_cpp.py`)",
+        f"{PORT} (`comparing/test_right_rounding.py`)",
+    ),
+    "llama.cpp-cuda": ("llama.cpp's CUDA program, recorded (`arithmetic/test_llama_cpp_cuda.py`)",),
+    "llama.cpp-cpu-f16-cache": (LIVE,),
+    "llama.cpp-cpu-flash": (LIVE,),
+    "w8a8-per-token": (
+        "torch._int_mm (`comparing/test_right_rounding.py`)",
+        f"{PORT} (`comparing/test_declared.py`)",
+    ),
+    "fp8-per-tensor": (
+        "torch._scaled_mm (`comparing/test_right_rounding.py`)",
+        "a cast of torch's and a product in float32 (`comparing/test_right_rounding.py`)",
+    ),
+    "candle-quantized": ("the package gguf's blocks (`comparing/test_right_rounding.py`)",),
+    "fast": (ENGINE,),
+    "high": (ENGINE,),
+    "high-packed": (ENGINE,),
+    "run.c": (f"{PORT} (`comparing/test_right_rounding.py`)",),
+    "runq.c": (f"{PORT} (`comparing/test_right_rounding.py`)",),
+}
+"""By profile the right programs that pass as it says, each with where in tests/ that is held."""
+
+
 def arithmetic_page() -> str:
     """All of the language."""
-    return "\n\n".join("\n".join(part) for part in (_profiles(), _lines(), _roundings())) + "\n"
+    parts = (_profiles(), _programs(), _lines(), _roundings())
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _programs() -> Iterator[str]:
+    yield "## Right programs of each"
+    yield ""
+    yield "None of them is condemned as it declares. Where only one stands, nobody has run a second here."
+    yield ""
+    rows = ((f"`{name}`", "; ".join(programs)) for name, programs in RIGHT_PROGRAMS.items())
+    yield from markdown_table(("profile", "programs, and which of tests/ holds it"), rows)
 
 
 def profile_page(name: str) -> str:

@@ -31,11 +31,11 @@ F = np.float32
 
 @cache
 def seeded(**sizes: Any) -> Path:
-    """A small seeded model in F32; grouped heads and Llama 3's theta unless `sizes` say otherwise."""
+    """A small seeded model, F32 with grouped heads and Llama 3's theta unless `sizes` say otherwise."""
     shape = {"width": 64, "n_heads": 4, "n_kv_heads": 2, "ffn": 96, "n_layers": 3, "vocab": 320}
-    shape |= {"rope_theta": 5e5, "context_length": 65536}
+    shape |= {"rope_theta": 5e5, "context_length": 65536, "type": "F32"}
     path = Path(mkdtemp(prefix="ported")) / "model.gguf"
-    make_seeded(path, **(shape | sizes), seed=1, type="F32")  # type: ignore[arg-type]
+    make_seeded(path, **(shape | sizes), seed=1)  # type: ignore[arg-type]
     return path
 
 

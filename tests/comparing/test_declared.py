@@ -83,6 +83,9 @@ def test_a_mix_of_types_recorded_here_passes_and_a_changed_product_does_not(tmp_
     assert right.verdict == "pass", right.reason
     assert right.arithmetic is not None
     assert right.arithmetic.costs > 1e-3 > 1e-6 > right.arithmetic.left
+    found = compare_dump(theirs, model=model)
+    assert (found.verdict, found.exit_code) == ("arithmetic", 3)
+    assert found.reason.endswith("declare it: --arithmetic llama.cpp-cpu")
     as_theirs(tmp_path / "dumps", "one", theirs, blk_in_1_in_ffn_up=lambda x: x * (1 + 1e-4))
     wrong = compare_dump(theirs, **options)
     assert (wrong.verdict, wrong.first_wrong and wrong.first_wrong.name) == ("fail", "blk.1.ffn_up")

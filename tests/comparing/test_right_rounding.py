@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType, quants
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
@@ -62,6 +63,24 @@ class RunQPort(Port):
         return self.in_groups(x) @ self.in_groups(weight).T
 
 
+class AvxPort(Port):
+    """ggml's with AVX2: rows in blocks of 32, x · (127 / largest), the scale in float16."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        blocks = x.astype(F).reshape(len(x), -1, 32)
+        largest = np.abs(blocks).max(-1, keepdims=True)
+        scale = (largest / F(127)).astype(np.float16).astype(F)
+        return (np.rint(blocks * (F(127) / largest)) * scale).reshape(x.shape) @ weight.astype(F).T
+
+
+class GgufPort(Port):
+    """Rows as the package `gguf` puts them into blocks, which is ggml's plain C."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        blocks = quants.quantize(np.ascontiguousarray(x, F), GGMLQuantizationType.Q8_0)
+        return quants.dequantize(blocks, GGMLQuantizationType.Q8_0) @ weight.astype(F).T
+
+
 class RunPort(Port):
     """run.c's: each sum from first to last in float32, angles position times frequency."""
 
@@ -80,8 +99,13 @@ PROGRAMS: dict[str, tuple[type[Port], str, dict[str, Any]]] = {
     "_scaled_mm": (ScaledMmPort, "fp8-per-tensor", {}),
     "fp8 cast": (CastPort, "fp8-per-tensor", {}),
     "runq.c": (RunQPort, "runq.c", {"ffn": 128}),
+    "ggml with AVX2": (AvxPort, "llama.cpp-cpu", {"type": "Q8_0"}),
+    "gguf": (GgufPort, "candle-quantized", {"type": "Q8_0"}),
 }
 """A program, its profile, and what a model of it needs."""
+
+ALIKE = {"candle-quantized": ("candle-quantized", "llama.cpp-cpu")}
+"""Profiles that a small model does not tell apart: they differ where a number lies between two integers."""
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -93,7 +117,7 @@ def test_it_passes_as_declared_and_is_found_out_else(program: str, tmp_path: Pat
     assert declared.arithmetic is not None and declared.arithmetic.costs > 1e-3
     found = compared(port(model), tmp_path, n)
     assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
-    assert found.reason.endswith(f"declare it: --arithmetic {profile}")
+    assert found.reason.rpartition("--arithmetic ")[2] in ALIKE.get(profile, (profile,))
 
 
 def test_habits_of_run_c_are_float32_whether_it_says_so_or_not(tmp_path: Path) -> None:

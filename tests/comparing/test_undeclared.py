@@ -1,4 +1,4 @@
-"""Programs that round and do not say so, each place otherwise: what they do is told, and no bug is covered."""
+"""Programs that round and do not say so, each place otherwise: it is told, and covers no bug."""
 
 from __future__ import annotations
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from llama_ckpt.arithmetic.formats import FORMATS, described
 from llama_ckpt.arithmetic.profiles import PROFILES, arithmetic_of
 from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.report.arithmetic_page import RIGHT_PROGRAMS
 from llama_ckpt.report.topics import explanation
+
+TESTS = Path(__file__).parents[1]
 
 
 def test_the_page_has_all_of_the_language() -> None:
@@ -20,6 +25,16 @@ def test_the_page_has_all_of_the_language() -> None:
         assert f"\n| `{name}` | {described(name)} |" in page, name
     for profile in PROFILES.values():
         assert f"\n| `{profile.name}` | {profile.about} | {profile.source} |" in page
+
+
+def test_the_programs_of_each_profile_are_held_where_it_says() -> None:
+    assert list(RIGHT_PROGRAMS) and set(RIGHT_PROGRAMS) == set(PROFILES)
+    for name, programs in RIGHT_PROGRAMS.items():
+        held = [TESTS / file for program in programs for file in re.findall(r"`(\S+\.py)`", program)]
+        assert held and all(file.is_file() for file in held), name
+        text = "".join(file.read_text("utf-8") for file in held)
+        named = name in text or name.removesuffix("-sdpa").partition("-")[0] in text
+        assert named and f"| `{name}` | " in explanation("Arithmetic"), name
 
 
 def test_no_two_roundings_read_alike() -> None:
