@@ -77,12 +77,13 @@ _KEYS_OF_SDPA = 512
 
 def _with_sdpa(eager: Arithmetic) -> Arithmetic:
     """The same with torch's fused attention: scores in float32, exp(score - largest) rounded to be mixed."""
+    inside: dict[str, Any] = dict.fromkeys(("scores", "scaled", "probabilities"), "float32")
     return replace(
         eager,
         name=f"{eager.name}-sdpa",
         about=f"{eager.about.partition(',')[0]}, with torch's fused attention on a CPU, its default",
         source=f"{_TRANSFORMERS}; aten/src/ATen/native/cpu/FlashAttentionKernel.cpp (cpu_flash_attention)",
-        **dict.fromkeys(("scores", "scaled", "probabilities"), "float32"),
+        **inside,
         keys_at_a_time=_KEYS_OF_SDPA,
     )
 
