@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Attention", "Look", "Product", "Softmax", "attention_of"]
+__all__ = ["Attention", "Look", "Product", "Softmax", "attention_of", "of_one_token"]
 
 Array: TypeAlias = NDArray[np.float32]
 
@@ -89,6 +89,27 @@ def attention_of(seen: Sequence[Look]) -> Attention | None:
 
     names = ("q", "k", "v", "scores", "probs", "context")
     return Attention(**{name: together(name) for name in names}, dtypes=parts[0].dtypes)
+
+
+def of_one_token(seen: Attention, n: int | None) -> Attention:
+    """Of a call of one token each query head as one of its own.
+
+    Some programs lay the heads that share a key head where other calls have tokens.
+    """
+    group = seen.q.shape[1]
+    if n != 1 or group == 1:
+        return seen
+
+    def apart(x: Array | None) -> Array | None:
+        return None if x is None else x.reshape(-1, 1, x.shape[-1])
+
+    return replace(
+        seen,
+        q=seen.q.reshape(-1, 1, seen.q.shape[-1]),
+        scores=apart(seen.scores),
+        probs=apart(seen.probs),
+        context=apart(seen.context),
+    )
 
 
 def _pairs(seen: Sequence[Look]) -> Iterator[tuple[Product, Product]]:

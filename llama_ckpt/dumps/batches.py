@@ -6,7 +6,7 @@ as `run_facts` counts them. What is padding stays with its line, since its keys 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llama_ckpt.dumps.attention import Attention
 from llama_ckpt.dumps.inputs import IDS, POSITIONS
-from llama_ckpt.dumps.masks import Rows
+from llama_ckpt.dumps.masks import Rows, rows_by_positions
 from llama_ckpt.dumps.recorder import Recorder
 from llama_ckpt.dumps.settle import Run, settle
 from llama_ckpt.errors import ShapeError
@@ -35,7 +35,9 @@ def of_several(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
 
 
 def call_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, NDArray[np.int64]]:
-    """Token ids, positions and padding of a call, `[batch, n]` each, and how many keys its cache held before.
+    """Of each token of a call, `[batch, n]`: id, position, padding, and which of its line's sequences.
+
+    And `start`: how many keys the cache held before.
 
     Raises:
         ShapeError: it is not handed token ids.
@@ -52,14 +54,25 @@ def call_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, NDArr
     first = np.arange(start, start + n) if at is None else at.detach().cpu().numpy()
     positions = np.broadcast_to(first.reshape(-1, n), tokens.shape).astype(np.int64)
     padding = _padding(kwargs.get(MASK), tokens, start)
-    return {"token_ids": tokens, "positions": positions, "padding": padding, "start": np.array(start)}
+    packed = np.zeros_like(tokens)
+    alone = len(tokens) == 1 and not start and kwargs.get(MASK) is None
+    if alone and (rows := rows_by_positions(positions[0].tolist())) is not None:
+        packed[0] = rows.sequences
+    facts = {"token_ids": tokens, "positions": positions, "padding": padding, "packed": packed}
+    return facts | {"start": np.array(start)}
 
 
-def rows_of(call: Mapping[str, NDArray[np.int64]]) -> dict[str, list[int]]:
-    """Of a call's rows, in their order: `token_ids`, `positions`, `padding` and `sequences`."""
-    batch, n = call["token_ids"].shape
+def rows_of(
+    call: Mapping[str, NDArray[np.int64]], lines: Sequence[int] | None = None
+) -> dict[str, list[int]]:
+    """Of a call's rows, in their order: `token_ids`, `positions`, `padding` and `sequences`.
+
+    Args:
+        lines: the sequence that each line is; None: they are counted.
+    """
     facts = {key: call[key].reshape(-1).tolist() for key in ("token_ids", "positions", "padding")}
-    return facts | {"sequences": [line for line in range(batch) for _ in range(n)]}
+    first = np.arange(len(call["token_ids"])) if lines is None else np.asarray(lines)
+    return facts | {"sequences": (first[:, None] + call["packed"]).reshape(-1).tolist()}
 
 
 def settled(run: Run) -> tuple[Recorder, Rows]:

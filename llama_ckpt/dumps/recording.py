@@ -11,7 +11,7 @@ Nothing is replaced and nothing run twice, so that what a second run would give 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,11 @@ __all__ = ["RecordedRun", "recording"]
 QUANTIZED = "Quantized"
 """In the name of a cache's class: what it gives back is not what it was given."""
 
+ORDER = "reorder_cache"
+"""What transformers' beam search calls a cache with."""
+
+KEPT = ("positions", "sequences", "padding")
+
 
 @dataclass
 class RecordedRun:
@@ -49,6 +54,36 @@ class RecordedRun:
     rows: dict[str, list[int]] = field(default_factory=dict)
     dtype: str | None = None
     notes: list[str] = field(default_factory=list)
+    lines: list[int] = field(default_factory=list)
+    """The sequence that each line of the batch is now."""
+    ends: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Of each sequence that is a copy its first position and the end of what was copied."""
+    most: int = 0
+    """More than any sequence's number so far."""
+
+    def reordered(self, order: Sequence[int]) -> None:
+        """The cache's lines were put in another order, as a beam search does: what moves is copied.
+
+        Args:
+            order: which line each line is from now on.
+        """
+        if len(order) != len(self.lines):
+            return
+        was, call = list(self.lines), len(self.calls)
+        for line, source in enumerate(order):
+            if source == line:
+                continue
+            number = was[source]
+            at = [
+                position
+                for position, own, out in zip(*(self.rows[key] for key in KEPT), strict=True)
+                if own == number and not out
+            ]
+            copied = self.ends.get(number, (min(at, default=0), 0))
+            first, end = copied[0], max([copied[1], *(position + 1 for position in at)])
+            self.rows.setdefault("copies", []).extend([call, number, self.most, first, end])
+            self.ends[self.most] = first, end
+            self.lines[line], self.most = self.most, self.most + 1
 
     def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
         """Write it as a dump that `llama-ckpt compare` reads.
@@ -93,10 +128,11 @@ def recording(module: nn.Module, *, mapping: Mapped | None = None) -> Iterator[R
     said = Run()
     paths = known_mapping(module, said) if mapping is None else mapping
     made = RecordedRun(notes=said.notes)
-    stack, run = ExitStack(), [Run()]
+    stack, run, seen = ExitStack(), [Run()], ExitStack()
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         _refuse_inexact(kwargs.get(CACHE))
+        _see_order(kwargs.get(CACHE), made, seen)
         run[0] = Run()
         run[0].call = call_of(args, kwargs)
         stack.enter_context(look_on(module, paths, run[0]))
@@ -111,8 +147,23 @@ def recording(module: nn.Module, *, mapping: Mapped | None = None) -> Iterator[R
         yield made
     finally:
         stack.close()
+        seen.close()
         for handle in handles:
             handle.remove()
+
+
+def _see_order(cache: Any, made: RecordedRun, seen: ExitStack) -> None:
+    """Be told when a cache's lines are put in another order; it is done as it was."""
+    if not hasattr(cache, ORDER) or ORDER in vars(cache):
+        return
+    really = getattr(cache, ORDER)
+
+    def reorder(order: Any, *args: Any, **kwargs: Any) -> Any:
+        made.reordered([int(line) for line in order])
+        return really(order, *args, **kwargs)
+
+    setattr(cache, ORDER, reorder)
+    seen.callback(delattr, cache, ORDER)
 
 
 def _refuse_inexact(cache: Any) -> None:
@@ -130,6 +181,10 @@ def _add(made: RecordedRun, run: Run) -> None:
     made.notes += [sentence for sentence in run.notes if sentence not in made.notes]
     made.calls.append(recorder.tensors)
     made.dtype = computed_in(recorder.dtypes)
-    numbers = rows_of(call) | {"calls": [len(made.calls) - 1] * call["token_ids"].size}
+    batch = len(call["token_ids"])
+    if not int(call["start"]) or len(made.lines) != batch:
+        made.lines = list(range(batch))
+    numbers = rows_of(call, made.lines) | {"calls": [len(made.calls) - 1] * call["token_ids"].size}
     for key, each in numbers.items():
         made.rows.setdefault(key, []).extend(each)
+    made.most = max(made.most, *(number + 1 for number in numbers["sequences"]))

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.dumps.attention import Attention
+from llama_ckpt.dumps.attention import Attention, of_one_token
 from llama_ckpt.dumps.heads import by_values, cut_keys, fold_heads, norm_ratio, side_by_side
 from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.names_map import pair_kind
@@ -56,6 +56,8 @@ class Run:
         """The keys or values of the call's own tokens, of all that attention was given."""
         if self.cached is None or x.shape[axis] <= n:
             return cut_keys(x, n, self.first_position, axis, name)
+        if x.shape[axis] < self.cached + n:  # a window's: the oldest have fallen out
+            return x.take(np.arange(x.shape[axis] - n, x.shape[axis]), axis)
         return x.take(np.arange(self.cached, self.cached + n), axis)
 
     @property
@@ -77,6 +79,8 @@ def settle(run: Run) -> Recorder:
         ShapeError: several sequences, keys of earlier tokens, or one point from two places.
     """
     recorder = Recorder()
+    n = None if run.token_ids is None else len(run.token_ids)
+    run.attention = {block: of_one_token(seen, n) for block, seen in run.attention.items()}
     head_dim = next((each.q.shape[-1] for each in run.attention.values()), None)
     for names, array in run.shown.items():
         for name, part in _parts(names, array, run).items():

@@ -28,12 +28,21 @@ GENERATE = {"max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("hf")
-    export_weights(seeded(), folder / "model.safetensors", layout="hf")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("hf")
+    export_weights(seeded(), made / "model.safetensors", layout="hf")
+    return made
+
+
+def loaded(folder: Path, attention: str) -> Any:
     return transformers.LlamaForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation=attention
     ).eval()
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return loaded(folder, "eager")
 
 
 def judged(model: Any, folder: Path, program: Callable[[Any], Any]) -> Comparison:
@@ -56,13 +65,13 @@ def static(model: Any) -> None:
         model(torch.tensor([part]), past_key_values=cache, cache_position=at)
 
 
-def sliding(model: Any) -> None:
-    """A window that nothing falls out of is none."""
+def sliding(model: Any, window: int = 9, kinds: tuple[str, ...] = ("sliding", "full")) -> None:
+    """A window that nothing falls out of is none; every second layer has one."""
     config = copy.deepcopy(model.config)
-    config.sliding_window, config.layer_types = 9, ["sliding_attention", "full_attention"] * 9
-    config.layer_types = config.layer_types[: config.num_hidden_layers]
+    config.sliding_window, n = window, config.num_hidden_layers
+    config.layer_types = [f"{kind}_attention" for kind in kinds * n][:n]
     cache = transformers.DynamicCache(config=config)
-    for part in (P[:5], P[5:7], P[7:]):
+    for part in (P[:5], *([token] for token in P[5:])):
         model(torch.tensor([part]), past_key_values=cache)
 
 
@@ -81,6 +90,16 @@ RIGHT: dict[str, Callable[[Any], Any]] = {
     "left padding": lambda model: model.generate(**PADDED, **GENERATE),
     "left padding, static": lambda model: model.generate(**PADDED, **GENERATE, cache_implementation="static"),
     "sliding": sliding,
+    "prefill in chunks": lambda model: model.generate(torch.tensor([P]), **GENERATE, prefill_chunk_size=3),
+    "beams": lambda model: model.generate(torch.tensor([P]), **GENERATE | {"max_new_tokens": 3}, num_beams=3),
+    "beams, left padding": lambda model: model.generate(
+        **PADDED, **GENERATE | {"max_new_tokens": 3}, num_beams=2
+    ),
+    "packed": lambda model: model(
+        torch.tensor([[*P[:5], 1, 9, 12]]),
+        position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2]]),
+        use_cache=False,
+    ),
     "rolled back": rolled_back,
     "guessed tokens": lambda model: model.generate(torch.tensor([P]), **GENERATE, prompt_lookup_num_tokens=2),
 }
@@ -91,6 +110,18 @@ def test_what_transformers_does_is_right(model: Any, tmp_path: Path, program: st
     report = judged(model, tmp_path, RIGHT[program])
     assert report.verdict == "pass" and not report.findings, report.reason
     assert all(one.compared >= 53 for one in report.sequences)
+
+
+def test_a_fused_attention_shows_all_points_of_every_step(folder: Path, tmp_path: Path) -> None:
+    """Its heads lie where tokens do in a call of one token."""
+    report = judged(loaded(folder, "sdpa"), tmp_path, RIGHT["left padding, static"])
+    assert report.verdict == "pass" and not report.findings, report.reason
+    assert all(one.compared == 47 for one in report.sequences)
+
+
+def test_a_window_that_keys_fall_out_of_is_named(model: Any, tmp_path: Path) -> None:
+    report = judged(model, tmp_path, lambda model: sliding(model, 4, ("sliding",)))
+    assert "the last 4 keys of the cache are seen" in report.reason and "in call 1 " in report.where
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
