@@ -99,10 +99,11 @@ class NamedBug:
         return said.replace(other, f"rounded another way, or {other}") if self.rounds else said
 
 
-def _says_of_the_file(operator: Identified | None) -> bool:
-    """Whether it says what became of the file's scaling, with no more numbers than a fitted bug."""
-    whole = operator is not None and operator.explained and operator.free_numbers <= 1
-    return whole and operator is not None and operator.kind == "rope.scaling"
+def _says_it_simpler(operator: Identified | None, bug: NamedBug) -> bool:
+    """Whether it says what became of the file's scaling, or one thing of what a fitted bug makes two."""
+    if operator is None or not operator.explained or operator.free_numbers > 1:
+        return False
+    return operator.kind == "rope.scaling" or ", and " in bug.sentence
 
 
 def _is_part(one: NamedBug | Identified | Finding) -> bool:
@@ -198,7 +199,7 @@ class Diagnosis:
             change = None  # two bugs say more than a change with many numbers
         if change is not None and " of its own" in change.sentence:
             change = None  # fits much, and says nothing of what was computed
-        if bug is not None and FITTED.fullmatch(bug.name) and _says_of_the_file(operator):
+        if bug is not None and FITTED.fullmatch(bug.name) and _says_it_simpler(operator, bug):
             bug = None  # a theta or a factor that happens to give the same
         found = [operator, change, bug] if several else [bug, operator, change]
         return min((one for one in found if one is not None), key=_is_part, default=None)
