@@ -25,8 +25,9 @@ Not the catalogue's own: {n} faults from public reports, each rebuilt in a few l
 
 {right} right programs made in the same way: {condemned} condemned.
 
-The second group was not seen while the identifiers were written; they were mended after some of it had been
-run, and words that an entry asks for were widened where a right sentence lacked them.
+The second group was not seen while the identifiers were written; they were mended after it had been run, when
+14 of its 17 were named rightly, and words that an entry asks for were widened where a right sentence lacked
+them.
 
 A name counts as right when it has what the entry says it must have, on every prompt; as half when it says
 so of a part, or beside something that is not so; as wrong when it is another one. The point is the first at
