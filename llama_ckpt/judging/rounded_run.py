@@ -168,21 +168,21 @@ def at_least(
     mask: Any = None,
     margin: float = MARGIN,
     whole: float | None = None,
+    element: float | None = None,
 ) -> Limit:
     """A total error's limit, no less than `margin` times what the draws are off at this point.
 
     Args:
-        whole: the margin of the tensor as a whole, where that is another.
+        whole, element: the margins of the tensor as a whole and of an element, where those are others.
     """
     found = [measure(draw[point], o, mask) for draw in draws if point in draw]
     if not found or limit.exact:
         return limit
 
-    def most(values: list[float], least: float) -> float:
-        return max(least, margin * max(values))
+    def most(values: list[float], least: float, times: float | None = None) -> float:
+        return max(least, (margin if times is None else times) * max(values))
 
-    of_all = margin if whole is None else whole
-    err = max(limit.err, of_all * max(one.err for one in found))
+    err = most([one.err for one in found], limit.err, whole)
     structure = STRUCTURE_FLOOR["total"] * err
     gain = most([abs(one.gain) / averaging(one.n_gain) for one in found], limit.gain)
     bias = most([abs(one.bias) / averaging(one.n) for one in found], limit.bias)
@@ -190,7 +190,7 @@ def at_least(
         limit,
         err=err,
         row_err=most([one.row_err for one in found], limit.row_err),
-        element_err=most([one.element_err for one in found], limit.element_err),
+        element_err=most([one.element_err for one in found], limit.element_err, element),
         gain=max(gain, structure),
         bias=max(bias, structure),
         reason=f"{limit.reason}; on this model and prompt {margin:g} x what rounding at random comes to",
@@ -206,4 +206,6 @@ def parted(limit: Limit, o: ArrayLike, without: Array, point: str, mask: Any = N
         o: the run that rounds as declared; without: the same without the roundings.
     """
     whole = min(STEP, PARTED * (1 + CHANCE / math.sqrt(2 * max(np.size(o), 1))))
-    return at_least(limit, o, [{point: without}], point, mask, margin=STEP, whole=whole)
+    return at_least(
+        limit, o, [{point: without}], point, mask, margin=STEP, whole=whole, element=STEP * PARTED
+    )
