@@ -16,10 +16,13 @@ The cache of a layer holds `k` and `v` `[n_sequences, capacity, n_kv_heads, head
 tokens counted over all sequences, reserved already. `cache.update(k, v)` writes there and returns all slots;
 `cache.visible(positions, sequence_ids)` says which of them each token may look at: those that hold a token
 of its own sequence at a position not later. A layer written for numpy is handed the same as arrays.
+Between calls tokens may be taken out (`KVCache.remove`): their slots have position -1 again, and what comes
+next is written there.
 
 A layer that brings its own cache keeps it in `cache.own`: None at first, one for each layer of the model and
 for all its sequences, there again in the next call. What it keeps of a call are keys, values, positions
-and sequences; a call without a cache remembers nothing and leaves nothing.
+and sequences; a call without a cache remembers nothing and leaves nothing. Calls after tokens were taken out
+are tried with the cache that is handed over only.
 
 What goes wrong here: see `CHECKPOINT.mistakes`.
 """

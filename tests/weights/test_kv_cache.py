@@ -7,11 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import checkpoints
 from llama_ckpt.errors import ContextLengthError, OptionError
+from llama_ckpt.model import load
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import KVCache
 from tests.checkpoints.drawn_inputs import DEVICES, DTYPES, small_config
 from tests.checkpoints.held_against import check_capturable
+from tests.comparing.ported_llama import prompt, seeded
 
 CONFIG: LlamaConfig = small_config(n_layers=3)
 
@@ -156,3 +159,40 @@ def test_reserving_writing_and_masking_read_nothing_back() -> None:
 
     k, v = tokens(0, 3)
     check_capturable(one_pass, {"positions": torch.arange(3), "ids": torch.tensor([0, 1, 0]), "k": k, "v": v})
+
+
+def test_tokens_are_taken_out_and_the_next_ones_stand_in_their_slots() -> None:
+    cache = KVCache.allocate(CONFIG, 8, n_sequences=2)
+    cache.reserve(torch.tensor([0, 0, 1, 1, 2]), torch.tensor([0, 1, 0, 1, 0]))
+    cache.remove(1)
+    assert cache.positions[0].tolist()[:4] == [0, -1, -1, -1] and cache.positions[1].tolist()[:2] == [0, 1]
+    assert cache.lengths.tolist() == [1, 2] and cache.used == 3
+    cache.reserve(torch.tensor([1, 2]), torch.tensor([0, 1]))
+    assert cache.slots.tolist() == [1, 8 + 2] and cache.used == 5
+
+
+def test_chunks_a_rollback_and_a_batch_come_to_what_one_pass_does() -> None:
+    model = load(seeded(), device="cpu")
+    ids, other = torch.tensor(prompt(8)), torch.tensor(prompt(5))
+    options = {"config": model.config, "dtype": model.dtype}
+
+    def logits(
+        cache: KVCache | None, given: torch.Tensor, first: int, sequences: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        at = first + torch.arange(len(given))
+        if sequences is not None:
+            at = torch.tensor([int((sequences[:i] == s).sum()) for i, s in enumerate(sequences)])
+        places = {"positions": at, "cache": cache, "sequence_ids": sequences}
+        return checkpoints.logits(given, model.weights, **options, **places)
+
+    whole, alone = logits(None, ids, 0), logits(None, other, 0)
+    cache = KVCache.allocate(model.config, 16)
+    parts = [logits(cache, ids[:5], 0), logits(cache, other[1:4], 5)]
+    cache.remove(5)
+    parts[1] = logits(cache, ids[5:], 5)
+    assert torch.allclose(torch.cat(parts), whole, atol=2e-5)
+    turns = torch.tensor([0, 1] * 5 + [0] * 3)
+    both = torch.stack([ids[:5], other], 1).flatten()
+    mixed = logits(None, torch.cat([both, ids[5:]]), 0, turns)
+    assert torch.allclose(mixed[turns == 0], whole, atol=2e-5)
+    assert torch.allclose(mixed[turns == 1], alone, atol=2e-5)
