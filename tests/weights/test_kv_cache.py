@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -174,7 +176,7 @@ def test_tokens_are_taken_out_and_the_next_ones_stand_in_their_slots() -> None:
 def test_chunks_a_rollback_and_a_batch_come_to_what_one_pass_does() -> None:
     model = load(seeded(), device="cpu")
     ids, other = torch.tensor(prompt(8)), torch.tensor(prompt(5))
-    options = {"config": model.config, "dtype": model.dtype}
+    options: dict[str, Any] = {"config": model.config, "dtype": model.dtype}
 
     def logits(
         cache: KVCache | None, given: torch.Tensor, first: int, sequences: torch.Tensor | None = None
@@ -182,7 +184,7 @@ def test_chunks_a_rollback_and_a_batch_come_to_what_one_pass_does() -> None:
         at = first + torch.arange(len(given))
         if sequences is not None:
             at = torch.tensor([int((sequences[:i] == s).sum()) for i, s in enumerate(sequences)])
-        places = {"positions": at, "cache": cache, "sequence_ids": sequences}
+        places: dict[str, Any] = {"positions": at, "cache": cache, "sequence_ids": sequences}
         return checkpoints.logits(given, model.weights, **options, **places)
 
     whole, alone = logits(None, ids, 0), logits(None, other, 0)
