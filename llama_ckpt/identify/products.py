@@ -80,7 +80,7 @@ def _offers(product: Product) -> Iterator[Offer]:
     for family in FAMILIES:
         fits = False
         for offer in family(product):
-            fits |= product.fits(offer.p)
+            fits |= product.fits(offer.p, 1.0) and not product.fits(product.o, 1.0)
             yield offer
         if fits:  # the families are too different to explain the same
             return
