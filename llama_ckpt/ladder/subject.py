@@ -15,12 +15,13 @@ from llama_ckpt.ladder.recording import Recording
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.weights.records import unpacked
 
 __all__ = ["Subject", "keeper"]
 
 UNPACKED_BYTES: Final = 1 << 30
-"""Matrices are made once for a whole text when all of them together take at most so many bytes."""
+"""A model whose matrices take at most so many bytes is small."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,26 @@ class Subject:
 
     @cached_property
     def writing(self) -> Model:
-        """The model as it writes texts, a pass a token: a small one's matrices are made once."""
-        dtype = self.model.dtype
-        elements = sum(math.prod(info.shape) for info in self.model.file.tensors.values())
-        if elements * dtype.itemsize > UNPACKED_BYTES:
+        """The model as it writes texts, a pass a token: its matrices are made once, where they fit."""
+        most = UNPACKED_BYTES
+        if self.model.device.type == "cpu":
+            most = max(most, spare_bytes() // 2)
+        if self._unpacked_bytes > most:
             return self.model
-        return replace(self.model, weights=unpacked(self.model.weights, dtype))
+        return replace(self.model, weights=unpacked(self.model.weights, self.model.dtype))
+
+    @property
+    def at_work(self) -> Model:
+        """The model as its layers are tried: packed as it is in the file, or, of a large one, as it writes.
+
+        The values are the same; a large matrix takes longer to make than to multiply with a few rows.
+        """
+        return self.model if self._unpacked_bytes <= UNPACKED_BYTES else self.writing
+
+    @property
+    def _unpacked_bytes(self) -> int:
+        elements = sum(math.prod(info.shape) for info in self.model.file.tensors.values())
+        return elements * self.model.dtype.itemsize
 
     def exact(self, recording: Recording) -> dict[str, NDArray[np.float64]]:
         """The oracle's run from a recording's tokens: every point that was recorded."""

@@ -137,7 +137,7 @@ class Trial:
 
     def judge_own(self, checkpoint: Checkpoint, only: str | None = None) -> Iterator[PointVerdict]:
         """Each case of the checkpoint, or those of one function, with recorded inputs."""
-        model, weights = self.subject.model, self.subject.weights
+        model, weights = self.subject.at_work, self.subject.weights
         layer_cases = checkpoint.cases(torch_given(self.recording, model))
         oracle_cases = checkpoint.cases(oracle_given(self.recording, model, weights))
         module = sys.modules[checkpoint.function.__module__]
@@ -236,7 +236,7 @@ class Trial:
 
     def shows_inner_points(self, checkpoint: Checkpoint) -> bool:
         """Whether a checkpoint's function has more to show on this recording than it returns."""
-        return any(case.taps for case in checkpoint.cases(torch_given(self.recording, self.subject.model)))
+        return any(case.taps for case in checkpoint.cases(torch_given(self.recording, self.subject.at_work)))
 
     def verdicts(
         self,
@@ -290,7 +290,7 @@ class Trial:
             if name == "logits":
                 if self.implementation is not None:
                     return  # the same function: whether it is asked to show its steps is its own business
-                fused = self.subject.model.logits(self.recording.token_ids, self.recording.positions)
+                fused = self.subject.at_work.logits(self.recording.token_ids, self.recording.positions)
                 found = self.verdict(None, name, fused, self.exact[name], "total")
                 yield replace(found, variant="untapped")
 
@@ -298,7 +298,7 @@ class Trial:
     def whole_run(self) -> dict[str, torch.Tensor]:
         """Every recorded point of the model's own run."""
         seen: dict[str, torch.Tensor] = {}
-        model, recording = self.subject.model, self.recording
+        model, recording = self.subject.at_work, self.recording
         own, tap = self.implementation, keeper(seen, recording)
         if own is None:
             seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=tap)

@@ -20,7 +20,8 @@ from torch import Tensor
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.block_parts import block_minima
-from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights, block_weights
+from llama_ckpt.oracle.weights import KEPT_BYTES, OracleBlockWeights, OracleWeights, block_weights
+from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import ModelWeights
@@ -226,6 +227,9 @@ def oracle_weights(
 ) -> OracleWeights:
     """The oracle's weights of a model: on its device where that is a GPU and the model large.
 
+    On the CPU blocks are dequantized once where all of them take at most half of the memory that is free: the
+    ladder asks for each of them some hundred times.
+
     Args:
         file, config: the GGUF file and its shape.
         weights: loaded from it, on `device`.
@@ -235,5 +239,5 @@ def oracle_weights(
     a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * ffn)
     large = 8 * config.n_layers * a_block > above
     if device.type == "cpu" or not large:
-        return OracleWeights(file, config)
+        return OracleWeights(file, config, kept_bytes=max(KEPT_BYTES, spare_bytes() // 2))
     return DeviceOracleWeights(file, config, weights)

@@ -27,7 +27,7 @@ __all__ = ["KEPT_BYTES", "FileMatrix", "OracleBlockWeights", "OracleWeights"]
 Array = NDArray[np.float64]
 
 KEPT_BYTES: Final = 1 << 30
-"""Blocks are kept once dequantized when all of them together take at most so many bytes."""
+"""Blocks of a model that takes at most so many bytes are kept once they are dequantized."""
 
 
 class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
@@ -150,6 +150,10 @@ def block_weights(
 class OracleWeights:
     """A model's weights, float64; attributes as in `weights.ModelWeights`.
 
+    Args:
+        kept_bytes: blocks stay once they are dequantized where all of them together take at most so many;
+            None: as many as a small model's.
+
     Attributes:
         blocks: a sequence of `OracleBlockWeights`, each made when it is asked for.
 
@@ -157,10 +161,11 @@ class OracleWeights:
         ModelFileError, UnsupportedModelError: as `check_llama`.
     """
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
+    def __init__(self, file: GGUFFile, config: LlamaConfig, *, kept_bytes: int | None = None) -> None:
         check_llama(file, config)
         self._file, self._tied = file, config.tied_output
-        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config)
+        most = KEPT_BYTES if kept_bytes is None else kept_bytes
+        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config, most)
 
     @cached_property
     def token_embd(self) -> Array:
@@ -179,13 +184,13 @@ class OracleWeights:
 
 
 class _Blocks(Sequence[OracleBlockWeights]):
-    """The blocks of a file, dequantized one at a time."""
+    """The blocks of a file, dequantized one at a time; kept where all of them take at most `most` bytes."""
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig) -> None:
+    def __init__(self, file: GGUFFile, config: LlamaConfig, most: int) -> None:
         self._file, self._config, self._n_layers = file, config, config.n_layers
         n_layers, tensors = config.n_layers, [name for name in file.tensors if name.startswith("blk.0.")]
         elements = sum(np.prod(file.info(name).shape) for name in tensors)
-        self._keep = 8 * int(elements) * n_layers <= KEPT_BYTES
+        self._keep = 8 * int(elements) * n_layers <= most
         self._kept: dict[int, OracleBlockWeights] = {}
 
     def __len__(self) -> int:

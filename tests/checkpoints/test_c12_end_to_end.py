@@ -297,6 +297,35 @@ def test_the_shortened_continuation_passes() -> None:
     check_passes(list(shortened(16).judge_own(CHECKPOINT)))
 
 
+def test_of_a_text_that_is_only_begun_the_rest_is_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = EIGHT_TOKENS.trial()
+    begun = Trial(whole.subject, whole.recording, whole_text=False)
+    vars(begun.judge)["noise"] = whole.judge.noise
+    text = whole.recording.continuation
+    assert text is not None
+    n = len(whole.recording.token_ids) + len(text.token_ids) - 1
+    generated = 0
+
+    def counted(self: Model, *arguments: Any, **options: Any) -> Tensor:
+        nonlocal generated
+        generated += 1
+        return forward(self, *arguments, **options)
+
+    forward = Model.forward
+    monkeypatch.setattr(Model, "forward", counted)
+    check_passes(list(begun.judge_own(CHECKPOINT)))
+    assert generated < 20 < n
+
+    def wrong_at_the_end(self: Model, *arguments: Any, **options: Any) -> Tensor:
+        rows = logits(self, *arguments, **options).clone()
+        rows[n - 10] = -rows[n - 10]
+        return rows
+
+    logits = Model.logits
+    monkeypatch.setattr(Model, "logits", wrong_at_the_end)
+    check_a_point_fails([one for one in begun.judge_own(CHECKPOINT) if one.name == "continuation"])
+
+
 @pytest.mark.parametrize("wrong", WRONG_TOKENS.values(), ids=WRONG_TOKENS.keys())
 def test_wrong_tokens_fail(wrong: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "generate", wrong)
