@@ -26,6 +26,7 @@ ARROWS: dict[str, str] = {
     "spawning": "",
     "json_values": "",
     "listing": "",
+    "spare_memory": "",
     "shadowing": "errors",
     "parts": "errors",
     # bytes, weights, tokens
@@ -35,7 +36,7 @@ ARROWS: dict[str, str] = {
     "hugging_face": "errors gguf weights",
     "kernels": "errors weights",
     # the mathematics, and what is held against it
-    "oracle": "errors gguf points weights",
+    "oracle": "errors gguf points spare_memory weights",
     "arithmetic": "errors oracle points",
     "judging": "errors json_values oracle points precisions",
     "dumps": "errors judging listing points precisions",
@@ -56,7 +57,8 @@ ARROWS: dict[str, str] = {
     # the ladder, and the catalogues on trial
     "ladder": (
         "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
-        "judging kernels making model oracle points precisions reference_dumps shadowing tokens weights"
+        "judging kernels making model oracle points precisions reference_dumps shadowing spare_memory tokens "
+        "weights"
     ),
     "mutants": (
         "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "
