@@ -64,6 +64,13 @@ class PatchedOracle:
                 return self._namespace[known]
         raise AttributeError(f"the oracle has no function {name!r}")
 
+    def without(self, name: str) -> PatchedOracle:
+        """The same with one of the oracle's functions as it is, whatever stood in its place."""
+        made: PatchedOracle | None = None
+        for layer, _ in self._layers:
+            made = PatchedOracle({one: patch for one, patch in layer.items() if one != name}, made)
+        return made or RIGHT
+
     def answers(self, case: Case) -> dict[str, NDArray[Any]]:
         """What the case's function returns and shows, by full point name.
 

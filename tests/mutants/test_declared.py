@@ -44,6 +44,14 @@ def test_a_sample_is_caught_where_it_is_made_and_named(arithmetic: str, tmp_path
     assert program.figures()["caught"] == len(SAMPLE)
 
 
+@pytest.mark.parametrize("profile", ["bfloat16-torch", "float16-torch", "bfloat16-torch-sdpa", "run.c"])
+def test_a_right_program_that_rounds_inside_rope_passes(profile: str, tmp_path: Path) -> None:
+    name, prompt = PROMPTS[0]
+    on = DeclaredBench(arithmetic_of(profile), Models(tmp_path).path(name), prompt, tmp_path)
+    run = run_right(on, 1)
+    assert not run.caught, run.said
+
+
 def test_a_rounding_of_the_programs_own_is_no_bug_there(tmp_path: Path) -> None:
     (bug,) = (one for one in planted_bugs() if one.name == "product-tf32")
     assert bench("tf32", tmp_path).shown(bug) is None
