@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,11 +23,12 @@ from torch import Tensor
 from checkpoints.c09_last_logits import last_logits
 from checkpoints.c10_argmax import argmax
 from checkpoints.c11_softmax import softmax
-from llama_ckpt.errors import ContextLengthError, OptionError
+from llama_ckpt.errors import ContextLengthError, NotFiniteError, OptionError
 from llama_ckpt.points import Case, Checkpoint, Given
 from llama_ckpt.tokens.sampling import PENALTY_WINDOW, SamplingOptions, Uniforms, draw, penalize
 from llama_ckpt.tokens.text_stream import TextStream
 from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.tokens.whole_numbers import whole_numbers
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import KVCache
 
@@ -46,6 +47,13 @@ class LanguageModel(Protocol):
     def new_cache(self, capacity: int) -> KVCache: ...
     def forward(self, token_ids: Tensor, positions: Tensor, cache: KVCache) -> Tensor: ...
     def tensor(self, token_ids: Sequence[int]) -> Tensor: ...
+
+
+@runtime_checkable
+class Explaining(Protocol):
+    """A language model that can say where a run of its own broke."""
+
+    def first_not_finite(self, token_ids: Sequence[int], first_position: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,9 @@ def generate(
         a GeneratedToken for each token, EOS included, as soon as it is chosen.
 
     Raises:
-        OptionError: an empty prompt, or `max_tokens` below one.
+        OptionError: an empty prompt, a token id that is none, or `max_tokens` below one.
         ContextLengthError: prompt and `max_tokens` do not fit the model's context.
+        NotFiniteError: logits are NaN or infinite, so nothing can be chosen.
     """
     options = sampling or SamplingOptions()
     history = prompt_tokens(model, prompt_or_token_ids, max_tokens)
@@ -107,6 +116,8 @@ def generate(
         row = last_logits(model.forward(model.tensor(pending), positions, cache))
         if tap:
             tap("step_logits", row)
+        if not torch.isfinite(row).all():
+            raise _not_finite(model, row, history, first_position)
         chosen = choose(row, model.tensor(history[-PENALTY_WINDOW:]), options, uniforms)
         history = [*history, chosen]
         pending = [chosen]
@@ -121,6 +132,21 @@ def generate(
             return
 
 
+def _not_finite(
+    model: LanguageModel, row: Tensor, token_ids: Sequence[int], first_position: int
+) -> NotFiniteError:
+    """The error of `logits [vocab]` of which no token can be chosen, with where the run broke."""
+    wrong = ~torch.isfinite(row)
+    first = int(wrong.int().argmax())
+    hint = model.first_not_finite(token_ids, first_position) if isinstance(model, Explaining) else ""
+    return NotFiniteError(
+        f"logits after {len(token_ids)} tokens",
+        got=f"{float(row[first])} at token id {first}, {int(wrong.sum())} of {len(row)} not finite",
+        wanted="finite numbers",
+        hint=hint,
+    )
+
+
 def prompt_tokens(
     model: LanguageModel, prompt_or_token_ids: str | bytes | Sequence[int], max_tokens: int
 ) -> list[int]:
@@ -128,7 +154,7 @@ def prompt_tokens(
     if isinstance(prompt_or_token_ids, str | bytes):
         token_ids = model.tokenizer.encode(prompt_or_token_ids)
     else:
-        token_ids = [int(token) for token in prompt_or_token_ids]
+        token_ids = whole_numbers(prompt_or_token_ids, "token id in the prompt")
     if not token_ids:
         raise OptionError("prompt", got="no tokens", wanted="at least one", hint="begin with BOS")
     outside = [token for token in token_ids if not 0 <= token < model.config.vocab_size]

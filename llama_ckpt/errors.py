@@ -8,6 +8,7 @@
     ├── ContextLengthError         more tokens than the context or the cache holds
     ├── DeviceError                a device that is not there, or too small
     ├── OptionError                an option out of its range, an unknown checkpoint
+    ├── NotFiniteError             logits that are NaN or infinite: no token can be chosen
     ├── MissingPartError           a part that a light install leaves out: torch, the worker
     ├── DumpError                  a reference dump that is damaged, incomplete, or of other weights
     └── ReferenceError             the reference program
@@ -26,6 +27,7 @@ __all__ = [
     "LlamaCkptError",
     "MissingPartError",
     "ModelFileError",
+    "NotFiniteError",
     "OptionError",
     "ReferenceCrashedError",
     "ReferenceError",
@@ -87,6 +89,10 @@ class DeviceError(LlamaCkptError):
 
 class OptionError(LlamaCkptError):
     """An option is out of its range, or names something that does not exist."""
+
+
+class NotFiniteError(LlamaCkptError):
+    """Logits are NaN or infinite, so that no token can be chosen."""
 
 
 class MissingPartError(LlamaCkptError):

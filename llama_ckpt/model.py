@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -21,11 +22,14 @@ from checkpoints.c08_logits import logits as logits_layer
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf
 from llama_ckpt.hugging_face.folder import model_file
+from llama_ckpt.points import split_name
 from llama_ckpt.precisions import DTYPES
 from llama_ckpt.tokens.tokenizer import Tokenizer
+from llama_ckpt.tokens.whole_numbers import whole_numbers
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.kv_cache import KVCache
 from llama_ckpt.weights.loading import Progress
+from llama_ckpt.weights.not_finite import bad_weight
 from llama_ckpt.weights.quants import exact_matmul
 from llama_ckpt.weights.records import ModelWeights, load_weights
 
@@ -106,9 +110,11 @@ class Model:
             `[n, vocab]`, on the model's device, in its dtype.
 
         Raises:
+            OptionError: an id or a position that is no integer; positions that do not rise.
             ShapeError: no tokens, an id outside the vocabulary, as many positions as tokens not given.
-            ContextLengthError: more tokens than the context holds.
+            ContextLengthError: more tokens, or a later position, than the context holds.
         """
+        token_ids = whole_numbers(token_ids, "a token id")
         n, vocab = len(token_ids), self.config.vocab_size
         if n == 0 or min(token_ids) < 0 or max(token_ids) >= vocab:
             raise ShapeError(
@@ -118,8 +124,37 @@ class Model:
             raise ContextLengthError("tokens", got=n, wanted=f"at most {self.config.context_length}")
         if positions is not None and len(positions) != n:
             raise ShapeError("positions", got=len(positions), wanted=f"{n}, one for each token")
-        at = range(n) if positions is None else positions
+        at = range(n) if positions is None else self._positions(positions)
         return self.forward(self.tensor(token_ids), self.tensor(at), tap=tap)
+
+    def _positions(self, positions: Sequence[int]) -> list[int]:
+        """Where the tokens of one sequence stand: each behind the one before, all within the context."""
+        at = whole_numbers(positions, "a position")
+        falls = next((i for i, (a, b) in enumerate(pairwise(at)) if b <= a), None)
+        if falls is not None:
+            got = f"{at[falls + 1]} after {at[falls]}"
+            raise OptionError("positions of one sequence", got=got, wanted="each larger than the one before")
+        if at[0] < 0 or at[-1] >= self.config.context_length:
+            raise ContextLengthError(
+                "positions", got=f"{at[0]} to {at[-1]}", wanted=f"0 to {self.config.context_length - 1}"
+            )
+        return at
+
+    def first_not_finite(self, token_ids: Sequence[int], first_position: int = 0) -> str:
+        """Where a run of these tokens first is NaN or infinite, and which weight there is; a clause."""
+        broken: list[tuple[str, int]] = []
+
+        def see(point: str, x: Tensor) -> None:
+            wrong = ~torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
+            if not broken and wrong.any():
+                broken.append((point, int(wrong.int().argmax())))
+
+        see("logits", self.logits(token_ids, range(first_position, first_position + len(token_ids)), tap=see))
+        if not broken:
+            return "a pass over all of its tokens at once is finite: the cache has something else"
+        point, row = broken[0]
+        bad = bad_weight(self.file, split_name(point)[0])
+        return f"first not finite is {point}, at row {row}" + (f"; in the file {bad} is not" if bad else "")
 
 
 def load(

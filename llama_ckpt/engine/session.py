@@ -30,7 +30,7 @@ class Session:
     """
 
     def __init__(self, model: Model, engine: Engine) -> None:
-        self._tokenizer, self.engine = model.tokenizer, engine
+        self._model, self._tokenizer, self.engine = model, model.tokenizer, engine
         self._held = threading.Lock()
         self._newest: KVCache | None = None
 
@@ -62,6 +62,10 @@ class Session:
     def tokenizer(self) -> Tokenizer:
         """The model's vocabulary."""
         return self._tokenizer
+
+    def first_not_finite(self, token_ids: Sequence[int], first_position: int) -> str:
+        """Where the layers' run of these tokens first is NaN or infinite; as `Model` says it."""
+        return self._model.first_not_finite(token_ids, first_position)
 
     def new_cache(self, capacity: int) -> KVCache:
         """Begin a new sequence. The engine keeps its own cache; this one says whose turn it is."""

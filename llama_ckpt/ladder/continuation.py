@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.errors import NotFiniteError
 from llama_ckpt.judging.adjudication import Choice, adjudicate, tokens_verdict
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.recording import Recording
@@ -83,6 +84,15 @@ def judge_continuation(
         whole: every token of a recorded text is generated; else the first few are, and what the model
             chooses after each of the others is read from one pass over llama.cpp's tokens.
     """
+    try:
+        yield from _judged(model, weights, recording, case, noise, whole)
+    except NotFiniteError as error:
+        yield PointVerdict("continuation", "total", "fail", "yours", str(error))
+
+
+def _judged(
+    model: Model, weights: OracleWeights, recording: Recording, case: Case, noise: Noise, whole: bool
+) -> Iterator[PointVerdict]:
     from checkpoints import generate
 
     continuation = recording.continuation

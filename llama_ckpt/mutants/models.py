@@ -23,7 +23,7 @@ from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.weights import OracleBlockWeights, OracleWeights
-from llama_ckpt.points import SAMPLED
+from llama_ckpt.points import SAMPLED, block_point
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import dump_folder, embedded_model
@@ -216,18 +216,29 @@ def embedded_tokenizer() -> Tokenizer:
     return Tokenizer.from_gguf(open_gguf(embedded_model()))
 
 
+RECORDED = "eight-tokens"
+"""The dump that bugs are tried on: several tokens, so that a mask shows."""
+
+
 def embedded_given() -> Iterator[GivenPrompt]:
-    """The embedded model and llama.cpp's float32 dumps of it with four tokens and more, and their logits."""
+    """The embedded model and llama.cpp's float32 dump of it with eight tokens.
+
+    Of the logits llama.cpp's last row was kept; the others are the oracle's, of the recorded last block.
+    """
     file = open_gguf(embedded_model())
     config = LlamaConfig.from_gguf(file)
     weights, dumps = OracleWeights(file, config), open_dumps(dump_folder("f32"))
     for entry in dumps.manifest.dumps:
-        if len(entry.token_ids) >= 4 and entry.prompt is not None and not entry.last_logits_only:
+        if entry.name == RECORDED and entry.prompt is not None:
+            dump = dumps.dump(entry.name)
+            x = dump[block_point(config.n_layers - 1, "out")]
+            logits = oracle.output_logits(x, weights, config=config).astype(np.float32)
+            logits[-1] = dump["last_logits"]
             yield GivenPrompt(
                 label=f"f32/{entry.name}",
                 config=config,
                 weights=weights,
-                tensors=dumps.dump(entry.name),
+                tensors={**dump, "logits": logits},
                 recorded=True,
                 token_ids=np.asarray(entry.token_ids),
                 positions=np.asarray(entry.positions),

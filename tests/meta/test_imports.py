@@ -43,7 +43,7 @@ ARROWS: dict[str, str] = {
     "capture": "hugging_face dumps errors gguf points spawning weights",
     "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights",
     "checkpoints": "errors points tokens weights",
-    "model": "hugging_face checkpoints errors gguf precisions tokens weights",
+    "model": "hugging_face checkpoints errors gguf points precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions tokens weights",
     # which operator was applied, and what a wrong tensor looks like
