@@ -216,12 +216,12 @@ def embedded_tokenizer() -> Tokenizer:
     return Tokenizer.from_gguf(open_gguf(embedded_model()))
 
 
-RECORDED = "eight-tokens"
-"""The dump that bugs are tried on: several tokens, so that a mask shows."""
+RECORDED = ("eight-tokens", "far-positions")
+"""The dumps that bugs are tried on: several tokens, so that a mask shows."""
 
 
 def embedded_given() -> Iterator[GivenPrompt]:
-    """The embedded model and llama.cpp's float32 dump of it with eight tokens.
+    """The embedded model and llama.cpp's float32 dumps of it: eight tokens, and four at far positions.
 
     Of the logits llama.cpp's last row was kept; the others are the oracle's, of the recorded last block.
     """
@@ -229,7 +229,7 @@ def embedded_given() -> Iterator[GivenPrompt]:
     config = LlamaConfig.from_gguf(file)
     weights, dumps = OracleWeights(file, config), open_dumps(dump_folder("f32"))
     for entry in dumps.manifest.dumps:
-        if entry.name == RECORDED and entry.prompt is not None:
+        if entry.name in RECORDED and entry.prompt is not None:
             dump = dumps.dump(entry.name)
             x = dump[block_point(config.n_layers - 1, "out")]
             logits = oracle.output_logits(x, weights, config=config).astype(np.float32)
