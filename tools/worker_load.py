@@ -33,6 +33,7 @@ __all__ = ["PROMPTS", "Load", "Outcome", "Report", "anonymous_bytes", "check_log
 Json = dict[str, Any]
 PROMPTS = ("Hello", "In the beginning", "And God said, Let there be", "Jesus", "The way of the earth")
 BEFORE_ANOTHER_TRY = 0.1  # seconds
+NEVER_ENDED = 1500  # tokens of one who hangs up: far more than are made before the worker hears of it
 MALFORMED: tuple[Json, ...] = ({"max_tokens": 0}, {"prompt": ""}, {"temperature": "hot"}, {"stop": [""]})
 
 
@@ -159,7 +160,7 @@ def _body(load: Load, number: int, kind: str, mix: random.Random) -> Json:
     body |= {"seed": mix.randrange(2), "temperature": mix.choice((0, 1.0))}
     body["max_tokens"] = mix.choice((1, load.tokens // 2 or 1, load.tokens))
     if kind == "hang up":
-        body["max_tokens"] = 64 * load.tokens  # nobody may run this to its end
+        body["max_tokens"] = NEVER_ENDED
     return body | (mix.choice(MALFORMED) if kind == "malformed" else {})
 
 

@@ -76,7 +76,8 @@ def check_the_model_goes_with(worker: RunningWorker) -> None:
         worker.client() as client,
         client.stream("POST", "/execute", json=request("orphan", max_tokens=2000)) as answer,
     ):
-        assert next(parsed(answer.iter_lines()))["type"] == "started"
+        events = parsed(answer.iter_lines())  # kept: a dropped iterator hangs up
+        assert next(events)["type"] == "started"
         model = os.pidfd_open(worker.model_pid())
         worker.process.kill()
         assert select.select([model], [], [], 20)[0], "the model's process is still there"

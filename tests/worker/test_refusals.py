@@ -209,7 +209,8 @@ def test_a_full_queue(tight: RunningWorker) -> None:
     """One runs and one waits; the third is told to come again."""
     with tight.client() as client, tight.client() as waiting, tight.client() as third:
         with client.stream("POST", "/execute", json=request("runs", max_tokens=2000)) as first:
-            assert next(parsed(first.iter_lines()))["type"] == "started"
+            events = parsed(first.iter_lines())  # kept: a dropped iterator hangs up
+            assert next(events)["type"] == "started"
             with waiting.stream("POST", "/execute", json=request("waits")) as second:
                 answer = third.post("/execute", json=request("refused"))
                 assert answer.status_code == 503 and int(answer.headers["retry-after"]) >= 1

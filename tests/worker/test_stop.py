@@ -109,7 +109,8 @@ def test_a_second_signal_hurries(embedded_model: Path) -> None:
     with running(embedded_model, "--grace", "1000") as worker, worker.ready().client() as client:
         body = request("slow", prompt="and the " * 1900, max_tokens=200)
         with client.stream("POST", "/execute", json=body) as answer:
-            assert next(parsed(answer.iter_lines()))["type"] == "started"
+            events = parsed(answer.iter_lines())  # kept: a dropped iterator hangs up
+            assert next(events)["type"] == "started"
             worker.process.send_signal(signal.SIGTERM)
             worker.logged("stopping")
             worker.process.send_signal(signal.SIGTERM)
