@@ -15,10 +15,13 @@
         ├── ReferenceMissingError      llama-cpp-python is not installed
         └── ReferenceCrashedError      llama.cpp ended in its own process before it was done
 
-Every message is one sentence: what, got, wanted, what to do.
+Every message is one sentence: what, got, wanted, what to do. It is one line of fewer than 500 printable
+characters, whatever the file says that it speaks of.
 """
 
 from __future__ import annotations
+
+from llama_ckpt.plain_text import shortened
 
 __all__ = [
     "ContextLengthError",
@@ -36,6 +39,27 @@ __all__ = [
     "TokenizerError",
     "UnsupportedModelError",
 ]
+
+
+MOST = 499
+"""Characters of a message, at most."""
+
+_ROOM = (180, 100, 110, 75)
+"""Characters that what, got, wanted and the hint have of a message that is too long as it stands."""
+
+
+def _sentence(what: str | None, got: str | None, wanted: str | None, hint: str | None) -> str:
+    facts = [f"got {got}"] if got is not None else []
+    facts += [f"wanted {wanted}"] if wanted is not None else []
+    sentence = (what or "") + (": " + ", ".join(facts) if facts else "")
+    return sentence + (f"; {hint}" if hint else "")
+
+
+def _text(part: object) -> str:
+    try:
+        return str(part)
+    except ValueError:  # Python writes no integer of thousands of digits
+        return "a number of too many digits"
 
 
 class LlamaCkptError(Exception):
@@ -57,10 +81,16 @@ class LlamaCkptError(Exception):
         hint: str | None = None,
     ) -> None:
         self.what, self.got, self.wanted, self.hint = what, got, wanted, hint
-        facts = [f"got {got}"] if got is not None else []
-        facts += [f"wanted {wanted}"] if wanted is not None else []
-        sentence = what + (": " + ", ".join(facts) if facts else "")
-        super().__init__(sentence + (f"; {hint}" if hint else ""))
+        parts = [None if part is None else _text(part) for part in (what, got, wanted, hint)]
+        sentence = _sentence(*parts)
+        if len(sentence) > MOST or not sentence.isprintable():
+            room = _ROOM if len(sentence) > MOST else (MOST,) * 4
+            parts = [
+                None if part is None else shortened(part, most)
+                for part, most in zip(parts, room, strict=True)
+            ]
+            sentence = shortened(_sentence(*parts), MOST)
+        super().__init__(sentence)
 
 
 class ModelFileError(LlamaCkptError):

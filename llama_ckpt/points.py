@@ -169,7 +169,8 @@ def split_name(name: str) -> tuple[int | None, str]:
     """A full name's block (None outside the blocks) and point: `"blk.3.q"` gives `(3, "q")`."""
     prefix, _, rest = name.partition(".")
     number, _, point = rest.partition(".")
-    if prefix == "blk" and number.isdigit() and point:
+    # No more digits than a number of blocks has, and no other script's, which Python would read as well.
+    if prefix == "blk" and number.isascii() and number.isdigit() and len(number) < 10 and point:
         return int(number), point
     return None, name
 

@@ -89,6 +89,10 @@ def _in_strands(x: Array, matrix: Array, name: str, most: int) -> Array:
     return np.asarray(total.sum(axis=-1))
 
 
+_NUMBER = "([1-9][0-9]{0,8})"
+_SUMS = rf"(\S+)(?: every {_NUMBER}(?: in {_NUMBER} parts)?| in {_NUMBER} strands)"
+
+
 def parsed_sums(sums: str) -> tuple[str, int, int, int]:
     """The parts of "float16 every 16", "float16 every 16 in 4 parts" and "float16 in 512 strands".
 
@@ -98,7 +102,7 @@ def parsed_sums(sums: str) -> tuple[str, int, int, int]:
     Raises:
         ValueError: something else.
     """
-    found = re.fullmatch(r"(\S+)(?: every ([1-9]\d*)(?: in ([1-9]\d*) parts)?| in ([1-9]\d*) strands)", sums)
+    found = re.fullmatch(_SUMS, sums)
     if found is None:
         raise ValueError(sums)
     name, every, parts, strands = found.groups()

@@ -6,7 +6,6 @@ program alike.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from typing import Any, Final
 from llama_ckpt.arithmetic.products import HALF_SCALES
 from llama_ckpt.arithmetic.record import Arithmetic, with_lines
 from llama_ckpt.errors import OptionError
+from llama_ckpt.outside import json_value, quoted, read_json
 
 __all__ = ["PROFILES", "arithmetic_named", "arithmetic_of", "read_arithmetic"]
 
@@ -329,7 +329,7 @@ def arithmetic_named(name: str) -> Arithmetic:
         return PROFILES[name]
     near = get_close_matches(name, PROFILES, 2)
     hint = f"the nearest are {' and '.join(near)}" if near else "or a JSON file"
-    raise OptionError("arithmetic", got=repr(name), wanted="one of " + ", ".join(PROFILES), hint=hint)
+    raise OptionError("arithmetic", got=quoted(name), wanted="one of " + ", ".join(PROFILES), hint=hint)
 
 
 def arithmetic_of(declared: object) -> Arithmetic:
@@ -344,10 +344,13 @@ def arithmetic_of(declared: object) -> Arithmetic:
         return arithmetic_named(declared)
     if not isinstance(declared, Mapping):
         raise OptionError(
-            "an arithmetic", got=repr(declared), wanted="a profile's name, or an object of lines"
+            "an arithmetic", got=quoted(declared), wanted="a profile's name, or an object of lines"
         )
     lines: dict[str, Any] = dict(declared)
-    base = arithmetic_of(lines.pop("like", "float32"))
+    like = lines.pop("like", "float32")
+    if not isinstance(like, str | Arithmetic):  # lines within lines within lines would have no end
+        raise OptionError("like of an arithmetic", got=quoted(like), wanted="a profile's name")
+    base = arithmetic_of(like)
     named = {"name": f"like {base.name}", "about": f"{base.name} with other lines, as declared", "source": ""}
     return with_lines(base, named | lines)
 
@@ -362,11 +365,7 @@ def read_arithmetic(name_or_file: str) -> Arithmetic:
     path = Path("--arithmetic" if given else name_or_file)
     if not given and (name_or_file in PROFILES or not (path.suffix == ".json" or path.is_file())):
         return arithmetic_named(name_or_file)
-    try:
-        declared = json.loads(name_or_file if given else path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OptionError(str(path), got=error.strerror, wanted="a readable JSON file") from None
-    except ValueError as error:
-        wanted = 'such as {"like": "llama.cpp-cpu"}'
-        raise OptionError(str(path), got=f"no JSON: {error}", wanted=wanted) from None
-    return arithmetic_of(declared)
+    wanted = 'such as {"like": "llama.cpp-cpu"}'
+    if given:
+        return arithmetic_of(json_value(name_or_file, str(path), OptionError, wanted))
+    return arithmetic_of(read_json(path, OptionError, wanted))

@@ -17,6 +17,7 @@ from typing import Any, Final
 from llama_ckpt.arithmetic.formats import check_format
 from llama_ckpt.arithmetic.products import HALF_SCALES, parsed_sums
 from llama_ckpt.errors import OptionError
+from llama_ckpt.outside import quoted, whole_number
 
 __all__ = ["ANGLES", "Arithmetic", "arithmetic_lines", "with_lines"]
 
@@ -158,7 +159,7 @@ def with_lines(base: Arithmetic, lines: Mapping[str, Any]) -> Arithmetic:
             near = get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]}" if near else "`llama-ckpt explain arithmetic` lists them"
             raise OptionError(
-                "a line of an arithmetic", got=repr(name), wanted="one that there is", hint=hint
+                "a line of an arithmetic", got=quoted(name), wanted="one that there is", hint=hint
             )
         checked[name] = _checked(base, name, value)
     return replace(base, **checked)
@@ -169,17 +170,17 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
     if name in WORDS:
         if isinstance(value, str):
             return value
-        raise OptionError(what, got=repr(value), wanted="a text")
+        raise OptionError(what, got=quoted(value), wanted="a text")
     if name == "angles":
         if isinstance(value, str) and value in ANGLES:
             return value
-        raise OptionError(what, got=repr(value), wanted=" or ".join(ANGLES))
+        raise OptionError(what, got=quoted(value), wanted=" or ".join(ANGLES))
     if name in BY_TYPE:
         return _checked_by_type(what, value, BY_TYPE[name])
     if name == "keys_at_a_time":
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
-        raise OptionError(what, got=repr(value), wanted="a number of keys, 0 for all at once")
+        raise OptionError(what, got=quoted(value), wanted="a number of keys, 0 for all at once")
     if name == "head":
         return _checked_part(base, what, value)
     if name == "fewer_rows":
@@ -194,7 +195,7 @@ def _checked_sums(what: str, value: Any) -> str:
         return str(value)
     except ValueError:
         wanted = '"float32", or such as "float16 every 16"'
-        raise OptionError(what, got=repr(value), wanted=wanted) from None
+        raise OptionError(what, got=quoted(value), wanted=wanted) from None
 
 
 def _checked_reading(what: str, value: Any) -> str:
@@ -204,7 +205,9 @@ def _checked_reading(what: str, value: Any) -> str:
 def _checked_by_type(what: str, value: Any, check: Callable[[str, Any], str]) -> Mapping[str, str]:
     by_type = {"*": value} if isinstance(value, str) else value
     if not isinstance(by_type, Mapping):
-        raise OptionError(what, got=repr(value), wanted='a rounding, or one by type such as {"Q4_0": "q8_0"}')
+        raise OptionError(
+            what, got=quoted(value), wanted='a rounding, or one by type such as {"Q4_0": "q8_0"}'
+        )
     return {str(kind): check(f"{what} for {kind}", one) for kind, one in by_type.items()}
 
 
@@ -217,9 +220,9 @@ BY_TYPE: Final[Mapping[str, Callable[[str, Any], str]]] = {
 
 
 def _checked_rows(base: Arithmetic, what: str, value: Any) -> Mapping[int, Mapping[str, Any]]:
-    if not isinstance(value, Mapping) or not all(str(rows).isdigit() for rows in value):
+    if not isinstance(value, Mapping) or not all(whole_number(str(rows)) is not None for rows in value):
         raise OptionError(
-            what, got=repr(value), wanted='numbers of rows to lines, {"9": {"keys": "float16"}}'
+            what, got=quoted(value), wanted='numbers of rows to lines, {"9": {"keys": "float16"}}'
         )
     return {int(rows): _checked_part(base, f"{what}, below {rows}", part) for rows, part in value.items()}
 
@@ -227,7 +230,7 @@ def _checked_rows(base: Arithmetic, what: str, value: Any) -> Mapping[int, Mappi
 def _checked_part(base: Arithmetic, what: str, lines: Any) -> Mapping[str, Any]:
     """Lines that hold in some case only."""
     if not isinstance(lines, Mapping) or {"head", "fewer_rows", *WORDS} & set(lines):
-        raise OptionError(what, got=repr(lines), wanted="lines that name roundings")
+        raise OptionError(what, got=quoted(lines), wanted="lines that name roundings")
     changed = with_lines(base, lines)
     return {str(name): getattr(changed, name) for name in lines}
 

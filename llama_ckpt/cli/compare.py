@@ -18,6 +18,7 @@ from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, 
 from llama_ckpt.comparing.two_dumps import compare_two
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.whole_files import write_whole
+from llama_ckpt.outside import whole_number
 from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
 
@@ -146,7 +147,7 @@ def ranks_of(given: list[str] | None) -> dict[int, Path] | None:
     found: dict[int, Path] = {}
     for one in given or ():
         number, _, path = one.partition("=")
-        if not number.strip().isdigit() or not path:
+        if whole_number(number.strip()) is None or not path:
             raise OptionError(
                 "--rank", got=repr(one), wanted="a rank's number and its dump, 0=rank0.safetensors"
             )

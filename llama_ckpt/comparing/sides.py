@@ -18,6 +18,7 @@ from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.comparing.fitting import axis_sizes, sizes_from_shapes
 from llama_ckpt.comparing.lint import lint_run
+from llama_ckpt.comparing.room import check_positions, check_room
 from llama_ckpt.dumps.manifest import DumpEntry
 from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
 from llama_ckpt.dumps.theirs import TheirDump
@@ -136,8 +137,8 @@ def _open_model(sides: Sides, model: str | Path) -> None:
 
 def _open_reference(sides: Sides, folder: Path, name: str | None) -> None:
     dumps = open_dumps(folder)
-    if sides.file is not None and dumps.manifest.model.sha256 != sides.file.sha256():
-        dumps.require_weights(weights_sha256(sides.file), str(sides.file.path))
+    if (file := sides.file) is not None:
+        dumps.require_model(file.sha256(), lambda: weights_sha256(file), file.nbytes, str(file.path))
     if sides.file is not None and sides.config is not None:
         dumps.require_hyperparameters(sides.config.hyperparameters, str(sides.file.path))
     sides.dumps = dumps
@@ -229,8 +230,10 @@ def _lint_the_run(sides: Sides, asked: str | None) -> None:
     if len(positions) != len(tokens):
         got = f"{len(positions)} positions for {len(tokens)} tokens"
         raise DumpError(f"{sides.theirs.path}: __metadata__", got=got, wanted="one of each for each row")
+    check_positions(sides.theirs.path, positions)
     sides.token_ids, sides.positions = tokens, positions
     _check_vocabulary(sides)
+    check_room(sides.theirs, len(tokens), sides.config)
     run = {"token_ids": tokens, "positions": positions}
     if entry is not None:
         run = {"token_ids": entry.token_ids, "positions": entry.positions}
@@ -263,12 +266,13 @@ def _is_another_prompt(sides: Sides, entry: DumpEntry) -> bool:
 
 def _check_vocabulary(sides: Sides) -> None:
     vocab = sides.config.vocab_size if sides.config else None
+    if vocab is None and sides.dump is not None:
+        vocab = sides.dump.vocab_size
     outside = [token for token in sides.token_ids if token < 0 or (vocab is not None and token >= vocab)]
     if outside or not sides.token_ids:
         got = outside[0] if outside else "none"
-        raise DumpError(
-            f"{sides.theirs.path}: token_ids", got=got, wanted=f"ids from 0 to {(vocab or 0) - 1}"
-        )
+        wanted = f"ids from 0 to {vocab - 1}" if vocab else "ids from 0 on"
+        raise DumpError(f"{sides.theirs.path}: token_ids", got=got, wanted=wanted)
 
 
 def _tokens_by_embedding(sides: Sides, entry: DumpEntry | None) -> tuple[int, ...] | None:

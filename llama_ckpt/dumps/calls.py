@@ -92,8 +92,10 @@ class RunTable:
             raise DumpError(
                 f"{self.path}: calls", got="a call after a later one", wanted="rows in the order of the calls"
             )
+        found: dict[int, list[int]] = {}
         for row, call in enumerate(self.calls):
-            self._of_call[call] = (*self._of_call.get(call, ()), row)
+            found.setdefault(call, []).append(row)
+        self._of_call.update({call: tuple(rows) for call, rows in found.items()})
 
     @property
     def numbers(self) -> tuple[int, ...]:
@@ -137,7 +139,7 @@ class RunTable:
                 if removed:
                     ended.append(History(number, tuple(live[number]), call))
                     gone.setdefault(number, []).extend(removed)
-                cells = [row for row in cells if row not in removed]
+                cells = _without(cells, removed)
                 live[number] = kept + new
             cells += [row for row in rows if not self.padding[row]]
             cached[call] = Cached(_frozen(live), _frozen(gone), tuple(cells))
@@ -155,17 +157,23 @@ class RunTable:
 
     def _copy(self, copy: Copy, live: dict[int, list[int]]) -> None:
         there = live.get(copy.source, [])
-        at = [self.place(row, there) for row in there]
+        at = range(len(there)) if self.positions is None else [self.positions[row] for row in there]
         taken = [row for row, p in zip(there, at, strict=True) if copy.first <= p < copy.end]
         if len(taken) != copy.end - copy.first:
             got = f"positions {copy.first} to {copy.end - 1} of sequence {copy.source}"
             raise DumpError(f"{self.path}: copies", got=got, wanted="positions that it has by then")
         own = live.get(copy.target, [])
-        live[copy.target] = [row for row in own if self.place(row, own) < copy.first] + taken
+        before = (
+            own[: max(0, copy.first)]
+            if self.positions is None
+            else [row for row in own if self.positions[row] < copy.first]
+        )
+        live[copy.target] = before + taken
 
-    def place(self, row: int, rows: Sequence[int]) -> int:
-        """A row's position in a history."""
-        return list(rows).index(row) if self.positions is None else self.positions[row]
+
+def _without(cells: Sequence[int], removed: Sequence[int]) -> list[int]:
+    out = set(removed)
+    return [row for row in cells if row not in out]
 
 
 def _by_sequence(table: RunTable, rows: Sequence[int]) -> dict[int, list[int]]:

@@ -42,7 +42,7 @@ def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def places(module: nn.Module, path: str) -> list[tuple[nn.Module, str | None]]:
     """The submodules that a path names, each with its block's number as it is written."""
-    pattern = re.escape(path.removesuffix(INPUT)).replace(re.escape(BLOCK), r"(\d+)", 1)
+    pattern = re.escape(path.removesuffix(INPUT)).replace(re.escape(BLOCK), r"([0-9]{1,9})", 1)
     found: dict[str, tuple[nn.Module, str | None]] = {}
     for name, submodule in submodules(module):
         if match := re.fullmatch(pattern, name):  # the wrapper comes before what it wraps, which is wanted

@@ -33,9 +33,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.outside import MOST_LAYERS, quoted, read_text
+from llama_ckpt.plain_text import shortened
 from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
 
 __all__ = ["LAYOUTS", "DumpMap", "Rule", "interleave_halves", "pair_kind", "read_map"]
+
+MOST_BYTES = 1 << 20
+"""Of a map, which has some twenty rules."""
+
+MOST_RULES = 2048
+"""Each is tried on each tensor's name."""
+
+MOST_NAME = 256
+"""Characters of a name, or of its axes."""
 
 LAYOUTS = ("half-split", "ne", "scaled")
 """What a map may say of how values are stored."""
@@ -92,7 +103,7 @@ class Rule:
 
     def match(self, name: str, first_block: int = 0) -> str | None:
         """The full neutral name of their tensor `name`; None where it is not of this rule."""
-        pattern = re.escape(self.name).replace(re.escape(BLOCK), r"(\d+)", 1)
+        pattern = re.escape(self.name).replace(re.escape(BLOCK), r"([0-9]{1,9})", 1)
         found = re.fullmatch(pattern, name)
         if not found:
             return None
@@ -168,52 +179,84 @@ def read_map(path: str | Path) -> DumpMap:
     Raises:
         OptionError: no TOML, or a name, point, axis or layout that there is not.
     """
-    try:
-        document = tomllib.loads(Path(path).read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OptionError(f"{path} cannot be read as a map", got=reason, wanted="a TOML file") from None
+    document = _toml(path)
     known = {"first_block", "tensor"}
     if extra := sorted(document.keys() - known):
-        raise OptionError(f"{path}", got=extra[0], wanted="first_block and [[tensor]]")
+        raise OptionError(f"{path}", got=quoted(extra[0]), wanted="first_block and [[tensor]]")
     first = document.get("first_block", 0)
-    if type(first) is not int or first < 0:
-        raise OptionError(f"{path}: first_block", got=repr(first), wanted="a whole number from 0 on")
+    if type(first) is not int or not 0 <= first <= MOST_LAYERS:
+        wanted = f"a whole number from 0 to {MOST_LAYERS}"
+        raise OptionError(f"{path}: first_block", got=quoted(first), wanted=wanted)
     tables = document.get("tensor", [])
-    if not isinstance(tables, list):
-        raise OptionError(f"{path}: tensor", got="a table", wanted="[[tensor]], with two brackets")
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise OptionError(f"{path}: tensor", got=quoted(tables), wanted="[[tensor]], with two brackets")
+    if len(tables) > MOST_RULES:
+        raise OptionError(f"{path}: [[tensor]]", got=len(tables), wanted=f"{MOST_RULES} at most")
     rules = tuple(_rule(table, f"{path}: [[tensor]] {number + 1}") for number, table in enumerate(tables))
     return DumpMap(rules, first, str(path))
+
+
+def _toml(path: str | Path) -> dict[str, Any]:
+    text = read_text(path, OptionError, "a map, a TOML file", most=MOST_BYTES)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        reason = "brackets within brackets without end"
+    except (ValueError, OverflowError) as error:  # a damaged date, a number of thousands of digits
+        reason = str(error)
+    raise OptionError(f"{path} cannot be read as a map", got=shortened(reason, 120), wanted="a TOML file")
 
 
 def _rule(table: Mapping[str, Any], where: str) -> Rule:
     for key in table:
         if key not in ("name", "point", "axes", "layout"):
-            raise OptionError(where, got=repr(key), wanted="name, point, axes or layout")
+            raise OptionError(where, got=quoted(key), wanted="name, point, axes or layout")
     name, point = table.get("name"), table.get("point")
     if not isinstance(name, str) or not isinstance(point, str):
         raise OptionError(where, got="no name or no point", wanted="both, each a text")
+    if max(len(name), len(point)) > MOST_NAME:
+        raise OptionError(where, got="a name of more than that", wanted=f"{MOST_NAME} characters at most")
     if name.count(BLOCK) > 1 or name.count(BLOCK) != point.count(BLOCK):
         raise OptionError(where, got=f"{name} and {point}", wanted="{N} once in both, or in neither")
     number, neutral = split_name(point.replace(BLOCK, "0"))
     if neutral not in (_OUTSIDE_BLOCKS if number is None else _IN_BLOCKS):
         raise OptionError(f"{where}: point", got=point, wanted="a point, such as blk.{N}.q or logits")
     layout = table.get("layout", [])
-    layouts = (layout,) if isinstance(layout, str) else tuple(layout)
+    layouts = tuple(layout) if isinstance(layout, list) else (layout,)
     for one in layouts:
         if one not in LAYOUTS:
-            raise OptionError(f"{where}: layout", got=repr(one), wanted="one of " + ", ".join(LAYOUTS))
+            raise OptionError(f"{where}: layout", got=quoted(one), wanted="one of " + ", ".join(LAYOUTS))
     axes = table.get("axes")
     return Rule(name, point, None if axes is None else _axes(axes, neutral, f"{where}: axes"), layouts)
 
 
 def _axes(text: Any, point: str, where: str) -> tuple[tuple[str, ...], ...]:
     """`"1 token (head head_dim)"` as groups; every axis of the point must be there once."""
-    if not isinstance(text, str) or not re.fullmatch(r"\s*((\(\s*\w+(\s+\w+)*\s*\)|\w+)\s*)+", text):
-        raise OptionError(where, got=repr(text), wanted='words as in "1 token (head head_dim)"')
-    groups = tuple(tuple(part.strip("()").split()) for part in re.findall(r"\([^)]*\)|\w+", text))
+    words = re.findall(r"[()]|\w+|\S", text) if isinstance(text, str) and len(text) <= MOST_NAME else ["?"]
+    groups = _groups(words)
+    if groups is None:
+        raise OptionError(where, got=quoted(text), wanted='words as in "1 token (head head_dim)"')
     named = sorted(axis for group in groups for axis in group if axis != "1")
     wanted = POINTS[point].axes
     if named != sorted(wanted):
         raise OptionError(where, got=text, wanted=f"{' '.join(wanted)}, each once, in any order")
     return groups
+
+
+def _groups(words: Sequence[str]) -> tuple[tuple[str, ...], ...] | None:
+    """Words, those in parentheses together, in one walk; None where they are no such thing."""
+    groups: list[tuple[str, ...]] = []
+    inner: list[str] | None = None
+    for word in words:
+        if word == "(" and inner is None:
+            inner = []
+        elif word == ")" and inner:
+            groups.append(tuple(inner))
+            inner = None
+        elif not re.fullmatch(r"\w+", word):
+            return None
+        elif inner is not None:
+            inner.append(word)
+        else:
+            groups.append((word,))
+    return tuple(groups) if groups and inner is None else None

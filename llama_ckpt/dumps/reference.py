@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,9 +30,10 @@ from safetensors.numpy import save
 from llama_ckpt.dumps.manifest import DumpEntry, Manifest, ModelRecord, Producer, manifest_text
 from llama_ckpt.dumps.manifest_reader import check_entry, read_manifest
 from llama_ckpt.errors import DumpError
+from llama_ckpt.outside import check_file
 from llama_ckpt.points import ALL_POINTS, MODEL_POINTS, block_point, split_name
 
-__all__ = ["Dump", "DumpSet", "keep_last_row", "open_dumps", "point_names", "write_dump"]
+__all__ = ["LARGE", "Dump", "DumpSet", "keep_last_row", "open_dumps", "point_names", "write_dump"]
 
 Float32 = NDArray[np.float32]
 
@@ -47,6 +48,10 @@ def point_names(entry: DumpEntry) -> list[str]:
     return names + [point.name for point in MODEL_POINTS if point.name not in without]
 
 
+LARGE = 1 << 30
+"""Bytes of a file from which on its own checksum is enough: that of its values takes longer still."""
+
+
 class Dump(Mapping[str, Float32]):
     """One dump: full point name to float32 array, each read from disk when it is asked for.
 
@@ -56,6 +61,7 @@ class Dump(Mapping[str, Float32]):
 
     def __init__(self, path: Path, entry: DumpEntry) -> None:
         self.path, self.entry = path, entry
+        check_file(path, DumpError, "recorded tensors")
         self._names = [*point_names(entry), *(() if entry.last_row else ("last_logits",))]
         try:
             self._file: Any = safe_open(path, framework="numpy")
@@ -65,6 +71,7 @@ class Dump(Mapping[str, Float32]):
             ) from error
         self._check_names()
         self._check_shapes()
+        self._check_tokens()
 
     def __getitem__(self, name: str) -> Float32:
         if name not in self.shapes:
@@ -111,8 +118,9 @@ class Dump(Mapping[str, Float32]):
         prefix = f"{'penalized' if penalized else 'sampling'}.{index}"
         ids = self._file.get_tensor(f"{prefix}.ids")
         values = self._file.get_tensor(f"{prefix}.probabilities")
-        in_range = ids.shape == values.shape and ids.size and 0 <= ids.min() and ids.max() < self.vocab_size
-        if not in_range or not np.isfinite(values).all():
+        sound = ids.dtype == np.int32 and values.dtype == np.float32 and ids.shape == values.shape
+        sound = sound and ids.ndim == 1 and ids.size > 0 and 0 <= ids.min() and ids.max() < self.vocab_size
+        if not sound or not np.isfinite(values).all() or len(np.unique(ids)) != ids.size:
             raise DumpError(f"{self.path}: {prefix}", got="ids or values out of range")
         return ids, values
 
@@ -136,6 +144,16 @@ class Dump(Mapping[str, Float32]):
             wanted = tuple(sizes.setdefault(axis, size) for axis, size in zip(axes, shape, strict=False))
             if shape != wanted or len(axes) != len(shape):
                 raise DumpError(f"{self.path}: shape of {name} {axes}", got=shape, wanted=wanted)
+
+    def _check_tokens(self) -> None:
+        """Every token that the manifest names is of the vocabulary that the logits have."""
+        entry = self.entry
+        counted = (token for one in entry.penalized for token in one.penalty_tokens)
+        tokens = (*entry.token_ids, *entry.greedy_tokens, *entry.continuation.token_ids, *counted)
+        outside = [token for token in tokens if token >= self.vocab_size]
+        if outside:
+            wanted = f"ids from 0 to {self.vocab_size - 1}"
+            raise DumpError(f"{self.path}: tokens in the manifest", got=outside[0], wanted=wanted)
 
 
 class DumpSet:
@@ -196,6 +214,21 @@ class DumpSet:
                 wanted=weights_sha256,
                 hint=f"record this model: llama-ckpt capture --model {model} --out DIR",
             )
+
+    def require_model(
+        self, file_sha256: str, weights_sha256: Callable[[], str], nbytes: int, model: str
+    ) -> None:
+        """Refuse dumps of other weights than a file's; of a large one, its own checksum tells.
+
+        Args:
+            file_sha256: of the file. weights_sha256: computes it over the values, which takes a while.
+            nbytes: the file's size. model: what it is called.
+
+        Raises:
+            DumpError: the checksums differ.
+        """
+        if nbytes <= LARGE or self.manifest.model.sha256 != file_sha256:
+            self.require_weights(weights_sha256(), model)
 
     def require_hyperparameters(self, hyperparameters: Mapping[str, float], model: str) -> None:
         """Refuse dumps of the same weights under another configuration than that of `model`.
@@ -322,6 +355,7 @@ def _sampling_names(entry: DumpEntry) -> Iterator[str]:
 
 
 def _file_sha256(path: Path) -> str:
+    check_file(path, DumpError, "recorded tensors")
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,7 +28,7 @@ COPIES = "copies"
 RUN = ("token_ids", "positions", "sequences", "padding", "calls", "slots", COPIES)
 """What may be given as a tensor of integers as well as in the metadata."""
 
-CALL = re.compile(r"call\.(\d+)\.(.+)")
+CALL = re.compile(r"call\.([0-9]{1,9})\.(.+)")
 """How a tensor is called that is of one call of several."""
 
 
@@ -95,7 +95,7 @@ def _whole(path: Path, file: Any, key: str) -> NDArray[np.int64]:
     kind = file.get_slice(key).get_dtype()
     if kind not in INTEGERS:
         raise DumpError(f"{path}: the type of {key}", got=kind, wanted="I32")
-    return np.asarray(file.get_tensor(key)).astype(np.int64)
+    return np.atleast_1d(np.asarray(file.get_tensor(key))).astype(np.int64)
 
 
 def lines(n: int, batch: int | None, calls: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -17,6 +17,10 @@ __all__ = ["run_table"]
 BY_ROW = ("token_ids", "positions", "sequences", "padding", "calls", "slots")
 
 
+MOST_STEPS = 1 << 24
+"""Rows times calls and copies; 4,000 tokens decoded one by one."""
+
+
 def run_table(theirs: TheirDump) -> RunTable | None:
     """The table of a dump's rows; None of one that says nothing of sequences, calls and padding.
 
@@ -38,6 +42,7 @@ def run_table(theirs: TheirDump) -> RunTable | None:
         if len(numbers) != n:
             got = f"{len(numbers)} {key} and {n} {next(iter(given))}"
             raise DumpError(f"{theirs.path}: __metadata__", got=got, wanted="one of each for each row")
+    _check_work(theirs, n, calls)
     padding = np.asarray(declared.padding or [0] * n, bool)
     if padding.all():
         raise DumpError(f"{theirs.path}: padding", got="every row", wanted="a row that is none")
@@ -50,6 +55,17 @@ def run_table(theirs: TheirDump) -> RunTable | None:
         copies=tuple(copies_of(declared.copies or (), str(theirs.path))),
         path=str(theirs.path),
     )
+
+
+def _check_work(theirs: TheirDump, n: int, calls: tuple[int, ...] | None) -> None:
+    """What lies in the cache is noted for each call: the rows times the calls and copies have a bound."""
+    if n > theirs.longest_axis:
+        what, wanted = f"{theirs.path}: __metadata__", f"{theirs.longest_axis} at most, as the tensors have"
+        raise DumpError(what, got=f"{n} rows", wanted=wanted)
+    steps = len(set(calls or ())) + len(theirs.declared.copies or ()) // 5
+    if n * steps > MOST_STEPS:
+        got = f"{steps} calls and copies of {n} rows"
+        raise DumpError(f"{theirs.path}: calls", got=got, wanted=f"{MOST_STEPS:,} together at most")
 
 
 def _counted(theirs: TheirDump) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ name. numpy and safetensors only.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -34,13 +35,19 @@ from llama_ckpt.dumps.run_facts import RunFacts, run_facts
 from llama_ckpt.dumps.stored_points import FLOATS, LAST, stored_points
 from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError, OptionError
+from llama_ckpt.outside import check_file, json_value, quoted
+from llama_ckpt.plain_text import shortened
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
 
 __all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
 
-CACHE = re.compile(r"(?:call\.(?P<call>\d+)\.)?blk\.(?P<block>\d+)\.(?P<which>[kv])_cache")
+CACHE = re.compile(r"(?:call\.(?P<call>[0-9]{1,9})\.)?blk\.(?P<block>[0-9]{1,9})\.(?P<which>[kv])_cache")
 """How the slots of a cache are called, which are no points."""
+
+
+WHOLE = re.compile("[+-]?[0-9]{1,18}")
+"""A whole number in the metadata: no more digits than 64 bits hold, and no other script's."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class TheirDump:
         by_call: for each point its calls and their names of it, where each call has tensors of its own; in
             `stored` is the first.
         batch: how many sequences lie side by side in a batch, where the tokens are given so.
+        changed: when the file was written last, nanoseconds; a dump that changes while it is read is refused.
     """
 
     path: Path
@@ -101,6 +109,7 @@ class TheirDump:
     file: Any = field(repr=False)
     by_call: Mapping[str, tuple[tuple[int, str], ...]] = field(default_factory=dict, repr=False)
     batch: int | None = None
+    changed: int = field(default=0, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -130,9 +139,10 @@ class TheirDump:
     def _from_file(self, name: str, dtype: np.dtype[Any]) -> NDArray[Any]:
         """A tensor's numbers; read, not mapped: what was looked at of a mapped file counts as memory."""
         start, (first, last) = self._offsets[0], self._offsets[1][name]
-        array: NDArray[Any] = np.fromfile(
-            self.path, dtype, (last - first) // dtype.itemsize, offset=start + first
-        )
+        n = (last - first) // dtype.itemsize
+        array: NDArray[Any] = np.fromfile(self.path, dtype, n, offset=start + first)
+        if array.size != n or self.path.stat().st_mtime_ns != self.changed:
+            raise DumpError(f"{self.path} has changed since it was opened", hint="compare it again")
         return array.reshape(self.file.get_slice(name).get_shape())
 
     def read(self, point: str, sizes: Mapping[str, int]) -> NDArray[Any]:
@@ -143,6 +153,14 @@ class TheirDump:
             sizes: how long each axis is, by its name.
         """
         return self.stored[point][1].apply(self.raw(point), sizes)
+
+    @cached_property
+    def longest_axis(self) -> int:
+        """The most rows that any tensor of the file may have, those of a batch one after the other."""
+        shapes = (self.file.get_slice(name).get_shape() for name in self._offsets[1])
+        return max(
+            (math.prod(shape[:2]) if len(shape) > 1 else shape[0] for shape in shapes if shape), default=0
+        )
 
     @cached_property
     def _offsets(self) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -165,19 +183,18 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
             no float, metadata that cannot be read, or two tensors that are the same point.
     """
     where = Path(path)
+    check_file(where, DumpError, "the safetensors file that your program wrote")
     try:
         file: Any = safe_open(where, framework="numpy")
         keys = list(file.keys())
-    except FileNotFoundError:
-        wanted = "the safetensors file that your program wrote"
-        raise DumpError(f"{where} cannot be opened", got="no such file", wanted=wanted) from None
     except (SafetensorError, OSError) as error:
         raise DumpError(
             f"{where} is not readable",
-            got=error,
+            got=shortened(str(error), 120),
             wanted="a safetensors file of tensors",
             hint="docs/diagnosis.md says how to write one",
         ) from None
+    changed = where.stat().st_mtime_ns
     facts = run_facts(where, file, keys)
     found = stored_points(where, file, [key for key in keys if key not in facts.names], names or DumpMap())
     return TheirDump(
@@ -188,6 +205,7 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
         file,
         found.by_call,
         facts.batch,
+        changed,
     )
 
 
@@ -199,30 +217,28 @@ def _declared(path: Path, metadata: Mapping[str, str], facts: RunFacts) -> Decla
         if key in tensors or key not in metadata:
             return tensors.get(key)
         parts = re.split(r"[\s,]+", metadata[key].strip("[]() \n"))
-        try:
-            return tuple(int(part) for part in parts if part)
-        except ValueError:
+        if not all(WHOLE.fullmatch(part) for part in parts if part):
             raise DumpError(
                 f"{path}: {key} in __metadata__",
-                got=repr(metadata[key][:40]),
+                got=quoted(metadata[key], 40),
                 wanted="whole numbers with commas, 1,15043",
-            ) from None
+            )
+        return tuple(int(part) for part in parts if part)
 
     points = re.findall(r"\w+", metadata["points"]) if "points" in metadata else None
     points = points and ["logits" if point == LAST else point for point in points]
     for point in points or ():
         if point not in POINTS:
-            raise DumpError(f"{path}: points in __metadata__", got=point, wanted="names as in points.py")
+            raise DumpError(
+                f"{path}: points in __metadata__", got=quoted(point), wanted="names as in points.py"
+            )
     dtype = metadata.get("dtype")
     if dtype is not None and dtype not in DTYPES:
-        raise DumpError(f"{path}: dtype in __metadata__", got=repr(dtype), wanted=" or ".join(DTYPES))
+        raise DumpError(f"{path}: dtype in __metadata__", got=quoted(dtype), wanted=" or ".join(DTYPES))
     arithmetic: Any = metadata.get("arithmetic", "").strip() or None
     if arithmetic is not None and arithmetic.startswith("{"):
-        try:
-            arithmetic = json.loads(arithmetic)
-        except ValueError as error:
-            what = f"{path}: arithmetic in __metadata__"
-            raise DumpError(what, got=f"no JSON: {error}", wanted="a profile's name, or an object") from None
+        what, wanted = f"{path}: arithmetic in __metadata__", "a profile's name, or an object"
+        arithmetic = json_value(arithmetic, what, DumpError, wanted)
     return Declared(
         token_ids=whole("token_ids"),
         positions=whole("positions"),

@@ -198,7 +198,7 @@ def _entered(module: nn.Module, prefix: str) -> Iterator[tuple[list[int], nn.Mod
     A part that several blocks share says nothing, unless the whole block is shared.
     """
     whole = {id(submodule) for submodule, _ in places(module, prefix)}
-    pattern = re.escape(prefix).replace(re.escape(BLOCK), r"(\d+)")
+    pattern = re.escape(prefix).replace(re.escape(BLOCK), r"([0-9]{1,9})")
     found: dict[int, tuple[list[int], nn.Module]] = {}
     for name, submodule in submodules(module):
         if match := re.match(pattern + r"(\.|$)", name):

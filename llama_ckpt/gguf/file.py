@@ -79,6 +79,11 @@ class GGUFFile:
         """The files that hold it, in order: one, or the parts of a split model."""
         return tuple(part.path for part in self._parts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all its files together."""
+        return sum(len(part.map) for part in self._parts)
+
     def info(self, name: str) -> TensorInfo:
         """The tensor of that name.
 

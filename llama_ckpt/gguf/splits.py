@@ -21,7 +21,7 @@ __all__ = ["SPLIT_KEYS", "all_parts", "joined_tensors"]
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 """What a part says of itself; of no meaning once the parts are together."""
 
-_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+_NAME = re.compile(r"(.+)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
 
 
 def all_parts(opened: MappedFile) -> tuple[MappedFile, ...]:

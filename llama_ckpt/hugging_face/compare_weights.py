@@ -18,6 +18,7 @@ from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf
 from llama_ckpt.hugging_face.folder import named_tensors, pairs_from_halves
 from llama_ckpt.hugging_face.tensors import json_of
+from llama_ckpt.outside import whole_number
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["ComparedTensor", "compare_weights", "comparison_lines"]
@@ -94,7 +95,7 @@ def compare_weights(a: str | Path, b: str | Path) -> Iterator[ComparedTensor]:
 def _natural(name: str) -> tuple[int, str]:
     _, _, rest = name.partition("blk.")
     number, _, part = rest.partition(".")
-    return (int(number), part) if number.isdigit() else (-1, name)
+    return (int(number), part) if whole_number(number) is not None else (-1, name)
 
 
 def _side(path: Path) -> _Side:

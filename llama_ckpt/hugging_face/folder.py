@@ -25,6 +25,7 @@ from llama_ckpt.gguf.writing import TensorPlan, encode_rows, field, write_gguf
 from llama_ckpt.hugging_face.scaling import scaling_of, theta_of
 from llama_ckpt.hugging_face.tensors import FolderTensor, folder_tensors, json_of
 from llama_ckpt.hugging_face.vocabulary import vocabulary_keys
+from llama_ckpt.outside import quoted, whole_number
 from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_tensor
 
 __all__ = ["gguf_of_folder", "model_file", "named_tensors", "pairs_from_halves"]
@@ -108,8 +109,8 @@ def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str
         UnsupportedModelError: a tensor that a Llama has no place for.
     """
     tied = bool(config.get("tie_word_embeddings"))
-    heads = {"wq": int(config["num_attention_heads"])}
-    heads["wk"] = int(config.get("num_key_value_heads") or heads["wq"])
+    heads = {"wq": _size(config, "num_attention_heads")}
+    heads["wk"] = _size(config, "num_key_value_heads", heads["wq"])
     for name, tensor in folder_tensors(folder).items():
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
             continue
@@ -122,7 +123,7 @@ def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str
         part, _, kind = rest.rpartition(".")
         known = _BLOCK.get(part, "")
         own = {"weight": known, "bias": BIAS_OF.get(known, "")}.get(kind, "")
-        if not (number.isdigit() and own):
+        if whole_number(number) is None or not own:
             raise UnsupportedModelError(f"{tensor.path}: tensor {name!r}", hint="a Llama has no place for it")
         yield block_tensor(int(number), own), (tensor, heads.get(known, 0))
 
@@ -132,13 +133,32 @@ def _type(tensor: FolderTensor) -> GGMLQuantizationType:
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
-    return int(config.get("head_dim") or int(config["hidden_size"]) // int(config["num_attention_heads"]))
+    return _size(
+        config, "head_dim", max(1, _size(config, "hidden_size") // _size(config, "num_attention_heads"))
+    )
+
+
+def _size(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A number of config.json that counts something; `default` where it is absent or null."""
+    got = config.get(key)
+    if got is None and default is not None:
+        return default
+    if type(got) is not int or not 0 < got < 1 << 31:
+        wanted = "a whole number from 1 on, below 2^31"
+        raise ModelFileError(f"config.json: {key}", got=quoted(got), wanted=wanted)
+    return got
+
+
+def _epsilon(config: Mapping[str, Any]) -> float:
+    got = config.get("rms_norm_eps", 1e-6)
+    if isinstance(got, bool) or not isinstance(got, int | float) or not 0 < got < 1:
+        raise ModelFileError("config.json: rms_norm_eps", got=quoted(got), wanted="a number between 0 and 1")
+    return float(got)
 
 
 def _refuse_others(config: Mapping[str, Any]) -> None:
-    for key, least in (("num_attention_heads", 1), ("hidden_size", 1), ("max_position_embeddings", 1)):
-        if not isinstance(config.get(key), int) or config[key] < least:
-            raise ModelFileError(f"config.json: {key}", got=config.get(key), wanted="a number from 1 on")
+    for key in ("num_attention_heads", "hidden_size", "max_position_embeddings"):
+        _size(config, key)
     for key, wanted, default in (
         ("model_type", ("llama", "mistral"), "llama"),
         ("hidden_act", ("silu",), "silu"),
@@ -147,8 +167,8 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
         ("quantization_config", (None,), None),
     ):
         got = config.get(key, default)
-        if got not in wanted:
-            said = str(got)[:40]
+        if not any(got is one or (type(got) is type(one) and got == one) for one in wanted):
+            said = quoted(got, 40)
             raise UnsupportedModelError(
                 f"config.json: {key}", got=said, wanted=str(wanted[0]) if wanted[0] else "none"
             )
@@ -160,19 +180,19 @@ def _keys(
     embedding = tensors.get(MODEL_TENSORS["token_embd"])
     if embedding is None:
         raise ModelFileError(f"{folder}", got="no model.embed_tokens.weight", wanted="a whole model")
-    heads, size = int(config["num_attention_heads"]), embedding[0].shape[0]
+    heads, size = _size(config, "num_attention_heads"), embedding[0].shape[0]
     return {
         "general.architecture": "llama",
         "general.name": str(config.get("_name_or_path") or folder.name),
-        "llama.context_length": int(config["max_position_embeddings"]),
-        "llama.embedding_length": int(config["hidden_size"]),
-        "llama.block_count": int(config["num_hidden_layers"]),
-        "llama.feed_forward_length": int(config["intermediate_size"]),
+        "llama.context_length": _size(config, "max_position_embeddings"),
+        "llama.embedding_length": _size(config, "hidden_size"),
+        "llama.block_count": _size(config, "num_hidden_layers"),
+        "llama.feed_forward_length": _size(config, "intermediate_size"),
         "llama.attention.head_count": heads,
-        "llama.attention.head_count_kv": int(config.get("num_key_value_heads") or heads),
+        "llama.attention.head_count_kv": _size(config, "num_key_value_heads", heads),
         "llama.attention.key_length": head_dim,
         "llama.attention.value_length": head_dim,
-        "llama.attention.layer_norm_rms_epsilon": float(config.get("rms_norm_eps", 1e-6)),
+        "llama.attention.layer_norm_rms_epsilon": _epsilon(config),
         "llama.rope.dimension_count": head_dim,
         "llama.rope.freq_base": theta_of(config),
         "llama.vocab_size": size,

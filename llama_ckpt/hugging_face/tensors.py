@@ -6,8 +6,8 @@ JSON with a type, a shape and a place for each name.
 
 from __future__ import annotations
 
-import json
 import math
+import operator
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import ModelFileError
+from llama_ckpt.outside import check_file, json_value, quoted, read_json
 
 __all__ = ["FolderTensor", "folder_tensors", "json_of"]
 
@@ -43,7 +44,11 @@ class FolderTensor:
     def float32(self) -> NDArray[np.float32]:
         """Its values; float32 holds all of them exactly."""
         stored, _ = TYPES[self.kind]
-        raw = np.memmap(self.path, stored, "r", self.offset, self.shape) if self.shape else np.zeros(0)
+        # Read, not mapped: a mapped file that is cut meanwhile ends the process without a word.
+        raw = np.fromfile(self.path, stored, math.prod(self.shape), offset=self.offset)
+        if raw.size != math.prod(self.shape):
+            raise ModelFileError(f"{self.path} has changed since it was opened", hint="load it anew")
+        raw = raw.reshape(self.shape)
         if self.kind != "BF16":
             return np.asarray(raw, np.float32)
         return (np.asarray(raw, np.uint32) << 16).view(np.float32)
@@ -77,33 +82,35 @@ def folder_tensors(folder: Path) -> dict[str, FolderTensor]:
 
 def json_of(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelFileError where there is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFileError(str(path), got=str(error), wanted="JSON of a model's folder") from error
+    value = read_json(path, ModelFileError, "JSON of a model's folder")
     if not isinstance(value, dict):
         raise ModelFileError(str(path), got=type(value).__name__, wanted="a JSON object")
     return value
 
 
 def _tensors(path: Path) -> dict[str, FolderTensor]:
-    size = path.stat().st_size
+    size = check_file(path, ModelFileError, "a safetensors file")
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8).ljust(8, b"\0"))
         if not 2 <= length <= min(_LONGEST, size - 8):
             raise ModelFileError(f"{path}: its header", got=f"{length} bytes", wanted="as many as it has")
         try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise ModelFileError(f"{path}: its header", got=str(error), wanted="JSON") from error
+            text = stream.read(length).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{path}: its header", got="no UTF-8", wanted="JSON") from error
+    header = json_value(text, f"{path}: its header", ModelFileError)
+    if not isinstance(header, dict):
+        raise ModelFileError(f"{path}: its header", got=quoted(header), wanted="a JSON object")
     header.pop("__metadata__", None)
     return {name: _tensor(path, name, said, 8 + length, size) for name, said in header.items()}
 
 
 def _tensor(path: Path, name: str, said: Any, start: int, size: int) -> FolderTensor:
     try:
-        kind, shape = said["dtype"], tuple(int(one) for one in said["shape"])
-        first, last = (int(one) for one in said["data_offsets"])
+        kind, shape = said["dtype"], tuple(map(operator.index, said["shape"]))
+        first, last = map(operator.index, said["data_offsets"])
+        if not isinstance(kind, str) or any(one < 0 for one in shape):
+            raise ValueError
     except (TypeError, KeyError, ValueError) as error:
         raise ModelFileError(f"{path}: {name}", got="a damaged entry", wanted="type, shape, place") from error
     if kind not in TYPES:

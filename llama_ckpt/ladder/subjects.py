@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_ckpt.capture import Take, capture_takes
-from llama_ckpt.dumps.reference import DumpSet, open_dumps
+from llama_ckpt.dumps.reference import LARGE, DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.hugging_face.folder import model_file
@@ -144,10 +144,10 @@ def recorded_subjects(
 
 
 def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
-    """`weights_sha256` of a file; where dumps were recorded from this very file, their word for it."""
+    """`weights_sha256` of a file; of a large one that dumps were recorded from, their word for it."""
     records = [one.manifest.model for one in dumps]
     known = [record.weights_sha256 for record in records if record.sha256 == file.sha256()]
-    return known[0] if known else weights_sha256(file)
+    return known[0] if known and file.nbytes > LARGE else weights_sha256(file)
 
 
 def by_context(model: Model, group: Sequence[DumpSet]) -> dict[Model, list[tuple[DumpSet, str]]]:

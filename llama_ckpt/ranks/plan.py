@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.outside import quoted, read_text
 from llama_ckpt.points import POINTS
 
 __all__ = ["DEFAULT", "Cut", "Plan", "read_plan"]
@@ -51,6 +52,10 @@ NOT_SUPPORTED: Mapping[str, str] = MappingProxyType(
     }
 )
 """How a word of a cut begins that we know of and do not read, and what it is called."""
+
+
+_MOST_BYTES = 1 << 20
+"""Of a plan, which has some twenty lines."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,7 @@ def read_plan(path: str | Path) -> Plan:
         OptionError: a file that cannot be read, a line that says nothing, a point or a cut that there is not,
             a cut that a point cannot have, or one that is not supported.
     """
-    try:
-        text = Path(path).read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OptionError(f"{path} cannot be read as a plan", got=reason, wanted="lines of text") from None
+    text = read_text(path, OptionError, "a plan, lines of text", most=_MOST_BYTES)
     cuts, stages = dict(DEFAULT), list[range]()
     for number, line in enumerate(text.splitlines(), 1):
         said = line.partition("#")[0].strip()
@@ -119,7 +120,7 @@ def read_plan(path: str | Path) -> Plan:
         key, colon, value = (part.strip() for part in said.partition(":"))
         where = f"{path}, line {number}"
         if not colon or not value:
-            raise OptionError(where, got=repr(said), wanted="a point and how it is cut, such as q: heads")
+            raise OptionError(where, got=quoted(said), wanted="a point and how it is cut, such as q: heads")
         if key == "blocks":
             stages += [_blocks(one, where) for one in value.split(",")]
         else:
@@ -137,7 +138,7 @@ def _points(key: str, where: str) -> list[str]:
                 raise OptionError(
                     where, got=f"{key}, {refused}", wanted="a plan without: it is not supported"
                 )
-            raise OptionError(where, got=repr(name), wanted="blocks, or one of " + ", ".join(POINTS))
+            raise OptionError(where, got=quoted(name), wanted="blocks, or one of " + ", ".join(POINTS))
     return names
 
 
@@ -152,8 +153,8 @@ def _refused(words: str) -> str | None:
 
 
 def _cut(point: str, value: str, where: str) -> Cut:
-    how = re.sub(r"[\s,\d]+$", "", value).replace("_", " ").replace("-", " ").lower()
-    numbers = tuple(int(one) for one in re.findall(r"\d+", value[len(how) :]))
+    how = re.sub(r"[\s,0-9]+$", "", value).replace("_", " ").replace("-", " ").lower()
+    numbers = tuple(int(one[:9]) for one in re.findall(r"[0-9]+", value[len(how) :]))
     how = {"partial": PARTIAL, "partial sum": PARTIAL, "vocab": VOCABULARY, "head": HEADS}.get(how, how)
     if how not in FITS:
         refused = _refused(how)
@@ -162,19 +163,19 @@ def _cut(point: str, value: str, where: str) -> Cut:
             raise OptionError(
                 f"{where}: {point}", got=refused, wanted=wanted, hint=f"{refused} is not supported"
             )
-        raise OptionError(f"{where}: {point}", got=repr(value), wanted=wanted)
+        raise OptionError(f"{where}: {point}", got=quoted(value), wanted=wanted)
     if point not in FITS[how]:
         fitting = ", ".join(name for name, points in FITS.items() if point in points)
         raise OptionError(f"{where}: {point}", got=how, wanted=fitting)
     if numbers and how in (PARTIAL, REPLICATED):
-        raise OptionError(f"{where}: {point}", got=repr(value), wanted=f"{how} alone, which has no lengths")
+        raise OptionError(f"{where}: {point}", got=quoted(value), wanted=f"{how} alone, which has no lengths")
     return Cut(how, numbers or None)
 
 
 def _blocks(text: str, where: str) -> range:
-    found = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+))?\s*", text)
+    found = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:-\s*([0-9]{1,9}))?\s*", text)
     if found is None or int(found[2] or found[1]) < int(found[1]):
-        raise OptionError(f"{where}: blocks", got=repr(text.strip()), wanted="a range, such as 0-1")
+        raise OptionError(f"{where}: blocks", got=quoted(text.strip()), wanted="a range, such as 0-1")
     return range(int(found[1]), int(found[2] or found[1]) + 1)
 
 

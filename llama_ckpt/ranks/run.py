@@ -13,6 +13,7 @@ import numpy as np
 
 from llama_ckpt.comparing.comparison import Comparison, LintFinding
 from llama_ckpt.comparing.fitting import axis_sizes, sizes_from_shapes
+from llama_ckpt.comparing.room import check_positions, check_room
 from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError
@@ -136,6 +137,7 @@ def open_run(
     weights = None if file is None or config is None else OracleWeights(file, config)
     metadata, disagreements = _metadata(ranks)
     n = _tokens(ranks)
+    _check_rows(ranks, n, config)
     if config is not None:
         sizes, n_layers = axis_sizes(config, n), config.n_layers
     else:
@@ -208,6 +210,20 @@ def _written(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _check_rows(ranks: Sequence[RankDump], n: int, config: LlamaConfig | None) -> None:
+    """Every rank's tokens are of the vocabulary, and no more than there are rows and memory for."""
+    for rank in ranks:
+        declared = rank.dump.declared
+        check_positions(rank.dump.path, declared.positions)
+        vocab = config.vocab_size if config is not None else 1 << 31
+        outside = [token for token in declared.token_ids or () if not 0 <= token < vocab]
+        if outside:
+            raise DumpError(
+                f"{rank.dump.path}: token_ids", got=outside[0], wanted=f"ids from 0 to {vocab - 1}"
+            )
+    check_room(max((rank.dump for rank in ranks), key=lambda dump: dump.longest_axis), n, config)
 
 
 def _tokens(ranks: Sequence[RankDump]) -> int:

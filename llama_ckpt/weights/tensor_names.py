@@ -200,10 +200,10 @@ QKV: Final = ("wq", "wk", "wv")
 
 def unsupported_reason(name: str, n_layers: int) -> str | None:
     """Why a tensor of this name is not in `expected_shapes` of so many blocks, where its name tells."""
-    block = re.match(r"blk\.(\d+)\.", name)
+    block = re.match(r"blk\.([0-9]{1,9})\.", name)
     if block and int(block[1]) >= n_layers:
         return f"llama.block_count is {n_layers}: blocks beyond it are no part of the model"
-    if re.match(r"blk\.\d+\.ffn_(gate|up|down)\.\d+\.weight", name):
+    if re.match(r"blk\.[0-9]+\.ffn_(gate|up|down)\.[0-9]+\.weight", name):
         return (
             "each expert has a tensor of its own, an old form that llama.cpp reads no more: convert it again"
         )

@@ -85,7 +85,7 @@ def test_layouts(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("first_block = -1", "first_block: got -1, wanted a whole number"),
-        ("first = 1", "got first, wanted first_block and"),
+        ("first = 1", "got .first., wanted first_block and"),
         ("[tensor]\nname = 'a'", r"wanted \[\[tensor\]\], with two brackets"),
         ("[[tensor]]\nname = 'a'", "no name or no point"),
         ("[[tensor]]\nname = 'a'\npoint = 'blk.0.kew'", "got blk.0.kew, wanted a point"),

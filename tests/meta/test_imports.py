@@ -19,7 +19,9 @@ PACKAGES = ("llama_ckpt", "checkpoints", "reference_dumps")
 
 ARROWS: dict[str, str] = {
     # ground stones
-    "errors": "",
+    "plain_text": "",
+    "errors": "plain_text",
+    "outside": "errors plain_text",
     "points": "",
     "precisions": "",
     "version": "",
@@ -31,15 +33,15 @@ ARROWS: dict[str, str] = {
     "parts": "errors",
     # bytes, weights, tokens
     "gguf": "errors",
-    "weights": "errors gguf precisions",
+    "weights": "errors gguf outside precisions",
     "tokens": "errors gguf",
-    "hugging_face": "errors gguf weights",
+    "hugging_face": "errors gguf outside weights",
     "kernels": "errors weights",
     # the mathematics, and what is held against it
     "oracle": "errors gguf points spare_memory weights",
-    "arithmetic": "errors oracle points",
+    "arithmetic": "errors oracle outside points",
     "judging": "errors json_values oracle points precisions",
-    "dumps": "errors judging listing points precisions",
+    "dumps": "errors judging listing outside plain_text points precisions",
     "capture": "hugging_face dumps errors gguf points spawning weights",
     "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights",
     "checkpoints": "errors points tokens weights",
@@ -51,9 +53,11 @@ ARROWS: dict[str, str] = {
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
         "arithmetic diagnose dumps errors gguf hugging_face identify json_values judging listing oracle "
-        "points precisions reference_dumps weights"
+        "points precisions reference_dumps spare_memory weights"
     ),
-    "ranks": ("comparing diagnose dumps errors gguf judging listing oracle points reference_dumps weights"),
+    "ranks": (
+        "comparing diagnose dumps errors gguf judging listing oracle outside points reference_dumps weights"
+    ),
     # the ladder, and the catalogues on trial
     "ladder": (
         "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
@@ -76,8 +80,8 @@ ARROWS: dict[str, str] = {
     "pytest_plugin": "errors ladder report",
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
-        "llama_ckpt making model mutants parts points precisions ranks reference_dumps report "
-        "shadowing tokens version weights worker hugging_face"
+        "llama_ckpt making model mutants outside parts plain_text points precisions ranks reference_dumps "
+        "report shadowing tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
         "comparing dumps errors generation gguf ladder making model parts ranks shadowing tokens version "
