@@ -1,4 +1,4 @@
-"""The page on Llama-2-7B at full size: how far from exact every point is, ours and llama.cpp's.
+"""The page on a model at full size: how far from exact every point is, ours and llama.cpp's.
 
 Made from the JSON of `tools/validate_full_size.py`.
 """
@@ -12,13 +12,24 @@ __all__ = ["full_size_page"]
 
 PROGRAMS = ("float32", "high", "fast", "llama.cpp")
 
-INTRO = """# Llama-2-7B at full size
+TITLES = {"llama-2-7b": "Llama-2-7B", "llama-3.1-8b": "Llama-3.1-8B"}
+COMMANDS = {
+    "llama-2-7b": "make validate-7b",
+    "llama-3.1-8b": "python -m tools.validate_full_size --shape llama-3.1-8b --vocabulary FILE --type TYPE",
+}
 
-Seeded weights in the shape of Llama-2-7B, 32 layers, validated on {gpu} by `make validate-7b` in
-{seconds:.0f} s: prompts of 2, 16 and 300 tokens, 16 tokens at the context's end, and 64 of llama.cpp's
+ABOUT = {
+    "llama-3.1-8b": "\n32 heads share 8 key and value heads, RoPE's frequencies have the divisors of `rope_freqs.weight`, the\n"
+    "vocabulary is Llama 3's own, and the context ends at 131,072.\n"
+}
+
+INTRO = """# {title} at full size
+
+Seeded weights in the shape of {title}, 32 layers, validated on {gpu} by
+`{command}` in {seconds:.0f} s: prompts of 2, 16 and 300 tokens, 16 tokens at the context's end, and 64 of llama.cpp's
 greedy tokens in one pass. Every figure is the largest relative error ‖x − o‖/‖o‖ against the float64
 oracle over those five recordings.
-
+{about}
 An error is *own* where the program is fed with recorded inputs, *total* where it runs by itself from the
 tokens.
 
@@ -34,7 +45,15 @@ def full_size_page(found: Mapping[str, Any]) -> str:
     """The page's text."""
     types = [one for one in found["types"] if "error" not in one]
     first = types[0]
-    intro = INTRO.format(gpu=first["gpu"], seconds=found["seconds"], producer=first["producer"])
+    shape = found.get("shape", "llama-2-7b")
+    intro = INTRO.format(
+        title=TITLES[shape],
+        command=COMMANDS[shape],
+        about=ABOUT.get(shape, ""),
+        gpu=first["gpu"],
+        seconds=found["seconds"],
+        producer=first["producer"],
+    )
     notes = [f"- {note}" for note in found.get("notes", ())]
     return (
         intro + "\n".join([*_summary(types), *notes, *(line for one in types for line in _type(one))]) + "\n"

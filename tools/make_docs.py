@@ -54,9 +54,9 @@ def documents() -> dict[str, str]:
     real = DOCS / "real_bugs.json"
     if real.is_file():
         found["real_bugs.md"] = real_bugs_page(json.loads(real.read_text(encoding="utf-8")))
-    full_size = DOCS / "full_size.json"
-    if full_size.is_file():
-        found["full_size.md"] = full_size_page(json.loads(full_size.read_text(encoding="utf-8")))
+    for full_size in sorted(DOCS.glob("full_size*.json")):
+        page = full_size_page(json.loads(full_size.read_text(encoding="utf-8")))
+        found[full_size.with_suffix(".md").name] = page
     return {name: GENERATED + text for name, text in found.items()}
 
 

@@ -1,12 +1,14 @@
-"""Validate Llama-2-7B at full size on a GPU: `make validate-7b`.
+"""Validate Llama-2-7B, or another shape, at full size on a GPU: `make validate-7b`.
 
     python -m tools.validate_full_size --folder DIR               # models are made there once, 29 GB
     python -m tools.validate_full_size --folder DIR --type Q4_0   # one type; repeatable
+    python -m tools.validate_full_size --folder DIR --type Q4_K_M --shape llama-3.1-8b \\
+        --vocabulary ggml-vocab-llama-bpe.gguf                    # grouped heads, Llama 3's own vocabulary
 
 For each file type llama.cpp is recorded on the GPU, in a process of its own; then three programs climb the
 ladder against that recording and the float64 oracle, for their own errors and in total: our float32
 layers, and the engine in both precisions. Several types are validated side by side. The figures go to
-`docs/full_size.json`, from which `make docs` writes the table.
+`docs/full_size.json`, or `docs/full_size_SHAPE.json`, from which `make docs` writes the table.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
 from llama_ckpt.making.seeded_model import make_seeded
 
 ROOT = Path(__file__).parents[1]
+SHAPE = "llama-2-7b"
 TYPES = ("F16", "Q8_0", "Q4_0", "Q4_K_M")
 PROGRAMS = ("float32", "fast", "high")
 """Our layers in float32, and the engine's precisions."""
@@ -43,16 +46,18 @@ ENDS = (0, 15, 31)
 """Blocks that long prompts are recorded in full at: the first, one in the middle, the last."""
 
 
-def make_models(folder: Path, types: Iterable[str]) -> dict[str, Path]:
+def make_models(
+    folder: Path, types: Iterable[str], shape: str = SHAPE, vocabulary: Path | None = None
+) -> dict[str, Path]:
     """The seeded model in every type, made where it is missing; the F16 file's checksum is checked."""
     folder.mkdir(parents=True, exist_ok=True)
-    source = folder / "llama-2-7b.F16.gguf"
+    source = folder / f"{shape}.F16.gguf"
     if not source.exists():
         print("making the F16 model", file=sys.stderr)
-        make_seeded(source, shape="llama-2-7b", seed=1, type="F16")
+        make_seeded(source, shape=shape, seed=1, type="F16", vocabulary=vocabulary)
     paths = {"F16": source}
     for kind in types:
-        paths[kind] = folder / f"llama-2-7b.{kind}.gguf"
+        paths[kind] = folder / f"{shape}.{kind}.gguf"
         if not paths[kind].exists():
             print(f"quantizing to {kind}", file=sys.stderr)
             quantize_with_llama_cpp(source, kind, paths[kind])
@@ -63,13 +68,16 @@ def record(model: Path, out: Path) -> None:
     """llama.cpp on the GPU: 2, 16 and 300 tokens, the context's end, and 64 greedy tokens in one pass."""
     from llama_ckpt.capture import Take, capture_takes
     from llama_ckpt.tokens.tokenizer import Tokenizer
+    from llama_ckpt.weights.config import LlamaConfig
 
-    ids = Tokenizer.from_gguf(open_gguf(model)).encode(TEXT * 20)
+    file = open_gguf(model)
+    ids = Tokenizer.from_gguf(file).encode(TEXT * 20)
+    last = LlamaConfig.from_gguf(file).context_length - 16
     takes = [
         Take(prompt="Hello", name="2-tokens", max_tokens=16),
         Take(tokens=ids[:16], name="16-tokens", max_tokens=16),
         Take(tokens=ids[:300], name="300-tokens", max_tokens=0, blocks=ENDS),
-        Take(tokens=ids[:16], positions_from=4080, name="last-positions", max_tokens=0, blocks=ENDS),
+        Take(tokens=ids[:16], positions_from=last, name="last-positions", max_tokens=0, blocks=ENDS),
         Take(tokens=ids[:16], forced=64, name="64-greedy", max_tokens=0, blocks=ENDS),
     ]
     capture_takes(model, takes, out=out, n_threads=os.cpu_count() or 1, n_gpu_layers=999)
@@ -254,7 +262,9 @@ def main() -> int:
     parser.add_argument(
         "--jobs", type=int, default=3, help="types side by side; each takes up to 45 GB of GPU"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "full_size.json")
+    parser.add_argument("--shape", default=SHAPE, help="as make-seeded names them")
+    parser.add_argument("--vocabulary", type=Path, help="a GGUF file with the shape's own vocabulary")
+    parser.add_argument("--out", type=Path, help="where the figures go, into docs/ without it")
     parser.add_argument("--keep", type=Path, help="where small dumps go, to be committed")
     parser.add_argument("--one", choices=TYPES, help=argparse.SUPPRESS)
     parser.add_argument("--model", type=Path, help=argparse.SUPPRESS)
@@ -263,7 +273,9 @@ def main() -> int:
         print(json.dumps(validate_type(options.model, options.one, options.keep)))
         return 0
     types = tuple(options.type or TYPES)
-    paths = make_models(options.folder, types)
+    paths = make_models(options.folder, types, options.shape, options.vocabulary)
+    suffix = "" if options.shape == SHAPE else f"_{options.shape}"
+    out = options.out or ROOT / "docs" / f"full_size{suffix}.json"
     begun = time.perf_counter()
     summaries = []
     for found in run_types(paths, types, options.jobs, options.keep):
@@ -272,7 +284,8 @@ def main() -> int:
         print(*_lines(summary), sep="\n", flush=True)
         seconds = round(time.perf_counter() - begun, 1)
         # Written each time: a run that is cut leaves what it has.
-        options.out.write_text(json.dumps({"seconds": seconds, "types": summaries}, indent=1) + "\n")
+        written = {"shape": options.shape, "seconds": seconds, "types": summaries}
+        out.write_text(json.dumps(written, indent=1) + "\n")
     print(f"{len(summaries)} types in {seconds} s")
     return int(any(judged(summary) for summary in summaries))
 
