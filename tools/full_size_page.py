@@ -29,8 +29,9 @@ INTRO = """# {title} at full size
 
 Seeded weights in the shape of {title}, 32 layers, validated on {gpu} by
 `{command}` in {seconds:.0f} s: prompts of
-2, 16 and 300 tokens, 16 tokens at the context's end, and 64 of llama.cpp's greedy tokens in one pass. Every figure is the largest relative error ‖x − o‖/‖o‖ against the float64
-oracle over those five recordings.
+2, 16 and 300 tokens, 16 tokens at the context's end, and 64 of llama.cpp's greedy tokens in one pass.
+Every figure is the largest relative error ‖x − o‖/‖o‖ against the float64 oracle over those five
+recordings.
 {about}
 An error is *own* where the program is fed with recorded inputs, *total* where it runs by itself from the
 tokens.
