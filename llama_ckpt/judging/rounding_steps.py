@@ -133,7 +133,10 @@ def product_deviation(
 ) -> tuple[Array, Array | None]:
     """Of y = x w^T: its own rounding, and what a deviation of x comes to in it, None where x has none."""
     through: Array | None = None
-    if hasattr(w, "product_terms"):
+    if hasattr(w, "rounding_terms"):
+        norms, partial, through = w.rounding_terms(x, CHUNKS, carried)
+        terms = norms, partial
+    elif hasattr(w, "product_terms"):
         terms = product_terms_of(x, w)
         through = None if carried is None else w.product_terms(carried, 0)[0]
     else:

@@ -180,7 +180,7 @@ class RecordingJudge:
             return None
         at = np.asarray(recording.positions, np.int64)
         return ReferenceSteps(
-            recording.tensors, at, recording.arithmetic, subject.weights, subject.model.config
+            recording.tensors, at, recording.arithmetic, subject.rounded_weights, subject.model.config
         )
 
     def last_row(self, name: str, x: NDArray[Any] | None, dtype: str | None = None) -> Iterator[PointVerdict]:

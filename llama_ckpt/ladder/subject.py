@@ -9,11 +9,13 @@ from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from llama_ckpt.ladder.recording import Recording
 from llama_ckpt.model import Model
 from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.on_cpu import HostOracleWeights
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.weights.records import unpacked
@@ -38,8 +40,18 @@ class Subject:
     answers: dict[str, dict[str, NDArray[np.float64]]] = field(default_factory=dict)
 
     @cached_property
+    def rounded_weights(self) -> OracleWeights:
+        """The exact weights for an oracle that rounds them: as arrays, where they are in memory at all."""
+        if not isinstance(self.weights, HostOracleWeights):
+            return self.weights
+        most = spare_bytes() // 2
+        return OracleWeights(self.model.file, self.model.config, kept_bytes=most, keep_last=True)
+
+    @cached_property
     def writing(self) -> Model:
         """The model as it writes texts, a pass a token: its matrices are made once, where they fit."""
+        if isinstance(self.weights, HostOracleWeights) and self.model.dtype == torch.float32:
+            return replace(self.model, weights=self.weights.unpacked)
         most = UNPACKED_BYTES
         if self.model.device.type == "cpu":
             most = max(most, spare_bytes() // 2)
@@ -53,7 +65,8 @@ class Subject:
 
         The values are the same; a large matrix takes longer to make than to multiply with a few rows.
         """
-        return self.model if self._unpacked_bytes <= UNPACKED_BYTES else self.writing
+        small = self._unpacked_bytes <= UNPACKED_BYTES and not isinstance(self.weights, HostOracleWeights)
+        return self.model if small else self.writing
 
     @property
     def _unpacked_bytes(self) -> int:

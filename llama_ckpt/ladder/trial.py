@@ -82,7 +82,7 @@ class Trial:
         if own is None or own.arithmetic is None:
             return None
         at = np.asarray(self.recording.positions, np.int64)
-        return DeclaredFunction(own.arithmetic, self.subject.weights, self.subject.model.config, at)
+        return DeclaredFunction(own.arithmetic, self.subject.rounded_weights, self.subject.model.config, at)
 
     def run(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """Judge every point of a checkpoint, its own error first, then the total."""

@@ -20,12 +20,13 @@ from torch import Tensor
 from llama_ckpt.errors import ReferenceError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.oracle.block_parts import block_minima
+from llama_ckpt.oracle.on_cpu import HostOracleWeights
 from llama_ckpt.oracle.weights import KEPT_BYTES, OracleBlockWeights, OracleWeights, block_weights
-from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import ModelWeights
 from llama_ckpt.weights.tensor_names import MODEL_TENSORS, QKV, block_tensor
+from llama_ckpt.weights.unpacking import unpacked_by_block
 
 __all__ = ["DeviceMatrix", "DeviceOracleWeights", "oracle_weights"]
 
@@ -227,8 +228,8 @@ def oracle_weights(
 ) -> OracleWeights:
     """The oracle's weights of a model: on its device where that is a GPU and the model large.
 
-    On the CPU blocks are dequantized once where all of them take at most half of the memory that is free: the
-    ladder asks for each of them some hundred times.
+    On the CPU a large model's are float32 values that the layers use too (`on_cpu`); one whose blocks fit is
+    kept in float64.
 
     Args:
         file, config: the GGUF file and its shape.
@@ -238,6 +239,8 @@ def oracle_weights(
     ffn = max(1, config.n_experts) * config.ffn
     a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * ffn)
     large = 8 * config.n_layers * a_block > above
-    if device.type == "cpu" or not large:
-        return OracleWeights(file, config, kept_bytes=max(KEPT_BYTES, spare_bytes() // 2))
+    if not large:
+        return OracleWeights(file, config, kept_bytes=max(KEPT_BYTES, above))
+    if device.type == "cpu":
+        return HostOracleWeights(file, config, weights, unpacked_by_block(weights))
     return DeviceOracleWeights(file, config, weights)

@@ -153,6 +153,7 @@ class OracleWeights:
     Args:
         kept_bytes: blocks stay once they are dequantized where all of them together take at most so many;
             None: as many as a small model's.
+        keep_last: of a larger model the last block stays until the next is asked for.
 
     Attributes:
         blocks: a sequence of `OracleBlockWeights`, each made when it is asked for.
@@ -161,11 +162,13 @@ class OracleWeights:
         ModelFileError, UnsupportedModelError: as `check_llama`.
     """
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig, *, kept_bytes: int | None = None) -> None:
+    def __init__(
+        self, file: GGUFFile, config: LlamaConfig, *, kept_bytes: int | None = None, keep_last: bool = False
+    ) -> None:
         check_llama(file, config)
         self._file, self._tied = file, config.tied_output
         most = KEPT_BYTES if kept_bytes is None else kept_bytes
-        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config, most)
+        self.blocks: Sequence[OracleBlockWeights] = _Blocks(file, config, most, keep_last)
 
     @cached_property
     def token_embd(self) -> Array:
@@ -186,11 +189,12 @@ class OracleWeights:
 class _Blocks(Sequence[OracleBlockWeights]):
     """The blocks of a file, dequantized one at a time; kept where all of them take at most `most` bytes."""
 
-    def __init__(self, file: GGUFFile, config: LlamaConfig, most: int) -> None:
+    def __init__(self, file: GGUFFile, config: LlamaConfig, most: int, keep_last: bool) -> None:
         self._file, self._config, self._n_layers = file, config, config.n_layers
         n_layers, tensors = config.n_layers, [name for name in file.tensors if name.startswith("blk.0.")]
         elements = sum(np.prod(file.info(name).shape) for name in tensors)
         self._keep = 8 * int(elements) * n_layers <= most
+        self._keep_last = keep_last
         self._kept: dict[int, OracleBlockWeights] = {}
 
     def __len__(self) -> int:
@@ -214,7 +218,9 @@ class _Blocks(Sequence[OracleBlockWeights]):
     def _block(self, number: int) -> OracleBlockWeights:
         if number in self._kept:
             return self._kept[number]
+        if self._keep_last and not self._keep:
+            self._kept.clear()  # before the next is made
         block = block_weights(self._file, self._config, number)
-        if self._keep:
+        if self._keep or self._keep_last:
             self._kept[number] = block
         return block

@@ -22,6 +22,7 @@ from llama_ckpt.errors import ShapeError, UnsupportedModelError
 from llama_ckpt.weights.block_formats import PLAIN_DTYPES
 from llama_ckpt.weights.codebook_formats import codebook
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
+from llama_ckpt.weights.decoding import decode_into, pays
 
 __all__ = ["PackedWeight", "Weight", "dequantize", "embedding_rows", "exact_matmul", "linear", "weight_rows"]
 
@@ -55,6 +56,10 @@ def dequantize(
         return torch.empty(shape, dtype=dtype, device=raw.device)
     if type in PLAIN_DTYPES:
         return _plain(raw, PLAIN_DTYPES[type]).reshape(shape).to(dtype)
+    if pays(raw, type):
+        out = torch.empty(shape, dtype=dtype)
+        decode_into(raw.contiguous(), type, out)
+        return out
     return BLOCK_DECODERS[type](raw.reshape(-1, block_bytes)).reshape(shape).to(dtype)
 
 

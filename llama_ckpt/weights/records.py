@@ -8,6 +8,7 @@ there, q, k and v under one another, rows of gate and up in turn. Norm weights a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -87,7 +88,7 @@ class ModelWeights:
     """
 
     token_embd: Weight
-    blocks: tuple[BlockWeights, ...]
+    blocks: Sequence[BlockWeights]
     output_norm: Tensor
     output: Weight
 

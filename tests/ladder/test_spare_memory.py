@@ -67,3 +67,8 @@ def test_the_oracle_keeps_blocks_that_fit(tmp_path: Path) -> None:
     kept, made_anew = OracleWeights(file, config), OracleWeights(file, config, kept_bytes=0)
     assert kept.blocks[0] is kept.blocks[0]
     assert made_anew.blocks[0] is not made_anew.blocks[0]
+    last = OracleWeights(file, config, kept_bytes=0, keep_last=True)
+    first = last.blocks[0]
+    assert last.blocks[0] is first
+    assert last.blocks[1] is not None
+    assert last.blocks[0] is not first

@@ -33,7 +33,7 @@ ARROWS: dict[str, str] = {
     "parts": "errors",
     # bytes, weights, tokens
     "gguf": "errors",
-    "weights": "errors gguf outside precisions",
+    "weights": "errors gguf outside precisions spare_memory",
     "tokens": "errors gguf",
     "hugging_face": "errors gguf outside weights",
     "kernels": "errors weights",
@@ -98,9 +98,11 @@ LOADS_TORCH = (
         "weights.codebook_formats",
         "weights.small_formats",
         "weights.decoders",
+        "weights.decoding",
         "weights.quants",
         "weights.records",
         "weights.loading",
+        "weights.unpacking",
         "weights.kv_cache",
     ),
     *(
@@ -114,7 +116,7 @@ LOADS_TORCH = (
         "dumps.same",
         "dumps.watching",
     ),
-    *("oracle.on_device", "model", "generation", "engine", "ladder", "mutants", "worker"),
+    *("oracle.on_cpu", "oracle.on_device", "model", "generation", "engine", "ladder", "mutants", "worker"),
 )
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""
 

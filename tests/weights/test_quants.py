@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import ShapeError, UnsupportedModelError
+from llama_ckpt.weights import decoding
 from llama_ckpt.weights.block_formats import PLAIN_DTYPES
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 from llama_ckpt.weights.llama_tensors import SUPPORTED_TYPES
@@ -115,6 +116,26 @@ def by_hand(type: T, block: bytes) -> list[float]:
     raw = torch.frombuffer(bytearray(block), dtype=torch.uint8)
     result: list[float] = dequantize(raw, type, (GGML_QUANT_SIZES[type][0],)).tolist()
     return result
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("type", QUANTIZED, ids=[kind.name for kind in QUANTIZED])
+def test_pieces_come_to_the_whole(type: T, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    raw = random_rows(type, (7, 3 * block), np.random.default_rng(7))
+    for at in HALF_FIELDS.get(type, ()):
+        raw.reshape(-1, block_bytes)[:13, at : at + 2] = (
+            np.array(ODD_HALVES, "<u2").view(np.uint8).reshape(-1, 2)
+        )
+    whole = torch.from_numpy(wanted(raw, type)).to(dtype)
+    monkeypatch.setattr(decoding, "PIECE", 4 * block)  # 21 blocks: five pieces, and one of a single block
+    odd = torch.zeros(raw.size + 1, dtype=torch.uint8)
+    odd[1:] = torch.from_numpy(raw).flatten()
+    for given_bytes in (torch.from_numpy(raw), odd[1:].view(7, -1)):
+        got = dequantize(given_bytes, type, (7, 3 * block), dtype)
+        assert torch.equal(got.isnan(), whole.isnan())
+        assert torch.equal(got.nan_to_num(0.5), whole.nan_to_num(0.5))
+        assert torch.equal(got.signbit() & ~got.isnan(), whole.signbit() & ~whole.isnan())
 
 
 def test_q4_0_by_hand() -> None:
