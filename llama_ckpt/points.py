@@ -13,10 +13,11 @@ This module imports nothing of ours, so that reading a dump costs nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 __all__ = [
+    "ALL_BLOCK_POINTS",
     "ALL_POINTS",
     "BLOCK_INPUT",
     "BLOCK_POINTS",
@@ -134,9 +135,16 @@ def points_in_block(*, experts: bool) -> tuple[Point, ...]:
     if not experts:
         return BLOCK_POINTS
     at = [point.name for point in BLOCK_POINTS].index("ffn_norm") + 1
-    rest = tuple(point for point in BLOCK_POINTS[at:] if point.name not in DENSE_ONLY)
+    rest = tuple(
+        replace(point, function="experts") if point.function == "swiglu" else point
+        for point in BLOCK_POINTS[at:]
+        if point.name not in DENSE_ONLY
+    )
     return (*BLOCK_POINTS[:at], *EXPERT_POINTS, *rest)
 
+
+ALL_BLOCK_POINTS: tuple[Point, ...] = (*points_in_block(experts=True)[:-2], *BLOCK_POINTS[-5:])
+"""Every point that a block of either kind may have, in an order in which data flows through both kinds."""
 
 _LOOKUP = "a lookup: the table's own rounding, none in float32"
 _HEAD = "the last norm and a dot product over the width"

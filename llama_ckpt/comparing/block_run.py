@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.attention import Attention
-from llama_ckpt.comparing.dataflow import STEPS, Flow, block_case
-from llama_ckpt.comparing.nearest import step_reads
-from llama_ckpt.diagnose.patched_oracle import answers
+from llama_ckpt.comparing.dataflow import Flow
+from llama_ckpt.diagnose.patched_oracle import RIGHT, answers
+from llama_ckpt.judging.near_ties import Choosing, Rows, followed, near, seen_by
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS, Case, block_point, split_name
+from llama_ckpt.oracle.c06b_experts import routed, weighted_sum, weights_of
+from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT, Case, block_point, split_name
 from llama_ckpt.weights.tensor_names import BIAS_OF
 
 __all__ = ["ATTENDED", "MATRICES", "WEIGHT_OF", "BlockRun", "Given"]
@@ -46,12 +47,15 @@ WEIGHT_OF = {
     "k": "wk",
     "v": "wv",
     "attn_out": "wo",
+    "ffn_router": "w_router",
     "ffn_gate": "w_gate",
     "ffn_up": "w_up",
     "ffn_out": "w_down",
 }
 """The weight that a point is made with."""
 
+
+NORMS = ("attn_norm", "ffn_norm")
 
 KEPT = 1 << 20
 """Their tensors of up to so many elements are kept in float64, since several steps read them."""
@@ -66,11 +70,13 @@ class Given:
         far: it was not recorded, but computed from the end of another block: what rounding left there
             is no longer told by the steps of this block.
         off: how far rounding may have put a start that is not far, None for not at all.
+        ties: the tokens that may have gone through other experts before, `[n]`; None for none.
     """
 
     start: Array | None
     far: bool = False
     off: Spread | None = None
+    ties: Rows | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ class BlockRun(Mapping[str, Array]):
         given: what goes in.
         weights: the block's; None without a model: then only what needs none is computed.
         theirs: their tensors by neutral name, those that can be relied on.
+        choosing: in a mixture of experts, what is known of the choice.
     """
 
     in_parts: ClassVar[bool] = True
@@ -93,8 +100,10 @@ class BlockRun(Mapping[str, Array]):
     given: Given
     weights: Any
     theirs: Mapping[str, Array]
+    choosing: Choosing = Choosing()
     _computed: dict[str, Array | None] = field(default_factory=dict)
     _floats: dict[str, Array] = field(default_factory=dict)
+    _ties: dict[str, Rows | None] = field(default_factory=dict)
 
     def __getitem__(self, point: str) -> Array:
         found = self.compute(point)
@@ -106,7 +115,7 @@ class BlockRun(Mapping[str, Array]):
         return isinstance(point, str) and self._can_be_made(point)
 
     def __iter__(self) -> Iterator[str]:
-        return (point.name for point in BLOCK_POINTS if point.name in self)
+        return (point.name for point in self.flow.points if point.name in self)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -119,7 +128,7 @@ class BlockRun(Mapping[str, Array]):
             return self.compute(point)
         if point in self._floats:
             return self._floats[point]
-        floats = np.asarray(self.theirs[point], np.float64)
+        floats = np.asarray(self.theirs[point], np.int64 if point == "ffn_chosen" else np.float64)
         if floats.size <= KEPT:
             self._floats[point] = floats
         return floats
@@ -131,18 +140,20 @@ class BlockRun(Mapping[str, Array]):
         return self._computed[point]
 
     def _can_be_made(self, point: str) -> bool:
-        needs = self.weights is not None or not (point in WEIGHT_OF or point in ("q_rope", "k_rope"))
+        needs = self.is_product(point) or point in (*NORMS, "q_rope", "k_rope", "ffn_expert_out")
         if point in ATTENDED:
             return self.attention is not None
-        return needs and all(self.known(read) is not None for read in step_reads(point))
+        if needs and self.weights is None:
+            return False
+        return all(self.known(read) is not None for read in self.flow.reads(point))
 
     def _made(self, point: str) -> Array:
         if point in ATTENDED:
             return self._attended(point)
         read = self.read(point)
-        if point in ("attn_norm", "ffn_norm"):
+        if point in NORMS:
             return oracle.rms_norm(read[0], self.weight(point), eps=self.flow.config.rms_norm_eps)
-        if point in WEIGHT_OF:
+        if self.is_product(point):
             product: Array = np.matmul(read[0], self.weight(point).T)
             if (bias := self.bias(point)) is not None:
                 product = product + bias
@@ -154,13 +165,66 @@ class BlockRun(Mapping[str, Array]):
             return oracle.rope(read[0], none, self.flow.positions, self.frequencies, magnitude=larger)[0]
         if point == "ffn_swiglu":
             return _swiglu(*read)
-        if POINTS[point].function == "add":
+        if ALL_POINTS[point].function == "add":
             return np.asarray(read[0] + read[1])
-        return self._by_its_function(point)
+        return self._by_experts(point, read) if self.flow.experts else self._by_its_function(point)
+
+    def _by_experts(self, point: str, read: list[Array]) -> Array:
+        """A point of a mixture of experts that is no product: what is chosen, and what that makes."""
+        if point == "ffn_chosen":
+            chosen: Array = routed(read[0], self.flow.n_used)[0]
+            theirs = self.choosing.theirs
+            return chosen if theirs is None else followed(chosen, theirs, read[0], self.scores_off())
+        if point == "ffn_weights":
+            return weights_of(*read)
+        if point == "ffn_out":
+            return weighted_sum(read[1], read[0])
+        if point != "ffn_expert_out":
+            return self._by_its_function(point)
+        w = self.weights
+        made: Array = RIGHT.by_experts(*read, w.w_gate, w.w_up, w.w_down, len(w.w_router))
+        return made
+
+    def is_product(self, point: str) -> bool:
+        """Whether a point is a product with a weight."""
+        return point in WEIGHT_OF and point not in NORMS and not (self.flow.experts and point == "ffn_out")
+
+    # -- where a mixture may choose another way -------------------------------------------------------
+
+    def scores_off(self) -> Array:
+        """What a router's score may be off by, `[n]`."""
+        off, router = self.choosing.off, self.known("ffn_router")
+        return np.zeros(0 if router is None else len(router)) if off is None else off
+
+    def near_ties(self) -> Rows | None:
+        """The tokens whose choice in this block may fall another way; None where there are no experts."""
+        router = self.known("ffn_router") if self.flow.experts else None
+        return None if router is None else near(router, self.flow.n_used, self.scores_off())
+
+    def unjudged(self, point: str) -> Rows | None:
+        """The tokens that nobody can judge at a point, as what it is made of may be another expert's."""
+        if not self.flow.experts:
+            return None
+        if point not in self._ties:
+            self._ties[point] = self._unjudged(point)
+        return self._ties[point]
+
+    def _unjudged(self, point: str) -> Rows | None:
+        found: Rows | None = None
+        for read in self.flow.reads(point):
+            if read in self.theirs:
+                continue
+            came = self.given.ties if read == BLOCK_INPUT else self.unjudged(read)
+            if read == "ffn_chosen" and self.choosing.theirs is None:
+                found = _either(found, self.near_ties())
+            found = _either(found, came)
+        if found is None or not found.any():
+            return None
+        return seen_by(found, self.flow.positions) if point in ATTENDED else found
 
     def read(self, point: str) -> list[Array]:
         """What the step of a point reads, where all of it is known."""
-        found = [self.known(one) for one in step_reads(point)]
+        found = [self.known(one) for one in self.flow.reads(point)]
         return [one for one in found if one is not None]
 
     def _by_its_function(self, point: str) -> Array:
@@ -197,7 +261,7 @@ class BlockRun(Mapping[str, Array]):
         """Whether a way from a point back to the block's input has nothing recorded on it."""
         return any(
             read == BLOCK_INPUT or (read not in self.theirs and self.reaches_input(read))
-            for read in step_reads(point)
+            for read in self.flow.reads(point)
         )
 
     # -- calls of the oracle, for whoever tries bugs ---------------------------------------------------
@@ -206,9 +270,9 @@ class BlockRun(Mapping[str, Array]):
         """The call of the oracle that answers for a point; None without a model, or across whole blocks."""
         if self.weights is None or self.is_far(point):
             return None
-        if POINTS[point].function == "add":
+        if ALL_POINTS[point].function == "add":
             return None if self.given.start is None else self.whole_case()
-        step = next(step for step in STEPS if point in step.points)
+        step = self.flow.step(point)
         inputs = [self.known(read) for read in step.inputs]
         if any(one is None for one in inputs):
             return None
@@ -227,6 +291,10 @@ class BlockRun(Mapping[str, Array]):
         """The same block on others of their tensors."""
         return self._anew(theirs=theirs)
 
+    def choosing_by(self, choosing: Choosing) -> Self:
+        """The same block of a mixture, which knows more of the choice."""
+        return self._anew(choosing=choosing)
+
     def forget(self) -> None:
         """Let go of all that was computed but the block's end; what is asked for again is computed again."""
         for point in [point for point in self._computed if point != "out"]:
@@ -239,12 +307,12 @@ class BlockRun(Mapping[str, Array]):
         return self._anew(given=given)
 
     def _anew(self, **changed: Any) -> Self:
-        return replace(self, **changed, _computed={}, _floats={})
+        return replace(self, **changed, _computed={}, _floats={}, _ties={})
 
     def whole_case(self) -> Case:
         """The call of the whole block on its input."""
         assert self.given.start is not None
-        return block_case(self.number, self.given.start, self.weights, self.flow.config, self.flow.positions)
+        return self.flow.block_case(self.number, self.given.start, self.weights)
 
     # -- numbers ---------------------------------------------------------------------------------------
 
@@ -264,6 +332,10 @@ class BlockRun(Mapping[str, Array]):
     def _heads(self, point: str) -> int | None:
         config = self.flow.config
         return {"q": config.n_heads, "k": config.n_kv_heads, "v": config.n_kv_heads}.get(point)
+
+
+def _either(a: Rows | None, b: Rows | None) -> Rows | None:
+    return b if a is None else a if b is None else a | b
 
 
 def _swiglu(gate: Array, up: Array) -> Array:

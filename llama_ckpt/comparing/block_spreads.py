@@ -14,20 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.attention import Attention
-from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
-from llama_ckpt.comparing.nearest import step_reads
+from llama_ckpt.comparing.block_run import ATTENDED, NORMS, BlockRun
 from llama_ckpt.comparing.own_run import OwnRun
-from llama_ckpt.judging.rounding import case_spreads
+from llama_ckpt.judging.limits import ELEMENT, limit_for
+from llama_ckpt.judging.rounding import case_spreads, experts_spread
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.judging.step_spreads import (
     biased_spread,
     gated_spread,
+    mixed_spread,
     norm_spread,
+    softmax_spread,
     sum_spread,
     turned_spread,
 )
-from llama_ckpt.points import BLOCK_INPUT, BLOCK_POINTS, POINTS
+from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT
 
 __all__ = ["BlockSpreads", "OwnBlock"]
 
@@ -58,12 +60,12 @@ class BlockSpreads(Mapping[str, Spread]):
         there = self.run.compute(point) is not None
         with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
             found = self._spread(point) if there else None
-        if point not in self.run.theirs or POINTS[point].inner:  # else no step asks for it again
+        if point not in self.run.theirs or ALL_POINTS[point].inner:  # else no step asks for it again
             self._made[point] = found
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return (point.name for point in BLOCK_POINTS if self.get(point.name) is not None)
+        return (point.name for point in self.run.flow.points if self.get(point.name) is not None)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -72,7 +74,7 @@ class BlockSpreads(Mapping[str, Spread]):
         """How far from the program's own value the known one of a point may be; None for not at all."""
         if point == BLOCK_INPUT:
             return self.run.given.off
-        if point in self.run.theirs and not POINTS[point].inner:
+        if point in self.run.theirs and not ALL_POINTS[point].inner:
             return None
         # What a function only shows may have been computed beside what it went on with: a fused kernel has
         # some of its own, of which a recorder sees nothing. So it is as wide as if it had not been recorded.
@@ -83,19 +85,33 @@ class BlockSpreads(Mapping[str, Spread]):
         assert y is not None
         if point in ATTENDED:
             return self._attended(point, y)
-        read, off = run.read(point), [self.off(one) for one in step_reads(point)]
-        if point in ("attn_norm", "ffn_norm"):
+        read, off = run.read(point), [self.off(one) for one in run.flow.reads(point)]
+        if point in NORMS:
             return norm_spread(read[0], run.weight(point), y, run.flow.config.rms_norm_eps, self._p, off[0])
-        if point in WEIGHT_OF:
+        if run.is_product(point):
             return biased_spread(read[0], run.weight(point), y, run.bias(point), run.flow.dtype, off[0])
         if point in ("q_rope", "k_rope"):
             at = run.flow.positions, run.frequencies
             return turned_spread(read[0], y, *at, self._p, False, off[0])
         if point == "ffn_swiglu":
             return gated_spread(read[0], read[1], self._p, *off)
-        if POINTS[point].function == "add":
+        if ALL_POINTS[point].function == "add":
             return sum_spread(read[0], read[1], run.flow.dtype, *off)
-        return self._by_its_function(point)
+        return self._of_experts(point, y, read, off) if run.flow.experts else self._by_its_function(point)
+
+    def _of_experts(self, point: str, y: Array, read: list[Array], off: list[Spread | None]) -> Spread | None:
+        """Of a mixture; the choice is taken as it is."""
+        flow = self.run.flow
+        if point == "ffn_weights" and off[0] is not None:
+            chosen = read[1]
+            return softmax_spread(y, np.take_along_axis(off[0].whole, chosen, axis=1), self._p)
+        if point == "ffn_expert_out":
+            w = self.run.weights
+            matrices = {"w_gate": w.w_gate, "w_up": w.w_up, "w_down": w.w_down}
+            return experts_spread(read[0], matrices, read[1], y, len(w.w_router), flow.dtype, off[0])
+        if point == "ffn_out" and off[0] is not None and off[1] is not None:
+            return mixed_spread(read[1], read[0], off[1].whole, off[0], self._p)
+        return None if point in ("ffn_chosen", "ffn_weights", "ffn_out") else self._by_its_function(point)
 
     def _by_its_function(self, point: str) -> Spread | None:
         case, y = self.run.case(point), self.run.compute(point)
@@ -147,6 +163,19 @@ class OwnBlock(BlockRun, OwnRun):
     _spread_of: dict[str, Spread | None] = field(default_factory=dict)
     _attention: list[Attention] = field(default_factory=list)
 
+    def scores_off(self) -> Array:
+        """What a router's score may be off by, `[n]`: what its steps leave, or a whole run."""
+        router = self.known("ffn_router")
+        if self.choosing.off is not None or router is None:
+            return super().scores_off()
+        spread = self.spreads.get("ffn_router")
+        if spread is not None:
+            return np.asarray(ELEMENT * np.max(spread.whole, axis=1))
+        config = self.flow.config
+        layers = {} if config is None else {"n_layers": config.n_layers}
+        most = limit_for("ffn_router", self.flow.dtype, "total", **layers).row_err
+        return np.asarray(most * np.linalg.norm(router, axis=1))
+
     @property
     def spreads(self) -> BlockSpreads:
         """By neutral name."""
@@ -161,4 +190,4 @@ class OwnBlock(BlockRun, OwnRun):
         self._attention.clear()
 
     def _anew(self, **changed: Any) -> Self:
-        return replace(self, **changed, _computed={}, _floats={}, _spread_of={}, _attention=[])
+        return replace(self, **changed, _computed={}, _floats={}, _ties={}, _spread_of={}, _attention=[])

@@ -32,7 +32,7 @@ from llama_ckpt.comparing.walk import Walk
 from llama_ckpt.dumps.names_map import DumpMap, read_map
 from llama_ckpt.dumps.sequences import sequences_of
 from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["compare_dump"]
 
@@ -118,7 +118,7 @@ def _judged(
     """Judge a dump; with it what was tried of roundings that it does not declare."""
     result, undeclared = _begun(sides), None
     looked = scan(sides.theirs, progress)
-    wanted = wanted_of(sides.theirs, sides.n_layers)
+    wanted = wanted_of(sides.theirs, sides.n_layers, experts=sides.n_used > 0)
     result.of = len(wanted) if not partial else len(sides.theirs.names)
     of_the_run = len(result.findings)
     if sides.comparable:
@@ -128,6 +128,7 @@ def _judged(
         undeclared = walk.undeclared
         result.diagnoses += walk.explainer.diagnoses
         result.notes += walk.explainer.notes
+        walk.say_ties()
         names_there = [name for name in wanted if _is_there(name, sides, set(walk.shifts))]
     else:
         names_there = list(sides.theirs.names)
@@ -142,7 +143,7 @@ def _judged(
 
 def _say_what_was_skipped(result: Comparison, sides: Sides, partial: bool) -> None:
     """The points of the model that were not judged, since they were not recorded."""
-    names = DataFlow(sides.n_layers).names
+    names = DataFlow(sides.n_layers, sides.n_used > 0).names
     result.skipped = tuple(name for name in names if name not in sides.theirs.names)
     if result.skipped and not partial and is_complete_of_its_kind(sides.theirs):
         n = len(names) - len(result.skipped)
@@ -190,6 +191,7 @@ def _begun(sides: Sides) -> Comparison:
         cannot_tell=list(sides.cannot_tell),
         notes=list(sides.notes),
         arithmetic=_declared(sides),
+        experts=sides.n_used > 0,
     )
 
 
@@ -254,7 +256,7 @@ def _suspected(first: ComparedPoint, result: Comparison) -> str:
     named = result.diagnoses[0].named if result.diagnoses else []
     if named and named[0].explained:
         return named[0].checkpoint
-    functions = {POINTS[point].function for _, point in unseen} - {"add"}
+    functions = {ALL_POINTS[point].function for _, point in unseen} - {"add"}
     if len({block for block, _ in unseen}) == 1 and len(functions) == 1:
         return split_name(first.name)[1]
     return "block"

@@ -232,6 +232,7 @@ class Comparison:
         seconds: what it took.
         wrong_rows: of the first wrong point, the rows that are off.
         where: in which call and sequence that is, a clause; run_fault: what of a cache or a batch gives it.
+        experts: whether the model is a mixture of experts.
     """
 
     theirs: Mapping[str, Any]
@@ -259,6 +260,7 @@ class Comparison:
     wrong_rows: tuple[int, ...] = ()
     where: str = ""
     run_fault: str = ""
+    experts: bool = False
     schema: int = SCHEMA
 
     def note_arithmetic(self, name: str, costs: float, left: float, *, passes: bool) -> None:
@@ -281,7 +283,7 @@ class Comparison:
         # What a right point was computed from is nearly always right as well.
         right = {name for point in self.points if not point.made for name in point.since.unseen}
         suspects = [name for name in first.since.unseen if name not in right]
-        flow = DataFlow(len(self.layers))
+        flow = DataFlow(len(self.layers), self.experts)
         return flow.record_next(suspects) or flow.record_next(first.since.unseen)
 
     @property

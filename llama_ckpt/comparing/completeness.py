@@ -13,7 +13,7 @@ from dataclasses import replace
 from llama_ckpt.comparing.comparison import LintFinding
 from llama_ckpt.dumps.theirs import Declared, TheirDump
 from llama_ckpt.listing import some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, block_point, split_name
+from llama_ckpt.points import MODEL_POINTS, block_point, points_in_block, split_name
 
 __all__ = ["is_complete_of_its_kind", "lint_missing", "wanted_of"]
 
@@ -29,23 +29,29 @@ def is_complete_of_its_kind(theirs: TheirDump) -> bool:
     return theirs.declared.points is None and {split_name(name)[1] for name in theirs.names} <= STREAM
 
 
-def wanted_of(theirs: TheirDump, n_layers: int) -> list[str]:
-    """The full names of the points that a dump of a model of `n_layers` blocks should hold."""
+def wanted_of(theirs: TheirDump, n_layers: int, *, experts: bool = False) -> list[str]:
+    """The full names of the points that a dump of a model of `n_layers` blocks should hold.
+
+    Args:
+        experts: of a mixture of experts.
+    """
     declared = theirs.declared
     if not is_complete_of_its_kind(theirs):
-        return _wanted_points(declared, n_layers)
+        return _wanted_points(declared, n_layers, experts)
     if declared.blocks is None:
         return list(theirs.names)
     points = dict.fromkeys(split_name(name)[1] for name in theirs.names)
-    return _wanted_points(replace(declared, points=tuple(points)), n_layers)
+    return _wanted_points(replace(declared, points=tuple(points)), n_layers, experts)
 
 
-def _wanted_points(declared: Declared, n_layers: int) -> list[str]:
+def _wanted_points(declared: Declared, n_layers: int, experts: bool) -> list[str]:
     """The points that a dump should hold: all, or those that it says it recorded."""
     points = declared.points
     blocks = range(n_layers) if declared.blocks is None else declared.blocks
     wanted = [point.name for point in MODEL_POINTS if points is None or point.name in points]
-    inside = [point.name for point in BLOCK_POINTS if points is None or point.name in points]
+    inside = [
+        point.name for point in points_in_block(experts=experts) if points is None or point.name in points
+    ]
     names = [block_point(block, point) for block in blocks for point in inside]
     return [*(p for p in wanted if p == "embd"), *names, *(p for p in wanted if p != "embd")]
 

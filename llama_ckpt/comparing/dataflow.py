@@ -15,10 +15,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import BLOCK_POINTS, Case, Point, block_point
+from llama_ckpt.points import BLOCK_POINTS, Case, Point, block_point, points_in_block
 
-__all__ = ["STEPS", "Flow", "FlowStep", "block_case", "steps_of"]
+__all__ = ["STEPS", "Flow", "FlowStep", "steps_of"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -51,6 +52,9 @@ def steps_of(points: Sequence[Point]) -> tuple[FlowStep, ...]:
 STEPS = steps_of(BLOCK_POINTS)
 """The steps of a block, in order."""
 
+EXPERT_STEPS = steps_of(points_in_block(experts=True))
+"""The same of a mixture of experts."""
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -60,11 +64,38 @@ class Flow:
         config: its shape; None without a model: then only what needs no weights is computed.
         positions: `[n]`.
         dtype: what their program computes in.
+        n_used: of a mixture how many experts compute a token; 0 for a dense model.
     """
 
     config: Any
     positions: NDArray[np.int64]
     dtype: str
+    n_used: int = 0
+
+    @property
+    def experts(self) -> bool:
+        """Whether the model is a mixture of experts."""
+        return self.n_used > 0
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """The points of a block."""
+        return points_in_block(experts=self.experts)
+
+    def reads(self, point: str) -> tuple[str, ...]:
+        """The points that the step which makes `point` reads, by neutral name."""
+        return step_reads(point, experts=self.experts)
+
+    def step(self, point: str) -> FlowStep:
+        """The step that makes a point."""
+        steps = EXPERT_STEPS if self.experts else STEPS
+        return next(step for step in steps if point in step.points)
+
+    def block_case(self, number: int, start: Array, weights: Any) -> Case:
+        """The call of the whole of block `number` on its input, every point of it named."""
+        arguments = {"x": start, "weights": weights, "config": self.config, "positions": self.positions}
+        taps = {point.name: block_point(number, point.name) for point in self.points if point.name != "out"}
+        return Case("block", arguments, (block_point(number, "out"),), taps)
 
     def case(self, number: int, step: FlowStep, inputs: Sequence[Array], weights: Any) -> Case:
         """The call of one step of block `number` on these inputs."""
@@ -91,13 +122,8 @@ class Flow:
             return oracle.rope_frequencies(self.config)
         if name == "eps":
             return self.config.rms_norm_eps
+        if name == "n_used":
+            return self.n_used
         if name == "weight":  # of a norm: it is called as the point that the norm makes
             return getattr(weights, step.returns[0])
         return getattr(weights, name) if hasattr(weights, name) else getattr(self.config, name)
-
-
-def block_case(number: int, start: Array, weights: Any, config: Any, positions: Any) -> Case:
-    """The call of the whole of block `number` on its input, every point of it named."""
-    arguments = {"x": start, "weights": weights, "config": config, "positions": positions}
-    taps = {point.name: block_point(number, point.name) for point in BLOCK_POINTS if point.name != "out"}
-    return Case("block", arguments, (block_point(number, "out"),), taps)

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import rounded
-from llama_ckpt.comparing.block_run import ATTENDED, WEIGHT_OF, BlockRun
+from llama_ckpt.comparing.block_run import ATTENDED, NORMS, BlockRun
 from llama_ckpt.comparing.block_spreads import BlockSpreads, OwnBlock
 from llama_ckpt.comparing.declared import Declared, wider
-from llama_ckpt.comparing.nearest import step_reads
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
-from llama_ckpt.points import POINTS
+from llama_ckpt.points import ALL_POINTS
 
 __all__ = ["DeclaredBlock"]
 
@@ -61,9 +60,9 @@ class DeclaredBlock(OwnBlock):
     def _stepped(self, point: str) -> Array:
         read, oracle = self.read(point), self.by.before
         made: Array
-        if point in ("attn_norm", "ffn_norm"):
+        if point in NORMS:
             made = oracle.rms_norm(read[0], self.weight(point), eps=self.flow.config.rms_norm_eps)
-        elif point in WEIGHT_OF:
+        elif self.is_product(point):
             product = oracle.to_stream if point in ("attn_out", "ffn_out") else oracle.linear
             made, heads = product(read[0], self.weight(point)), self._heads(point)
             if (bias := self.bias(point)) is not None:
@@ -74,7 +73,7 @@ class DeclaredBlock(OwnBlock):
             made = oracle.rope(read[0], read[0][:, :0], self.flow.positions, **turn)[0]
         elif point == "ffn_swiglu":
             made = oracle.gated(read[0], read[1])
-        elif POINTS[point].function == "add":
+        elif ALL_POINTS[point].function == "add":
             made = oracle.added(read[0], read[1])
         else:
             made = self._by_its_function(point)
@@ -103,7 +102,7 @@ class DeclaredBlock(OwnBlock):
     def heads_of(self, point: str, kv_head: int) -> Array:
         """What of a point belongs to a key head, heads first: `[heads, n, …]`."""
         # Of what was recorded no more is made float64 than is asked for: scores are large.
-        x = self.theirs.get(point) if POINTS[point].causal else self.known(point)
+        x = self.theirs.get(point) if ALL_POINTS[point].causal else self.known(point)
         x = self.known(point) if x is None else x
         assert x is not None
         return self.part_of(point, x, kv_head)
@@ -159,7 +158,13 @@ class DeclaredBlock(OwnBlock):
         self._unrounded.clear()
 
     def _anew(self, **changed: Any) -> Self:
-        fresh: dict[str, Any] = {"_computed": {}, "_floats": {}, "_spread_of": {}, "_attention": []}
+        fresh: dict[str, Any] = {
+            "_computed": {},
+            "_floats": {},
+            "_ties": {},
+            "_spread_of": {},
+            "_attention": [],
+        }
         return replace(self, **changed, **fresh, _unrounded={})
 
 
@@ -190,14 +195,14 @@ class DeclaredSpreads(BlockSpreads):
             none = np.zeros_like(found[0])
             stacked = np.concatenate([none if part is None else part for part in parts]).transpose(1, 0, 2)
             return stacked.reshape(len(stacked), -1) if point == "attn_context" else stacked
-        read, off = run.read(point), [self._off_of(one) for one in step_reads(point)]
-        if point in ("attn_norm", "ffn_norm"):
+        read, off = run.read(point), [self._off_of(one) for one in flow.reads(point)]
+        if point in NORMS:
             return by.norm_ties(read[0], off[0], np.asarray(run.weight(point)), flow.config.rms_norm_eps)
         if point in ("q_rope", "k_rope"):
             return by.turn_ties(read[0], off[0], flow.positions, run.frequencies)
         if point == "ffn_swiglu":
             return by.gate_ties(read[0], read[1], off[0])
-        if point not in WEIGHT_OF:
+        if not run.is_product(point):
             return None
         stream = point in ("attn_out", "ffn_out")
         ties, y = by.product_ties(read[0], off[0], run.weight(point), stream=stream), run.compute(point)

@@ -14,11 +14,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.comparing.block_run import BlockRun
 from llama_ckpt.comparing.comparison import ComparedPoint
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
-from llama_ckpt.points import POINTS, Case, split_name
+from llama_ckpt.judging.near_ties import AFTER_CHOICE
+from llama_ckpt.points import ALL_POINTS, Case, split_name
 
 __all__ = ["VAST", "Call", "Limits", "answered", "evidence", "is_vast"]
 
@@ -69,9 +71,20 @@ def evidence(
         o = call.run.get(point)
         if o is None:
             continue
-        name, seen = judged[point].name, mask if POINTS[point].causal else None
+        name, seen = judged[point].name, mask if ALL_POINTS[point].causal else None
+        if point in AFTER_CHOICE and isinstance(call.run, BlockRun):
+            seen = _chosen_alike(call.run, seen, o.ndim)
         limit, spread = limits(name, "own"), call.run.spreads.get(point)
         if spread is not None and theirs[point].shape == o.shape:
             limit = within(limit, spread, o, seen)
         found.append(Evidence(name, theirs[point], o, limit, call.case, seen, call.run.base))
     return found
+
+
+def _chosen_alike(run: BlockRun, seen: NDArray[np.bool_] | None, axes: int) -> NDArray[np.bool_] | None:
+    """Where tensors are looked at: not of tokens whose experts are a near tie, which a bug may turn too."""
+    ties = run.near_ties()
+    if ties is None or not ties.any() or ties.all():
+        return seen
+    judged = ~ties.reshape(-1, *(1,) * (axes - 1))
+    return judged if seen is None else seen & judged

@@ -27,7 +27,7 @@ from llama_ckpt.judging.adjudication import adjudicate
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import POINTS
+from llama_ckpt.points import ALL_POINTS
 
 __all__ = ["MOST_EXPLAINED", "Explainer", "is_explained", "is_identified"]
 
@@ -194,7 +194,7 @@ class Explainer:
             theirs[point],
             o,
             limit=limits(compared.name, error_kind),
-            mask=mask if POINTS[point].causal else None,
+            mask=mask if ALL_POINTS[point].causal else None,
         )
 
     def choices(

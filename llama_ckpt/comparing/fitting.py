@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.comparison import LintFinding
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 from llama_ckpt.weights.config import LlamaConfig
 
 __all__ = ["Fitted", "axis_sizes", "fit", "sizes_from_shapes"]
@@ -53,6 +53,8 @@ def axis_sizes(config: LlamaConfig, n: int) -> dict[str, int]:
         "head_dim": config.head_dim,
         "q_width": config.q_width,
         "ffn": config.ffn,
+        "expert": config.n_experts,
+        "rank": config.n_experts_used,
         "vocab": config.vocab_size,
     }
 
@@ -62,8 +64,8 @@ def sizes_from_shapes(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for name, shape in shapes.items():
         point = split_name(name)[1]
-        if point in POINTS:
-            sizes |= dict(zip(POINTS[point].axes, shape, strict=True))
+        if point in ALL_POINTS:
+            sizes |= dict(zip(ALL_POINTS[point].axes, shape, strict=True))
         elif point == "last_logits":  # all that a dump may hold of the logits
             sizes["vocab"] = shape[0]
     return sizes
@@ -77,7 +79,7 @@ def fit(name: str, x: Array, sizes: Mapping[str, int], expected: Callable[[], Ar
         sizes: how long each axis is.
         expected: what the tensor should be, nearly; asked only where several readings are possible.
     """
-    axes = POINTS[split_name(name)[1]].axes
+    axes = ALL_POINTS[split_name(name)[1]].axes
     shape = tuple(sizes[axis] for axis in axes)
     if x.shape == shape:
         return Fitted(x)
@@ -146,6 +148,8 @@ def _shape_finding(name: str, x: Array, shape: tuple[int, ...], axes: Sequence[s
     message = f"{name}: shape {list(x.shape)}, wanted {list(shape)} [{', '.join(axes)}]"
     if x.ndim == len(shape) and x.shape[1:] == shape[1:]:
         message += f": {x.shape[0]} tokens for {shape[0]}"
+    elif axes == ("token", "rank") and x.ndim == len(shape) and len(x) == shape[0]:
+        message += f": {x.shape[-1]} experts a token, the model has {shape[-1]}"
     elif axes[-1] == "vocab" and x.ndim == len(shape) and x.shape[-1] < shape[-1]:
         message += f": the vocabulary is cut, {shape[-1] - x.shape[-1]} tokens have no logit"
     return LintFinding("shape", name, message, MAP_HINT)

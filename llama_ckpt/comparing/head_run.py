@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.comparing.block_run import Given
 from llama_ckpt.comparing.own_run import OwnRun
+from llama_ckpt.judging.near_ties import Rows
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import norm_spread, product_spread
@@ -139,6 +140,13 @@ class HeadRun(OwnRun):
     def is_far(self, point: str) -> bool:
         """Whether whole blocks lie between a point and the nearest recorded ones."""
         return self.given.far and not (point == "logits" and self._sees_norm)
+
+    def unjudged(self, point: str) -> Rows | None:
+        """The tokens that a mixture may have put through other experts before; of those that are here."""
+        ties = self.given.ties
+        if ties is None or (point == "logits" and self._sees_norm):
+            return None
+        return ties[-1:] if self.last and point == "logits" else ties
 
     @property
     def spreads(self) -> HeadSpreads:

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from llama_ckpt.points import (
+    ALL_POINTS,
     BLOCK_INPUT,
-    BLOCK_POINTS,
     MODEL_POINTS,
-    POINTS,
     block_input,
     block_point,
+    points_in_block,
     split_name,
 )
 
@@ -36,13 +36,26 @@ FINER: Mapping[str, tuple[str, ...]] = {
 }
 """What a point is made from, where its function makes several points one after the other."""
 
+OF_EXPERTS: Mapping[str, tuple[str, ...]] = {
+    "ffn_chosen": ("ffn_router",),
+    "ffn_weights": ("ffn_router", "ffn_chosen"),
+    "ffn_expert_out": ("ffn_norm", "ffn_chosen"),
+    "ffn_out": ("ffn_weights", "ffn_expert_out"),
+}
+"""The same in a mixture of experts, where it is another."""
+
 BESIDE = frozenset({"attn_scores", "attn_probs"})
 """Large tensors, which are recorded next only where no other tells as much."""
 
 
-def step_reads(point: str) -> tuple[str, ...]:
-    """The points that the step which makes `point` reads, by neutral name."""
-    return FINER.get(point, POINTS[point].reads)
+def step_reads(point: str, *, experts: bool = False) -> tuple[str, ...]:
+    """The points that the step which makes `point` reads, by neutral name.
+
+    Args:
+        experts: of a mixture of experts.
+    """
+    found = OF_EXPERTS.get(point) if experts else None
+    return found or FINER.get(point, ALL_POINTS[point].reads)
 
 
 @dataclass(frozen=True)
@@ -71,20 +84,25 @@ NOTHING = Nearest((), (), False)
 
 @dataclass(frozen=True)
 class DataFlow:
-    """The points of a model of `n_layers` blocks, each with what it reads."""
+    """The points of a model of `n_layers` blocks, each with what it reads; `experts`: of a mixture."""
 
     n_layers: int
+    experts: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Every point by its full name, in the order of the data's flow."""
-        inside = [block_point(block, p.name) for block in range(self.n_layers) for p in BLOCK_POINTS]
+        inside = [block_point(block, point) for block in range(self.n_layers) for point in self.inside]
         return ("embd", *inside, *(p.name for p in MODEL_POINTS if p.name != "embd"))
 
     @property
     def inside(self) -> tuple[str, ...]:
         """The neutral names of a block's points."""
-        return tuple(point.name for point in BLOCK_POINTS)
+        return tuple(point.name for point in points_in_block(experts=self.experts))
+
+    def step_reads(self, point: str) -> tuple[str, ...]:
+        """The points that a step reads, by neutral name."""
+        return step_reads(point, experts=self.experts)
 
     @cached_property
     def places(self) -> Mapping[str, int]:
@@ -98,9 +116,9 @@ class DataFlow:
             return ()
         if block is None:
             last = block_point(self.n_layers - 1, "out")
-            return tuple(last if read == "out" else read for read in step_reads(point))
+            return tuple(last if read == "out" else read for read in self.step_reads(point))
         inputs = block_input(block)
-        return tuple(inputs if r == BLOCK_INPUT else block_point(block, r) for r in step_reads(point))
+        return tuple(inputs if r == BLOCK_INPUT else block_point(block, r) for r in self.step_reads(point))
 
     def nearest(self, name: str, recorded: Collection[str]) -> Nearest:
         """What a point is computed from, given the full names of what was recorded."""

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
+from llama_ckpt.judging.near_ties import Rows
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
 from llama_ckpt.points import Case
@@ -33,6 +34,10 @@ class OwnRun(Mapping[str, Array]):
     @abstractmethod
     def spreads(self) -> Mapping[str, Spread]:
         """What rounding may leave since these; a point that is far has none."""
+
+    def unjudged(self, point: str) -> Rows | None:
+        """The tokens that nobody can judge, as a mixture may have gone another way there; None for none."""
+        return None
 
     @abstractmethod
     def call(self, point: str) -> tuple[Case, OwnRun] | None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llama_ckpt.dumps.theirs import TheirDump
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import row_scale
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["Scan", "scan"]
 
@@ -101,7 +101,7 @@ def scan(theirs: TheirDump, progress: Callable[[str, int, int], None] | None = N
 
 def _unseen(name: str, array: NDArray[Any]) -> Any:
     """Where scores are those of later keys, which are often minus infinity, and which nobody judges."""
-    if not POINTS[split_name(name)[1]].causal or array.ndim != 3 or array.shape[0] != array.shape[2]:
+    if not ALL_POINTS[split_name(name)[1]].causal or array.ndim != 3 or array.shape[0] != array.shape[2]:
         return False
     return np.triu(np.ones((len(array), len(array)), bool), 1)[:, None]
 

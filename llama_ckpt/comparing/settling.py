@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from llama_ckpt.comparing.recorded_early import was_read_without, with_weight
 from llama_ckpt.comparing.shifts import find_shift
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
+from llama_ckpt.judging.near_ties import UNKNOWN, Choosing, is_choice
 from llama_ckpt.judging.rounded_run import RoundedRun
 from llama_ckpt.judging.verdict import judge
-from llama_ckpt.points import BLOCK_POINTS, block_point, split_name
+from llama_ckpt.points import block_point, split_name
 
 __all__ = ["Settling"]
 
@@ -41,12 +43,19 @@ class Settling(PointJudge):
     def flow(self) -> Flow:
         """What steps are computed with."""
         sides = self.sides
-        return Flow(sides.config, np.asarray(sides.positions, np.int64), sides.dtype)
+        return Flow(sides.config, np.asarray(sides.positions, np.int64), sides.dtype, sides.n_used)
 
-    def block_on(self, number: int, given: Given, weights: Any, theirs: Mapping[str, Array]) -> OwnBlock:
+    def block_on(
+        self,
+        number: int,
+        given: Given,
+        weights: Any,
+        theirs: Mapping[str, Array],
+        choosing: Choosing = UNKNOWN,
+    ) -> OwnBlock:
         """A block in float64 on what goes in and what they recorded; rounded as they declare."""
         if self.declared is None or weights is None:
-            return OwnBlock(self.flow, number, given, weights, theirs)
+            return OwnBlock(self.flow, number, given, weights, theirs, choosing)
         return DeclaredBlock(self.flow, number, given, weights, theirs, declared=self.declared)
 
     def head_on(self, given: Given, theirs: Mapping[str, Array], *, last: bool = False) -> HeadRun:
@@ -57,11 +66,17 @@ class Settling(PointJudge):
             return HeadRun(*shared, last=last)
         return DeclaredHead(*shared, last=last, declared=self.declared)
 
-    def run_from(self, start: Array, first: int = 0) -> RoundedRun | NoisyRun:
-        """A run that rounds at random, from what goes into a block on."""
+    def run_from(
+        self, start: Array, first: int = 0, *, chosen: Mapping[int, Array] = MappingProxyType({})
+    ) -> RoundedRun | NoisyRun:
+        """A run that rounds at random, from what goes into a block on.
+
+        Args:
+            chosen: by block the experts that it goes through, where that is known.
+        """
         sides, at = self.sides, self.flow.positions
         if self.declared is None:
-            return RoundedRun(start, sides.weights, sides.config, at, sides.dtype, first=first)
+            return RoundedRun(start, sides.weights, sides.config, at, sides.dtype, first, chosen)
         by = self.declared
         return NoisyRun(start, sides.weights, sides.config, at, by.arithmetic, by.weight_type, first=first)
 
@@ -123,18 +138,63 @@ class Settling(PointJudge):
     def theirs_of(self, number: int, right: Mapping[str, Array]) -> dict[str, Array]:
         """What they recorded of a block, by neutral name."""
         found = {}
-        for point in BLOCK_POINTS:
-            x = self.take(block_point(number, point.name), partial(right.get, point.name))
+        for point in self.data_flow.inside:
+            x = self.take(block_point(number, point), partial(right.get, point))
             if x is not None:
-                found[point.name] = x
-        return found
+                found[point] = x
+        return self._likeliest_first(found) if self.flow.experts else found
+
+    def _likeliest_first(self, theirs: dict[str, Array]) -> dict[str, Array]:
+        """The chosen experts put in the order of their weights, where a program lists them in another one.
+
+        Their sum is the same. Where the weights do not lie in that other order too, it is no order but a bug.
+        """
+        chosen, weights = theirs.get("ffn_chosen"), theirs.get("ffn_weights")
+        if chosen is None or weights is None or not np.isfinite(weights).all():
+            return theirs
+        order = np.argsort(-weights, axis=1, kind="stable")
+        by_number = bool((np.diff(chosen, axis=1) > 0).all())
+        if not by_number or (order == np.arange(order.shape[1])).all():
+            return theirs
+        self._note("ffn_chosen", "a token's experts are listed by their numbers: put the likeliest first")
+        wide = theirs.get("ffn_expert_out")
+        found = {
+            **theirs,
+            **{p: np.take_along_axis(theirs[p], order, 1) for p in ("ffn_chosen", "ffn_weights")},
+        }
+        return (
+            found
+            if wide is None
+            else found | {"ffn_expert_out": np.take_along_axis(wide, order[..., None], 1)}
+        )
+
+    def choosing(self, number: int, exact: OwnBlock) -> Choosing:
+        """What is known of a block's choice in the exact run: theirs, and what scores may be off by.
+
+        `exact` is that block without it. Scores of a whole run may be off by what its rounding comes to;
+        theirs are as far off as they are.
+        """
+        router = exact.get("ffn_router") if self.flow.experts else None
+        if router is None:
+            return Choosing()
+        limit = self._limit(block_point(number, "ffn_router"), "total")
+        off = limit.row_err * np.linalg.norm(router, axis=1)
+        x = self.take(block_point(number, "ffn_router"), lambda: router)
+        made = any(point.made in ("here", "between") for point in self.result.points)
+        if x is not None and not made and x.shape == router.shape and np.isfinite(x).all():
+            off = np.maximum(off, np.abs(x - router).max(axis=1))
+        theirs = self.theirs_of(number, exact).get("ffn_chosen")
+        if theirs is not None and not is_choice(theirs, router.shape[1]).all():
+            theirs = None
+        return Choosing(theirs, off)
 
     def settle(
         self, number: int, theirs: dict[str, Array], given: Given, weights: Any, right: Mapping[str, Array]
     ) -> tuple[dict[str, Array], OwnBlock]:
         """Recognize what was only written differently; the block as it is meant, and computed on that."""
         # A tensor with a NaN is no input to judge a step by: the next nearest ones that they recorded are.
-        run = self.block_on(number, given, weights, self.reliable(theirs))
+        reliable = self.reliable(theirs)
+        run = self.block_on(number, given, weights, reliable, Choosing(reliable.get("ffn_chosen")))
         # The pairs first: norms are repaired by what q and k say of them, which has to be in our order by
         # then.
         if self.half_split is None and self._is_half_split(number, theirs, run, right):

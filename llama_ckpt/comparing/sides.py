@@ -22,7 +22,7 @@ from llama_ckpt.comparing.room import check_positions, check_room
 from llama_ckpt.dumps.manifest import DumpEntry
 from llama_ckpt.dumps.reference import Dump, DumpSet, open_dumps
 from llama_ckpt.dumps.theirs import TheirDump
-from llama_ckpt.errors import DumpError, OptionError, UnsupportedModelError
+from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.judging.limits import MAY_BE_WIDER
@@ -80,6 +80,13 @@ class Sides:
         """Whether llama.cpp's tensors are those of float32 throughout."""
         return self.dumps is not None and self.dumps.manifest.tight
 
+    @property
+    def n_used(self) -> int:
+        """How many experts compute a token in a mixture of these; 0 for a dense model."""
+        if self.config is not None:
+            return self.config.n_experts_used if self.config.n_experts else 0
+        return self.sizes.get("rank", 0)
+
 
 def open_sides(
     theirs: TheirDump,
@@ -124,13 +131,6 @@ def open_sides(
 def _open_model(sides: Sides, model: str | Path) -> None:
     sides.file = open_gguf(model_file(Path(model)))
     sides.config = LlamaConfig.from_gguf(sides.file)
-    if sides.config.n_experts:
-        raise UnsupportedModelError(
-            f"{sides.file.path}: a dump to compare",
-            got="a mixture of experts",
-            wanted="a dense model",
-            hint="llama-ckpt validate holds your layer, or ours, against llama.cpp",
-        )
     sides.weights = OracleWeights(sides.file, sides.config)
     sides.n_layers = sides.config.n_layers
 
@@ -304,6 +304,12 @@ def _declare(sides: Sides, arithmetic: object) -> None:
     if arithmetic is None:
         return
     sides.arithmetic = arithmetic_of(arithmetic)
+    if sides.n_used:
+        sides.arithmetic = None
+        sides.cannot_tell.append(
+            "a mixture of experts: what a declared arithmetic makes of it is not computed"
+        )
+        return
     if sides.weights is None:
         sides.cannot_tell.append("no --model: what a declared arithmetic makes of it cannot be computed")
         return

@@ -40,7 +40,7 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.matching import distance
 from llama_ckpt.judging.verdict import PointVerdict, judge
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["Undeclared"]
 
@@ -261,7 +261,7 @@ class _Trial:
         """None where rows of these widths cannot be rounded so, or more than `most` of an error is left."""
         given = {name: value for part in lines.values() for name, value in part.items()}
         made = self._made(Declared(replace(Arithmetic(), **given), self.search.weight_type))
-        mask = self.search.mask if POINTS[self.point].causal else None
+        mask = self.search.mask if ALL_POINTS[self.point].causal else None
         try:
             if self._leaves_more(made, most, mask):
                 return None

@@ -59,7 +59,7 @@ class Walk(Settling):
         self.explainer.around = Around(sides.config, sides.weights, {}, sides.token_ids, sides.positions)
         exact = self._exact_embedding()
         if sides.weights is not None and exact is not None:
-            self.rounded = self.run_from(exact)
+            self.rounded = self.run_from(exact, chosen=self.chosen)
             self.rounded_since = self.rounded
             if self.declared is not None:
                 self.unrounded = Unrounded(self.flow, sides.weights)
@@ -97,6 +97,11 @@ class Walk(Settling):
             for name, x, o in ends
             if x.shape == o.shape
         ]
+
+    def say_ties(self) -> None:
+        """Say which near ties of a mixture's router were followed, and what was left out because of them."""
+        self.result.notes += self.router_ties.notes()
+        self.result.cannot_tell += self.router_ties.left_out()
 
     # -- outside the blocks -------------------------------------------------------------------------
 
@@ -143,7 +148,7 @@ class Walk(Settling):
         names = [name for name in ENDS if name != "embd"]
         right: Mapping[str, Array]
         if sides.weights is not None and exact is not None:
-            right = self.head_on(Given(exact), {})
+            right = self.head_on(Given(exact, ties=self.ties), {})
         else:
             right = {name: r for name in names if (r := self._reference(name)) is not None}
         theirs = {n: x for n in names if (x := self.take(n, partial(right.get, n))) is not None}
@@ -171,10 +176,13 @@ class Walk(Settling):
         """The likeliest next tokens, and who is right about them; some rows of the logits at a time."""
         reference, limit = self._reference("logits"), self._limit("logits", "total")
         first = len(self.sides.token_ids) - len(x)
+        ties = right.unjudged("logits") if isinstance(right, HeadRun) else None
         for part in parts(x.shape):
             exact = right.logits(part) if isinstance(right, HeadRun) else None
             theirs = None if reference is None else reference[part]
             for choice in self.explainer.choices(x[part], exact, theirs, limit):
+                if choice.blame == "yours" and ties is not None and ties[part][choice.row]:
+                    choice = replace(choice, blame="tie")
                 self.result.tokens.append(replace(choice, row=choice.row + part.start + first))
 
     # -- one block ----------------------------------------------------------------------------------
@@ -190,7 +198,9 @@ class Walk(Settling):
         weights = self.sides.weights.blocks[number] if self.sides.weights is not None else None
         right: Mapping[str, Array]
         if weights is not None and exact_in is not None:
-            right = self.block_on(number, Given(exact_in), weights, {})
+            right = self.block_on(number, Given(exact_in, ties=self.ties), weights, {})
+            if self.flow.experts:
+                right = self._choosing_as_they(number, right)
             if self.unrounded is not None:
                 self.unrounded.enter(number, exact_in)
         else:
@@ -204,14 +214,28 @@ class Walk(Settling):
             self._judge_step(theirs, right, own, number, whole)
         else:  # computed through, and nothing is said of it
             own = self.block_on(number, given, weights, {}) if whole is None else whole
+        if own.flow.experts and (since := own.known("ffn_chosen")) is not None:
+            self.chosen_since[number] = since
         end, onwards = theirs.get("out"), self._onwards(number, theirs, own)
         # What is left to do needs the ends alone, and a block of a long prompt is large.
         theirs.clear()
+        if isinstance(right, OwnBlock):
+            self.ties = right.unjudged("out")
         for run in (own, right):
             if isinstance(run, OwnBlock):
                 run.forget()
         self._draw(number, exact_in, given, right, whole, end)
         return right.get("out"), onwards
+
+    def _choosing_as_they(self, number: int, right: OwnBlock) -> OwnBlock:
+        """A mixture's exact block, which goes through their experts where these are as right as its own."""
+        made = right.choosing_by(self.choosing(number, right))
+        self.chosen[number] = made["ffn_chosen"]
+        near = made.near_ties()
+        if near is not None:
+            self.router_ties.near[number] = near
+            self.router_ties.followed[number] = (made["ffn_chosen"] != right["ffn_chosen"]).any(axis=1)
+        return made
 
     def _whole(self, number: int, right: Mapping[str, Array], given: Given) -> OwnBlock | None:
         """The block on what went into theirs; None without a model, or where nobody knows what did."""
@@ -230,12 +254,13 @@ class Walk(Settling):
         if end is not None:
             self.recorded.setdefault(name, bool(np.isfinite(end).all()))
         if end is None or not self.recorded[name]:
+            ties = own.unjudged("out")
             if own.reaches_input("out") or "out" not in own.spreads:
-                return Given(own.get("out"), far=True)
-            return Given(own["out"], off=own.spreads["out"])
+                return Given(own.get("out"), far=True, ties=ties)
+            return Given(own["out"], off=own.spreads["out"], ties=ties)
         start = np.asarray(end, np.float64)
         if self.sides.weights is not None:
-            self.rounded_since = self.run_from(start, number + 1)
+            self.rounded_since = self.run_from(start, number + 1, chosen=self.chosen_since)
         return Given(start)
 
     def _draw(

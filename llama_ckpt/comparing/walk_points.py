@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.comparing.block_run import MATRICES
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
 from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
@@ -23,9 +24,10 @@ from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.head_run import FixedRun
 from llama_ckpt.comparing.large import LARGE, rows_of
-from llama_ckpt.comparing.nearest import DataFlow, Nearest, step_reads
+from llama_ckpt.comparing.nearest import DataFlow, Nearest
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
+from llama_ckpt.comparing.router_ties import RouterTies
 from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.comparing.undeclared import Undeclared
@@ -34,10 +36,11 @@ from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.judging.by_rows import judge_by_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
+from llama_ckpt.judging.near_ties import Rows, is_choice
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
 from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.points import BLOCK_INPUT, POINTS, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT, block_point, split_name
 
 __all__ = ["ENDS", "SAME", "TURNED", "Array", "WORTH_ASKING", "PointJudge"]
 
@@ -80,6 +83,10 @@ class PointJudge:
     unrounded: Unrounded | None = None  # beside a declared run
     undeclared: Undeclared | None = None  # where nothing was declared
     last_row: bool = False  # logits are those of the last token alone
+    router_ties: RouterTies = field(default_factory=RouterTies)
+    ties: Rows | None = None  # tokens that the exact run may put through other experts, up to where it is
+    chosen: dict[int, Array] = field(default_factory=dict)  # by block, of the exact run
+    chosen_since: dict[int, Array] = field(default_factory=dict)  # by block, since the last recorded end
     _limits: dict[tuple[str, str], Limit] = field(default_factory=dict)
     _fitted: dict[tuple[str, str], int] = field(default_factory=dict)
 
@@ -90,7 +97,8 @@ class PointJudge:
 
     def __post_init__(self) -> None:
         sides = self.sides
-        if sides.arithmetic is None and sides.file is not None and sides.dtype == "float32":
+        alone = sides.arithmetic is None and not sides.n_used
+        if alone and sides.file is not None and sides.dtype == "float32":
             kinds = self._kinds(sides.file)
             self.undeclared = Undeclared(
                 len(sides.token_ids), sorted(kinds), kinds.most_common(1)[0][0], self.mask
@@ -113,7 +121,7 @@ class PointJudge:
     @cached_property
     def data_flow(self) -> DataFlow:
         """What each point is made from."""
-        return DataFlow(self.sides.n_layers)
+        return DataFlow(self.sides.n_layers, self.sides.n_used > 0)
 
     # -- their tensors ------------------------------------------------------------------------------
 
@@ -142,11 +150,13 @@ class PointJudge:
         return {point: x for point, x in theirs.items() if self._is_finite(point, x)}
 
     def _is_finite(self, point: str, x: Array) -> bool:
+        if point == "ffn_chosen":  # numbers of experts, which have to be there
+            return bool(is_choice(x, self.sides.sizes["expert"]).all())
         if math.isfinite(float(x.sum())):
             return True
         finite = np.isfinite(x)
         # Scores of keys that nobody sees are often minus infinity, and nothing reads them.
-        return bool(finite.all() or (POINTS[point].causal and (finite | ~self.mask).all()))
+        return bool(finite.all() or (ALL_POINTS[point].causal and (finite | ~self.mask).all()))
 
     def _once(self, finding: LintFinding) -> None:
         """One finding of a kind for each point, with the number of blocks that have it too."""
@@ -248,7 +258,7 @@ class PointJudge:
         point = split_name(name)[1]
         if point not in run or x.size > HELD or x.shape != run[point].shape or x.ndim < 2:
             return ()
-        errors = row_errors(x, run[point], self._mask(name))
+        errors = row_errors(x, run[point], self._mask(name, run))
         limit = self._limit(name, "own" if (name, "own") in self._limits else "total")
         allowed = limit.row_err if limit.rows is None else limit.rows
         wrong = np.flatnonzero(~(errors <= np.broadcast_to(allowed, len(errors))))
@@ -259,7 +269,7 @@ class PointJudge:
     def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
         """On what was recorded before it."""
         point = split_name(name)[1]
-        if point not in run:
+        if point not in run or self._is_hidden(name, run):
             return None
         if not run.is_far(point):
             verdict = self._judge(name, x, run, self._limit(name, "own"), near=True)
@@ -271,7 +281,8 @@ class PointJudge:
         limit = replace(self._limit(name, "total"), error_kind="own")
         verdict = self._judge(name, x, run, limit)
         if verdict.verdict == "fail" and self._is_worth_asking(verdict) and self.rounded_since is not None:
-            verdict = self._judge(name, x, run, self._widened(name, limit, run[point], self.rounded_since))
+            wider = self._widened(name, limit, run, self.rounded_since)
+            verdict = self._judge(name, x, run, wider)
         return verdict
 
     def _total(
@@ -279,16 +290,18 @@ class PointJudge:
     ) -> PointVerdict | None:
         """Of the whole run from the tokens."""
         point = split_name(name)[1]
-        if point not in right:
+        if point not in right or self._is_hidden(name, right):
             return None
         # Without weights what is right is llama.cpp's already.
         r = None if self.sides.weights is None else self._reference(name)
+        if point == "ffn_chosen":  # of a near tie llama.cpp's choice is no better
+            r = None
         verdict = self._judge(name, x, right, self._limit(name, "total"), r)
         if verdict.verdict == "pass" or not may_be_rounding or self.rounded is None:
             return verdict
         made = any(point.made in ("here", "between") for point in self.result.points)
         if not made and self._is_worth_asking(verdict):
-            limit = self._widened(name, self._limit(name, "total"), right[point], self.rounded)
+            limit = self._widened(name, self._limit(name, "total"), right, self.rounded)
             verdict = self._judge(name, x, right, limit, r)
         return verdict
 
@@ -296,17 +309,20 @@ class PointJudge:
         # Where a program rounds on purpose what comes of float32's last bit may be as large as the roundings.
         return self.declared is not None or verdict.err < WORTH_ASKING * verdict.limit
 
-    def _widened(self, name: str, limit: Limit, o: Array, run: RoundedRun | NoisyRun) -> Limit:
+    def _widened(
+        self, name: str, limit: Limit, right: Mapping[str, Array], run: RoundedRun | NoisyRun
+    ) -> Limit:
         """What rounding at random comes to on this model and prompt, where that is more."""
         block, point = split_name(name)
+        o, mask = right[point], self._mask(name, right)
         draws = run.head() if block is None else run.block(block)
         last = self.last_row and point == "logits"
         if last:
             draws = [{"logits": draw["logits"][-1:]} for draw in draws]
-        limit = at_least(limit, o, draws, point, self._mask(name))
+        limit = at_least(limit, o, draws, point, mask)
         if self.unrounded is None:
             return limit
-        return self.unrounded.widened(limit, o, block, point, self._mask(name), last=last)
+        return self.unrounded.widened(limit, o, block, point, mask, last=last)
 
     def _judge(
         self,
@@ -327,10 +343,11 @@ class PointJudge:
         point = split_name(name)[1]
         if r is not None and r.shape != x.shape:
             r = None
-        if x.size >= LARGE and not limit.exact:
+        ties = self._ties(name, run)
+        if x.size >= LARGE and not limit.exact and (ties is None or point not in MATRICES):
             verdict, held = self._judge_large(name, x, run, limit, r, near)
         else:
-            o, mask = run[point], self._mask(name)
+            o, mask = run[point], self._mask(name, run)
             spread = run.spreads.get(point) if near and isinstance(run, OwnRun) else None
             held = limit if spread is None or x.shape != o.shape else within(limit, spread, o, mask)
             self.result.tally.add(name, limit.error_kind, x, o, mask)
@@ -345,7 +362,7 @@ class PointJudge:
         self, name: str, x: Array, run: Mapping[str, Array], limit: Limit, r: Array | None, near: bool
     ) -> tuple[PointVerdict, Limit]:
         """The same, a few rows at a time."""
-        point, mask = split_name(name)[1], self._mask(name)
+        point, mask = split_name(name)[1], self._mask(name, run)
         return judge_by_rows(
             name,
             x.shape,
@@ -354,8 +371,26 @@ class PointJudge:
             tally=self.result.tally,
         )
 
-    def _mask(self, name: str) -> NDArray[np.bool_] | None:
-        return self.mask if POINTS[split_name(name)[1]].causal else None
+    def _mask(self, name: str, run: Mapping[str, Array]) -> NDArray[np.bool_] | None:
+        """Where a point is judged against a run; None for everywhere."""
+        point = ALL_POINTS[split_name(name)[1]]
+        seen, ties = self.mask if point.causal else None, self._ties(name, run)
+        if ties is None:
+            return seen
+        judged = ~ties.reshape(-1, *(1,) * (len(point.axes) - 1))
+        return judged if seen is None else seen & judged
+
+    @staticmethod
+    def _ties(name: str, run: Mapping[str, Array]) -> Rows | None:
+        """The tokens that a mixture may have put through other experts than a run."""
+        return run.unjudged(split_name(name)[1]) if isinstance(run, OwnRun) else None
+
+    def _is_hidden(self, name: str, run: Mapping[str, Array]) -> bool:
+        """Whether all tokens of a point are such; that some are is taken down."""
+        ties = self._ties(name, run)
+        if ties is not None:
+            self.router_ties.hide(name, ties)
+        return ties is not None and bool(ties.all())
 
     # -- where an error is made ----------------------------------------------------------------------
 
@@ -363,7 +398,7 @@ class PointJudge:
         self, name: str, own: PointVerdict | None, total: PointVerdict | None, since: Nearest
     ) -> ComparedPoint:
         """One point with what is said of where its error is made."""
-        read = step_reads(split_name(name)[1])
+        read = self.data_flow.step_reads(split_name(name)[1])
         full = dict(zip(read, self.data_flow.reads(name), strict=False))
         unseen = tuple(one for one in read if full.get(one) in since.unseen and one != BLOCK_INPUT)
         point = ComparedPoint(name, own, total, read, unseen, since=since)

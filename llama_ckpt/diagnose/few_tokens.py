@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.evidence import Evidence
-from llama_ckpt.points import POINTS, Case, split_name
+from llama_ckpt.points import ALL_POINTS, Case, split_name
 
 __all__ = ["few_tokens"]
 
@@ -56,7 +56,7 @@ def _of_rows(evidence: Sequence[Evidence], rows: Rows) -> list[Evidence]:
     for one in evidence:
         case = cut.setdefault(id(one.case), _cut(one.case, rows))
         point = split_name(one.name)[1]
-        keys = point in POINTS and POINTS[point].axes[-1] == "key"
+        keys = point in ALL_POINTS and ALL_POINTS[point].axes[-1] == "key"
         x, o = (_taken(array, rows, keys) for array in (one.x, one.o))
         mask = None if one.mask is None else _taken(one.mask, rows, keys)
         found.append(replace(one, x=x, o=o, mask=mask, case=case, limit=one.limit.of_rows(rows)))

@@ -12,7 +12,7 @@ from llama_ckpt.diagnose.records import Change
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import leaves_at_most
 from llama_ckpt.listing import which
-from llama_ckpt.points import POINTS
+from llama_ckpt.points import ALL_POINTS
 
 __all__ = ["one_for_each", "only_some"]
 
@@ -32,7 +32,7 @@ def only_some(x: Array, o: Array, heads: tuple[Array, Array] | None, limit: Limi
         x, o: the tensor on trial and the oracle's; heads: both as `[token, head, feature]`.
         limit: what is within it is right, so it is not among those that are said to be off.
     """
-    axes = POINTS[limit.point].axes if limit.point in POINTS else ()
+    axes = ALL_POINTS[limit.point].axes if limit.point in ALL_POINTS else ()
     yield from _some(x, o, 0, "token", "token", limit)
     if heads is not None:
         head = "KV head" if "kv_head" in axes else "head"
@@ -66,7 +66,7 @@ def _first_is_always_right(limit: Limit, axis: int, bad: NDArray[np.int64], n: i
     """Of two tokens the first is not turned and sees itself alone: that the second is off says nothing."""
     if axis or n > 2 or 0 in bad:
         return False
-    point = POINTS.get(limit.point)
+    point = ALL_POINTS.get(limit.point)
     return limit.error_kind == "total" or (point is not None and point.function in READ_POSITIONS)
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from llama_ckpt.dumps.calls import RunTable
 from llama_ckpt.dumps.names_map import Rule
 from llama_ckpt.dumps.theirs import TheirDump
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["Laid", "has_keys", "local", "piece_of"]
 
@@ -49,7 +49,7 @@ class Laid:
 
 def has_keys(point: str) -> bool:
     """Whether a point, by its full name, has an axis of keys."""
-    return "key" in POINTS[split_name(point)[1]].axes
+    return "key" in ALL_POINTS[split_name(point)[1]].axes
 
 
 def piece_of(theirs: TheirDump, point: str, table: RunTable, call: int) -> Laid | None:
@@ -74,7 +74,7 @@ def _token_axis(x: Array, rule: Rule, point: str) -> int | None:
 
 
 def _named(x: Array, rule: Rule, point: str) -> tuple[tuple[str, ...], ...]:
-    axes = POINTS[split_name(point)[1]].axes
+    axes = ALL_POINTS[split_name(point)[1]].axes
     return rule.axes or tuple((axis,) for axis in (*("1",) * (x.ndim > len(axes)), *axes))
 
 
@@ -99,7 +99,7 @@ def _is_of_a_batch(x: Array, point: str, n: int, batch: int | None) -> bool:
     """Whether the first two axes are a batch's and a token's."""
     if x.ndim < 2 or x.shape[0] * x.shape[1] != n:
         return False
-    wide = x.ndim > len(POINTS[split_name(point)[1]].axes)
+    wide = x.ndim > len(ALL_POINTS[split_name(point)[1]].axes)
     return x.shape[0] == batch or (wide and x.shape[0] > 1)
 
 

@@ -4,6 +4,7 @@ A mapping says which submodule's output is which point:
 
     "model.norm": "output_norm"                             # {N} stands for a block's number, in both
     "layers.{N}.wo:input": "blk.{N}.attn_context"           # `:input`: what goes in
+    "layers.{N}.experts:input.2": "blk.{N}.ffn_weights"     # its third argument
     "layers.{N}.wqkv": "blk.{N}.q blk.{N}.k blk.{N}.v"      # one output, side by side in its last axis
     "layers.{N}.norm": ["blk.{N}.attn_norm", "blk.{N}.ffn_norm"]   # called twice: in this order
 
@@ -25,7 +26,9 @@ from llama_ckpt.errors import OptionError, ShapeError
 __all__ = ["BLOCK", "COMPILED", "Mapped", "Show", "hooks", "places", "submodules"]
 
 BLOCK = "{N}"
-INPUT = ":input"
+INPUT = re.compile(r":input(?:\.(\d+))?$")
+"""Says that what goes in is meant: the first argument, or the one with this number."""
+
 COMPILED = "_orig_mod"
 """Where `torch.compile` keeps the module that it was given."""
 
@@ -42,7 +45,7 @@ def submodules(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def places(module: nn.Module, path: str) -> list[tuple[nn.Module, str | None]]:
     """The submodules that a path names, each with its block's number as it is written."""
-    pattern = re.escape(path.removesuffix(INPUT)).replace(re.escape(BLOCK), r"([0-9]{1,9})", 1)
+    pattern = re.escape(INPUT.sub("", path)).replace(re.escape(BLOCK), r"([0-9]{1,9})", 1)
     found: dict[str, tuple[nn.Module, str | None]] = {}
     for name, submodule in submodules(module):
         if match := re.fullmatch(pattern, name):  # the wrapper comes before what it wraps, which is wanted
@@ -62,8 +65,9 @@ def hooks(module: nn.Module, mapping: Mapped, show: Show) -> Iterator[None]:
     try:
         for path, points in mapping.items():
             for submodule, names in _named(module, path, points):
-                look = _Look(names, show)
-                if path.endswith(INPUT):
+                given = INPUT.search(path)
+                look = _Look(names, show, int(given.group(1) or 0) if given else 0)
+                if given:
                     handles.append(submodule.register_forward_pre_hook(look.before, with_kwargs=True))
                 else:
                     handles.append(submodule.register_forward_hook(look.after))
@@ -98,13 +102,14 @@ def _check(path: str, point: str) -> None:
 
 
 class _Look:
-    """The hooks of one submodule, which count its calls."""
+    """The hooks of one submodule, which count its calls; `argument`: which goes in."""
 
-    def __init__(self, names: Sequence[str], show: Show) -> None:
-        self.names, self.show, self.calls = names, show, 0
+    def __init__(self, names: Sequence[str], show: Show, argument: int = 0) -> None:
+        self.names, self.show, self.argument, self.calls = names, show, argument, 0
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._take(args[0] if args else next(iter(kwargs.values()), None))
+        given = [*args, *kwargs.values()]
+        self._take(given[self.argument] if self.argument < len(given) else None)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._take(output)

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import OptionError
 from llama_ckpt.outside import MOST_LAYERS, quoted, read_text
 from llama_ckpt.plain_text import shortened
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
+from llama_ckpt.points import ALL_BLOCK_POINTS, ALL_POINTS, MODEL_POINTS, block_point, split_name
 
 __all__ = ["LAYOUTS", "DumpMap", "Rule", "interleave_halves", "pair_kind", "read_map"]
 
@@ -135,7 +135,7 @@ class Rule:
         if x.shape != tuple(math.prod(sizes[axis] for axis in group) for group in axes):
             return x  # whoever compares shapes says so, with the shape as it is in the file
         flat = [axis for group in axes for axis in group]
-        own = POINTS[split_name(self.point.replace(BLOCK, "0"))[1]].axes
+        own = ALL_POINTS[split_name(self.point.replace(BLOCK, "0"))[1]].axes
         order = [flat.index(axis) for axis in own] + [i for i, axis in enumerate(flat) if axis == "1"]
         ordered = x.reshape([sizes[axis] for axis in flat]).transpose(order)
         return ordered.reshape([sizes[axis] for axis in own])
@@ -169,7 +169,7 @@ class DumpMap:
         return neutral, Rule(name, neutral)
 
 
-_IN_BLOCKS = {point.name for point in BLOCK_POINTS}
+_IN_BLOCKS = {point.name for point in ALL_BLOCK_POINTS}
 _OUTSIDE_BLOCKS = {point.name for point in MODEL_POINTS}
 
 
@@ -237,7 +237,7 @@ def _axes(text: Any, point: str, where: str) -> tuple[tuple[str, ...], ...]:
     if groups is None:
         raise OptionError(where, got=quoted(text), wanted='words as in "1 token (head head_dim)"')
     named = sorted(axis for group in groups for axis in group if axis != "1")
-    wanted = POINTS[point].axes
+    wanted = ALL_POINTS[point].axes
     if named != sorted(wanted):
         raise OptionError(where, got=text, wanted=f"{' '.join(wanted)}, each once, in any order")
     return groups

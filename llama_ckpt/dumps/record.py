@@ -37,7 +37,7 @@ from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.dumps.watching import watching
 from llama_ckpt.errors import OptionError, ShapeError
 from llama_ckpt.listing import some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, block_point, split_name
+from llama_ckpt.points import EXPERT_POINTS, MODEL_POINTS, block_point, points_in_block, split_name
 
 __all__ = ["Recorded", "known_mapping", "look_on", "record"]
 
@@ -210,13 +210,15 @@ def _declared(
     some_alone = not blocks
     blocks = blocks or {b for b, _ in map(split_name, recorder.tensors) if b is not None}
     seen = [point.name for point in MODEL_POINTS if point.name in recorder.tensors]
-    for name in (point.name for point in BLOCK_POINTS):
+    experts = any(split_name(name)[1] in {p.name for p in EXPERT_POINTS} for name in recorder.tensors)
+    inside_block = [point.name for point in points_in_block(experts=experts)]
+    for name in inside_block:
         count = sum(block_point(block, name) in recorder.tensors for block in blocks)
         if count == len(blocks) and blocks:
             seen.append(name)
         elif count:
             run.note(f"{name} was seen in {count} of {len(blocks)} blocks")
-    missing = [point for point in POINTS if point not in seen]
+    missing = [p for p in (*(point.name for point in MODEL_POINTS), *inside_block) if p not in seen]
     if missing:
         inner = {"attn_scores", "attn_probs"} <= set(missing) and "q_rope" in seen
         why = "; scores and probabilities stay inside a fused attention, an eager one shows them"

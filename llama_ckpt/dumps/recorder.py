@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.errors import OptionError, ShapeError
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, POINTS, SAMPLED, split_name
+from llama_ckpt.points import ALL_BLOCK_POINTS, ALL_POINTS, MODEL_POINTS, SAMPLED, split_name
 from llama_ckpt.precisions import DTYPES
 
 __all__ = ["Recorder", "as_numpy", "check_point", "computed_in", "dtype_name"]
@@ -32,7 +32,7 @@ __all__ = ["Recorder", "as_numpy", "check_point", "computed_in", "dtype_name"]
 PROJECTED = frozenset({"q", "k", "v", "attn_out", "ffn_gate", "ffn_up", "ffn_out"})
 """What matrix products give: their type is what a program computes in, also where norms are wider."""
 
-INSIDE, OUTSIDE = ({point.name for point in points} for points in (BLOCK_POINTS, MODEL_POINTS))
+INSIDE, OUTSIDE = ({point.name for point in points} for points in (ALL_BLOCK_POINTS, MODEL_POINTS))
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Recorder:
         if name in self.tensors:
             raise ShapeError(name, got="two tensors in one call", wanted="one: a single pass over the prompt")
         dtype, copy = dtype_name(array), as_numpy(array, name)
-        if copy.ndim > len(POINTS[split_name(name)[1]].axes):
+        if copy.ndim > len(ALL_POINTS[split_name(name)[1]].axes):
             if copy.shape[0] != 1:
                 raise ShapeError(f"batch of {name}", got=copy.shape[0], wanted="one sequence")
             copy = copy[0]

@@ -10,7 +10,7 @@ from llama_ckpt.dumps.calls import RunTable, copies_of
 from llama_ckpt.dumps.run_facts import lines
 from llama_ckpt.dumps.theirs import TheirDump
 from llama_ckpt.errors import DumpError
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["run_table"]
 
@@ -72,7 +72,7 @@ def _counted(theirs: TheirDump) -> tuple[int, ...]:
     """The call of each row, by how many rows its tensors have."""
     sizes: dict[int, Counter[int]] = {}
     for point, names in theirs.by_call.items():
-        n_axes = len(POINTS[split_name(point)[1]].axes)
+        n_axes = len(ALL_POINTS[split_name(point)[1]].axes)
         for call, name in names:
             shape = theirs.file.get_slice(name).get_shape()
             rows = shape[0] * shape[1] if len(shape) > n_axes else shape[0]

@@ -18,7 +18,7 @@ from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.names_map import pair_kind
 from llama_ckpt.dumps.recorder import Recorder
 from llama_ckpt.errors import ShapeError
-from llama_ckpt.points import POINTS, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, block_point, split_name
 
 __all__ = ["Run", "settle"]
 
@@ -134,7 +134,7 @@ def _parts(names: str, array: Array, run: Run) -> Mapping[str, Array]:
 def _laid(name: str, x: Array, run: Run, head_dim: int | None) -> Array:
     """Without a batch of one, and with heads of their own where their size is known."""
     n = None if run.token_ids is None else len(run.token_ids)
-    axes = POINTS[split_name(name)[1]].axes
+    axes = ALL_POINTS[split_name(name)[1]].axes
     if x.ndim == 3 and n is not None and x.shape[:2] == (n, 1) and n > 1:
         x = x.swapaxes(0, 1)  # tokens before the batch, as some programs have them
     if x.ndim > len(axes) or (x.ndim == 3 and x.shape[0] == 1 and n in (None, x.shape[1])):

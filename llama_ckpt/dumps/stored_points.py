@@ -12,7 +12,7 @@ from llama_ckpt.dumps.names_map import DumpMap, Rule
 from llama_ckpt.dumps.run_facts import CALL
 from llama_ckpt.errors import DumpError
 from llama_ckpt.listing import some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
+from llama_ckpt.points import ALL_BLOCK_POINTS, MODEL_POINTS, split_name
 
 __all__ = ["FLOATS", "LAST", "StoredPoints", "in_order", "stored_points"]
 
@@ -22,7 +22,7 @@ FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat1
 LAST = "last_logits"
 """The last token's row of the logits: taken for these where they are not there."""
 
-_ORDER = {point.name: place for place, point in enumerate((*BLOCK_POINTS, *MODEL_POINTS))}
+_ORDER = {point.name: place for place, point in enumerate((*ALL_BLOCK_POINTS, *MODEL_POINTS))}
 
 
 @dataclass

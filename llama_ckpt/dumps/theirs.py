@@ -37,7 +37,7 @@ from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.outside import check_file, json_value, quoted
 from llama_ckpt.plain_text import shortened
-from llama_ckpt.points import POINTS
+from llama_ckpt.points import ALL_POINTS
 from llama_ckpt.precisions import DTYPES
 
 __all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
@@ -228,7 +228,7 @@ def _declared(path: Path, metadata: Mapping[str, str], facts: RunFacts) -> Decla
     points = re.findall(r"\w+", metadata["points"]) if "points" in metadata else None
     points = points and ["logits" if point == LAST else point for point in points]
     for point in points or ():
-        if point not in POINTS:
+        if point not in ALL_POINTS:
             raise DumpError(
                 f"{path}: points in __metadata__", got=quoted(point), wanted="names as in points.py"
             )

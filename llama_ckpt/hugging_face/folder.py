@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.writing import TensorPlan, encode_rows, field, write_gguf
 from llama_ckpt.hugging_face.scaling import scaling_of, theta_of
-from llama_ckpt.hugging_face.tensors import FolderTensor, folder_tensors, json_of
+from llama_ckpt.hugging_face.tensors import FolderTensor, StackedTensor, folder_tensors, json_of
 from llama_ckpt.hugging_face.vocabulary import vocabulary_keys
 from llama_ckpt.outside import quoted, whole_number
 from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_tensor
@@ -41,6 +41,7 @@ _BLOCK: Final = {
     "mlp.up_proj": "w_up",
     "mlp.down_proj": "w_down",
 }
+_EXPERT: Final = {"w1": "w_gate", "w3": "w_up", "w2": "w_down"}
 _MODEL: Final = {
     "model.embed_tokens.weight": MODEL_TENSORS["token_embd"],
     "model.norm.weight": MODEL_TENSORS["output_norm"],
@@ -102,7 +103,9 @@ def pairs_from_halves(w: NDArray[Any], n_heads: int) -> NDArray[Any]:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(w.shape)
 
 
-def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[FolderTensor, int]]]:
+def named_tensors(
+    folder: Path, config: Mapping[str, Any]
+) -> Iterator[tuple[str, tuple[FolderTensor | StackedTensor, int]]]:
     """Every tensor by its GGUF name, with the heads whose rows have another order there, 0 for none.
 
     Raises:
@@ -111,6 +114,7 @@ def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str
     tied = bool(config.get("tie_word_embeddings"))
     heads = {"wq": _size(config, "num_attention_heads")}
     heads["wk"] = _size(config, "num_key_value_heads", heads["wq"])
+    experts: dict[str, dict[int, FolderTensor]] = {}
     for name, tensor in folder_tensors(folder).items():
         if name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"):
             continue
@@ -120,15 +124,48 @@ def named_tensors(folder: Path, config: Mapping[str, Any]) -> Iterator[tuple[str
             continue
         _, _, inner = whole.partition("model.layers.")
         number, _, rest = inner.partition(".")
+        block = whole_number(number)
+        if block is not None and (of := _of_experts(rest)) is not None:
+            field, expert = of
+            experts.setdefault(block_tensor(block, field, experts=True), {})[expert] = tensor
+            continue
         part, _, kind = rest.rpartition(".")
         known = _BLOCK.get(part, "")
         own = {"weight": known, "bias": BIAS_OF.get(known, "")}.get(kind, "")
-        if whole_number(number) is None or not own:
+        if block is None or not own:
             raise UnsupportedModelError(f"{tensor.path}: tensor {name!r}", hint="a Llama has no place for it")
-        yield block_tensor(int(number), own), (tensor, heads.get(known, 0))
+        yield block_tensor(block, own), (tensor, heads.get(known, 0))
+    for name, parts in experts.items():
+        yield name, (_stacked(folder, name, parts, config), 0)
 
 
-def _type(tensor: FolderTensor) -> GGMLQuantizationType:
+def _of_experts(rest: str) -> tuple[str, int] | None:
+    """A mixture's field and the number of the expert; None of what is no tensor of experts."""
+    part = rest.removeprefix("block_sparse_moe.").removesuffix(".weight").split(".")
+    if part == ["gate"] and rest.startswith("block_sparse_moe."):
+        return "w_router", 0
+    if len(part) != 3 or part[0] != "experts" or part[2] not in _EXPERT:
+        return None
+    number = whole_number(part[1])
+    return None if number is None else (_EXPERT[part[2]], number)
+
+
+def _stacked(
+    folder: Path, name: str, parts: Mapping[int, FolderTensor], config: Mapping[str, Any]
+) -> FolderTensor | StackedTensor:
+    """The experts' matrices as one tensor; the router is one already."""
+    if name == block_tensor(int(name.split(".")[1]), "w_router", experts=True):
+        return parts[0]
+    n = _n_experts(config)
+    tensors = tuple(parts[expert] for expert in sorted(parts))
+    alike = len({(one.shape, one.kind) for one in tensors}) == 1
+    if len(parts) != n or max(parts) != n - 1 or not alike:
+        got = f"{len(parts)} of {n} experts" if alike else "matrices of several shapes or types"
+        raise ModelFileError(f"{folder}: {name}", got=got, wanted="one of each expert, all alike")
+    return StackedTensor(tensors)
+
+
+def _type(tensor: FolderTensor | StackedTensor) -> GGMLQuantizationType:
     return GGMLQuantizationType["F32" if len(tensor.shape) == 1 else tensor.kind]
 
 
@@ -160,7 +197,7 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     for key in ("num_attention_heads", "hidden_size", "max_position_embeddings"):
         _size(config, key)
     for key, wanted, default in (
-        ("model_type", ("llama", "mistral"), "llama"),
+        ("model_type", ("llama", "mistral", "mixtral"), "llama"),
         ("hidden_act", ("silu",), "silu"),
         ("partial_rotary_factor", (1, None), None),
         ("pretraining_tp", (1, None), None),
@@ -172,6 +209,19 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
             raise UnsupportedModelError(
                 f"config.json: {key}", got=said, wanted=str(wanted[0]) if wanted[0] else "none"
             )
+
+
+def _experts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How many experts a mixture has, and how many compute a token."""
+    n = _n_experts(config)
+    if not n:
+        return {}
+    used = _size(config, "num_experts_per_tok", 2)  # without a number transformers takes 8 and 2
+    return {"llama.expert_count": n, "llama.expert_used_count": used}
+
+
+def _n_experts(config: Mapping[str, Any]) -> int:
+    return _size(config, "num_local_experts", 8) if config.get("model_type") == "mixtral" else 0
 
 
 def _keys(
@@ -196,5 +246,6 @@ def _keys(
         "llama.rope.dimension_count": head_dim,
         "llama.rope.freq_base": theta_of(config),
         "llama.vocab_size": size,
+        **_experts(config),
         **vocabulary_keys(folder, config, size),
     }

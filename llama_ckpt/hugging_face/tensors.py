@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import ModelFileError
 from llama_ckpt.outside import check_file, json_value, quoted, read_json
 
-__all__ = ["FolderTensor", "folder_tensors", "json_of"]
+__all__ = ["FolderTensor", "StackedTensor", "folder_tensors", "json_of"]
 
 TYPES: Final = {"F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 _LONGEST: Final = 100 << 20  # bytes of a header
@@ -52,6 +52,36 @@ class FolderTensor:
         if self.kind != "BF16":
             return np.asarray(raw, np.float32)
         return (np.asarray(raw, np.uint32) << 16).view(np.float32)
+
+
+@dataclass(frozen=True)
+class StackedTensor:
+    """Tensors of a folder that a GGUF file has as one: the experts' matrices, one after the other.
+
+    Attributes:
+        parts: those of every expert, in order, of one shape and type.
+    """
+
+    parts: tuple[FolderTensor, ...]
+
+    @property
+    def path(self) -> Path:
+        """The file that the first is in."""
+        return self.parts[0].path
+
+    @property
+    def kind(self) -> str:
+        """Their type."""
+        return self.parts[0].kind
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The experts first."""
+        return (len(self.parts), *self.parts[0].shape)
+
+    def float32(self) -> NDArray[np.float32]:
+        """All values."""
+        return np.stack([part.float32() for part in self.parts])
 
 
 def folder_tensors(folder: Path) -> dict[str, FolderTensor]:

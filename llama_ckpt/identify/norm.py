@@ -20,7 +20,7 @@ from llama_ckpt.identify.record import Asked, Guess
 from llama_ckpt.identify.rounded import FORMATS
 from llama_ckpt.judging.matching import distance, leaves_at_most
 from llama_ckpt.listing import listed
-from llama_ckpt.points import POINTS, block_point
+from llama_ckpt.points import ALL_POINTS, block_point
 
 __all__ = ["norm_guesses"]
 
@@ -237,7 +237,7 @@ def _of_the_mean(norm: _Norm) -> Iterator[_Explained]:
 def _of_other_inputs(norm: _Norm) -> Iterator[_Explained]:
     """Another tensor of the block was normalized."""
     asked = norm.asked
-    reads = POINTS[asked.point].reads if asked.point in POINTS else ()
+    reads = ALL_POINTS[asked.point].reads if asked.point in ALL_POINTS else ()
     for point in asked.around.theirs:
         other = asked.theirs(point)
         if point in (asked.point, *reads) or other is None or other.shape != norm.x.shape:

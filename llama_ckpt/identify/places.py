@@ -16,7 +16,7 @@ from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.matching import leaves_at_most
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.listing import which
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["NOWHERE", "Place", "Ranges", "elements_off", "place_of", "ranges"]
 
@@ -36,6 +36,8 @@ AXES = {
     "ffn": ("features", "feature"),
     "vocab": ("features", "vocabulary entry"),
     "key": ("keys", "key"),
+    "expert": ("features", "expert"),
+    "rank": ("heads", "rank of experts"),
 }
 """An axis of a point, to the part of a place that it is, and what one of it is called."""
 
@@ -114,7 +116,7 @@ def elements_off(x: ArrayLike, o: ArrayLike, limit: Limit, mask: Mask | None = N
 
 def place_of(off: Mask, name: str) -> Place:
     """Where the marked elements of a point's tensor lie; axes that are off all along are not named."""
-    axes = POINTS[split_name(name)[1]].axes if split_name(name)[1] in POINTS else ()
+    axes = ALL_POINTS[split_name(name)[1]].axes if split_name(name)[1] in ALL_POINTS else ()
     if len(axes) != off.ndim or not off.any():
         return NOWHERE
     parts: dict[str, Any] = {}

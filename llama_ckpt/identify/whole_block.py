@@ -19,7 +19,7 @@ from llama_ckpt.identify.sources import other_blocks
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.judging.matching import passes
 from llama_ckpt.oracle import llama as oracle
-from llama_ckpt.points import BLOCK_INPUT, POINTS, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT, block_point, split_name
 
 __all__ = ["whole_block_guesses"]
 
@@ -78,11 +78,11 @@ def _made(asked: Asked, point: str, weights: Any) -> Array | None:
 
 def _read(asked: Asked, point: str) -> Array | None:
     if point == BLOCK_INPUT:
-        function = POINTS[asked.point].function
+        function = ALL_POINTS[asked.point].function
         found = asked.given.get("x") if function == "rms_norm" and asked.point == "attn_norm" else None
         found = asked.theirs(point) if found is None else found
         return None if found is None else np.asarray(found, np.float64)
-    if POINTS[asked.point].reads == (point,) and "x" in asked.given:
+    if ALL_POINTS[asked.point].reads == (point,) and "x" in asked.given:
         return np.asarray(asked.given["x"], np.float64)
     return asked.theirs(point)
 

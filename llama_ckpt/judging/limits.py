@@ -44,7 +44,7 @@ from llama_ckpt.judging.metrics import (
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.turns import TurnLimit, sideways
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, split_name
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 
 __all__ = [
@@ -197,7 +197,7 @@ def limit_for(
         n_layers: depth of the model. Independent roundings add up like a random walk, so a deeper
             one than was measured gets sqrt(n_layers / 32) of the total limit; a shallower
             one gets the limit of 32 layers.
-        error_from: where the error of a correct program comes from, at a point that `POINTS` does not have:
+        error_from: where the error of a correct program comes from, at a point that no model here has:
             the checkpoint's record says it.
 
     Raises:
@@ -217,7 +217,7 @@ def limit_for(
             "limit", got=f"{point}, {dtype}, {error_kind}", wanted="a row of the table", hint=MEASURE
         )
     deeper = math.sqrt(max(1.0, n_layers / MEASURED_LAYERS)) if error_kind == "total" else 1.0
-    why = POINTS[point].error_from if point in POINTS else error_from
+    why = ALL_POINTS[point].error_from if point in ALL_POINTS else error_from
     why = f"{why}; " if why else ""
     why += f"{MARGIN:g} x the largest of {measured.on}: {largest[0]:.2g}"
     why += f", x {deeper:.3g} for {n_layers} layers" if deeper > 1 else ""

@@ -37,7 +37,9 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: fl
     if trial.shape != predicted.shape:
         return np.inf
     if predicted.dtype.kind in "iub":
-        return float(np.mean(trial != predicted)) if trial.size else 0.0
+        differ = trial != predicted
+        judged = differ if mask is None else differ[np.broadcast_to(mask, differ.shape)]
+        return float(np.mean(judged)) if judged.size else 0.0
     with np.errstate(invalid="ignore", over="ignore"):
         residual, wanted = trial - predicted.astype(np.float64, copy=False), predicted
         if mask is not None:

@@ -23,6 +23,8 @@ from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import sum_spread
 from llama_ckpt.oracle import llama as oracle
+from llama_ckpt.oracle.c06b_experts import weights_of
+from llama_ckpt.oracle.patched_oracle import PatchedOracle
 
 __all__ = ["RoundedRun", "at_least", "parted"]
 
@@ -53,6 +55,8 @@ class RoundedRun:
         positions: `[n]`.
         dtype: the program's, a key of `rounding.PRECISIONS`.
         first: the first block that is run.
+        chosen: by block the experts that each token goes through, `[n, n_used]`; where there are none those
+            of its own scores.
     """
 
     embedding: Array
@@ -61,6 +65,7 @@ class RoundedRun:
     positions: Any
     dtype: str
     first: int = 0
+    chosen: Mapping[int, NDArray[np.int64]] = field(default_factory=dict)
     _streams: list[_Stream] = field(default_factory=list)
     _points: list[dict[str, Array]] = field(default_factory=list)
     _next: int = 0
@@ -70,7 +75,8 @@ class RoundedRun:
         self._begin()
         while self._next <= number:
             block = self.weights.blocks[self._next]
-            self._points = [stream.block(block, self) for stream in self._streams]
+            chosen = self.chosen.get(self._next)
+            self._points = [stream.block(block, self, chosen) for stream in self._streams]
             self._next += 1
         return self._points
 
@@ -95,7 +101,9 @@ class _Stream:
     draw: np.random.Generator
     x: Array
 
-    def block(self, weights: Any, run: RoundedRun) -> dict[str, Array]:
+    def block(
+        self, weights: Any, run: RoundedRun, chosen: NDArray[np.int64] | None = None
+    ) -> dict[str, Array]:
         config, made = run.config, dict[str, Array]()
         at = {"positions": run.positions}
         turn: dict[str, Any] = {**at, "frequencies": oracle.rope_frequencies(config)}
@@ -111,15 +119,20 @@ class _Stream:
         )
         self._step(run, made, oracle.qkv, ("q", "k", "v"), x=made["attn_norm"], **matrices, **heads)
         self._step(run, made, oracle.rope, ("q_rope", "k_rope"), q=made["q"], k=made["k"], **turn)
-        read = {"q": made["q_rope"], "k": made["k_rope"], "v": made["v"]}
+        read: dict[str, Any] = {"q": made["q_rope"], "k": made["k_rope"], "v": made["v"]}
         self._step(
             run, made, oracle.attention, ("attn_out",), **read, wo=weights.wo, **at, **_biases(weights, "bo")
         )
         made["ffn_inp"] = self._sum(self.x, made["attn_out"], run)
         norm("ffn_norm", made["ffn_inp"], weights.ffn_norm)
         matrices = {name: getattr(weights, name) for name in ("w_gate", "w_up", "w_down")}
-        matrices |= _biases(weights, "b_gate", "b_up", "b_down")
-        self._step(run, made, oracle.swiglu, ("ffn_out",), x=made["ffn_norm"], **matrices)
+        read = {"x": made["ffn_norm"]} | matrices
+        if config.n_experts:
+            read |= {"w_router": weights.w_router, "n_used": config.n_experts_used}
+            self._step(run, made, _experts(chosen), ("ffn_out",), **read)
+        else:
+            read |= _biases(weights, "b_gate", "b_up", "b_down")
+            self._step(run, made, oracle.swiglu, ("ffn_out",), **read)
         made["out"] = self.x = self._sum(made["ffn_inp"], made["ffn_out"], run)
         return made
 
@@ -144,10 +157,18 @@ class _Stream:
         results = returned if isinstance(returned, tuple) else (returned,)
         shown |= dict(zip(points, results, strict=True))
         spreads = case_spreads(function.__name__, arguments, shown, run.dtype)
-        made.update({point: _put_off(array, spreads[point], self.draw) for point, array in shown.items()})
+        made.update({p: _put_off(y, spreads[p], self.draw) for p, y in shown.items() if p in spreads})
 
     def _sum(self, a: Array, b: Array, run: RoundedRun) -> Array:
         return _put_off(a + b, sum_spread(a, b, run.dtype), self.draw)
+
+
+def _experts(chosen: NDArray[np.int64] | None) -> Any:
+    """The oracle's mixture, which goes through these experts whatever its scores say."""
+    if chosen is None:
+        return oracle.experts
+    routed = {"routed": lambda right, router, n_used: (chosen, weights_of(router, chosen))}
+    return PatchedOracle(routed).experts
 
 
 def _biases(weights: Any, *names: str) -> dict[str, Any]:

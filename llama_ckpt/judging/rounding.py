@@ -52,6 +52,7 @@ __all__ = [
     "Spread",
     "angle_error",
     "case_spreads",
+    "experts_spread",
     "spreads_of",
 ]
 
@@ -210,23 +211,40 @@ def _experts(c: _Call) -> dict[str, Spread]:
     chosen = np.asarray(shown["ffn_chosen"])
     s_router = product_spread(x, c.arguments["w_router"], router, c.p, came)
     s_weights = softmax_spread(weights, np.take_along_axis(s_router.whole, chosen, axis=1), c.p)
-    s_out = np.zeros_like(out)
-    for expert in np.unique(chosen):
-        tokens, ranks = np.nonzero(chosen == expert)
-        own = {
-            name: _part(c.arguments[name], expert, router.shape[1]) for name in ("w_gate", "w_up", "w_down")
-        }
-        carried = {} if came is None else {"x": came.rows(tokens)}
-        call = _Call(
-            {"x": x[tokens], **own}, {"ffn_out": out[tokens, ranks]}, c.dtype, carried, c.exact_angles
-        )
-        s_out[tokens, ranks] = _swiglu(call)["ffn_out"].whole
+    s_out = experts_spread(x, c.arguments, chosen, out, router.shape[1], c.dtype, came)
     return {
         "ffn_router": s_router,
         "ffn_weights": s_weights,
-        "ffn_expert_out": Spread(s_out),
-        "ffn_out": mixed_spread(out, weights, s_out, s_weights, c.p),
+        "ffn_expert_out": s_out,
+        "ffn_out": mixed_spread(out, weights, s_out.whole, s_weights, c.p),
     }
+
+
+def experts_spread(
+    x: Array,
+    matrices: Mapping[str, Any],
+    chosen: NDArray[np.int64],
+    out: Array,
+    n_experts: int,
+    dtype: str,
+    came: Spread | None = None,
+) -> Spread:
+    """Of what each chosen expert makes.
+
+    Args:
+        x: what goes in, `[n, width]`, and `came` what it is off by.
+        matrices: w_gate, w_up and w_down, those of all `n_experts` under one another.
+        chosen: `[n, n_used]`; out: what they make, `[n, n_used, width]`.
+        dtype: the program's.
+    """
+    made = np.zeros_like(out)
+    for expert in np.unique(chosen):
+        tokens, ranks = np.nonzero(chosen == expert)
+        own = {name: _part(matrices[name], expert, n_experts) for name in ("w_gate", "w_up", "w_down")}
+        carried = {} if came is None else {"x": came.rows(tokens)}
+        call = _Call({"x": x[tokens], **own}, {"ffn_out": out[tokens, ranks]}, dtype, carried, False)
+        made[tokens, ranks] = _swiglu(call)["ffn_out"].whole
+    return Spread(made)
 
 
 def _part(stacked: Any, number: int, n: int) -> Any:

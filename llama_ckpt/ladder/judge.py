@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import ErrorKind, Limit, is_measured, limit_for, unmeasured, within
+from llama_ckpt.judging.near_ties import near
 from llama_ckpt.judging.rounded_run import parted
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.ladder.continuation import Noise
 from llama_ckpt.ladder.discovery import answering
-from llama_ckpt.ladder.near_ties import NearTies, near
+from llama_ckpt.ladder.near_ties import NearTies
 from llama_ckpt.ladder.recording import Recording
 from llama_ckpt.ladder.reference_steps import ReferenceSteps
 from llama_ckpt.ladder.subject import Subject

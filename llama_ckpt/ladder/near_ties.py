@@ -1,7 +1,6 @@
-"""Near ties of a mixture's router: where two right programs may choose different experts.
+"""Which tokens of a recording are not judged, since a mixture's router may choose another way there.
 
-Two scores closer than rounding puts them are a coin flip, and after it the token goes through other
-matrices. So a token whose choice is that near is not judged from there on in its block; in a whole run
+A token whose choice is that near is not judged from there on in its block; in a whole run
 nor is what read it: in later blocks every token from it on. numpy only.
 """
 
@@ -10,33 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llama_ckpt.judging.near_ties import AFTER_CHOICE, Rows, seen_by
 from llama_ckpt.points import split_name
 
-__all__ = ["AFTER_CHOICE", "NearTies", "near"]
-
-Rows: TypeAlias = NDArray[np.bool_]
-
-AFTER_CHOICE = frozenset({"ffn_chosen", "ffn_weights", "ffn_expert_out", "ffn_out", "out"})
-"""The points of a block that hang on the choice."""
-
-
-def near(router: NDArray[np.float64], n_used: int, off: Any) -> Rows:
-    """The tokens whose choice, or its order, may fall another way, `[n]`.
-
-    Args:
-        router: exact scores `[n, n_experts]`.
-        n_used: how many are chosen.
-        off: what a score may be off by, `[n]` or one number.
-    """
-    ranked = -np.sort(-router, axis=1)[:, : n_used + 1]
-    if ranked.shape[1] < 2:
-        return np.zeros(len(router), bool)
-    return np.asarray(np.min(ranked[:, :-1] - ranked[:, 1:], axis=1) <= 2 * off)
+__all__ = ["NearTies"]
 
 
 @dataclass(frozen=True)
@@ -77,5 +56,5 @@ class NearTies:
         for earlier in range(block):
             ties = self.run(earlier)
             if ties is not None and ties.any():
-                read |= np.asarray(self.positions) >= np.asarray(self.positions)[ties].min()
+                read |= seen_by(ties, self.positions)
         return read

@@ -23,6 +23,7 @@ from llama_ckpt.weights.rope_factors import llama3_scaling_of
 from llama_ckpt.weights.tensor_names import (
     BIAS_OF,
     BLOCK_TENSORS,
+    EXPERT_TENSORS,
     MODEL_TENSORS,
     QKV,
     ROPE_LISTS,
@@ -60,6 +61,14 @@ BLOCK_NAMES: Mapping[str, Mapping[str, str]] = {
         "w_down": "feed_forward.w2",
     },
 }
+EXPERTS = {
+    "w_router": "block_sparse_moe.gate",
+    "w_gate": "block_sparse_moe.experts.{E}.w1",
+    "w_up": "block_sparse_moe.experts.{E}.w3",
+    "w_down": "block_sparse_moe.experts.{E}.w2",
+}
+"""Hugging Face's names in a mixture of experts: each expert's matrices are tensors of their own."""
+
 MODEL_NAMES: Mapping[str, Mapping[str, str]] = {
     "hf": {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
     "meta": {"token_embd": "tok_embeddings", "output_norm": "norm", "output": "output"},
@@ -89,8 +98,7 @@ class Exported:
         """What is written, in float32."""
         if self.source is None:
             return np.zeros(self.shape, np.float32)
-        values = file.float32(self.source)
-        values = values if self.rows is None else values[self.rows]
+        values = file.float32(self.source) if self.rows is None else file.float32(self.source, self.rows)
         return halves_from_pairs(values, self.turned_heads) if self.turned_heads else values
 
 
@@ -100,8 +108,8 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[Exported]:
     Raises:
         OptionError: the layout has no place for some of them.
     """
-    if layout != "gguf" and config.n_experts:
-        raise OptionError("the layout of a mixture of experts", got=layout, wanted="gguf")
+    if layout == "meta" and config.n_experts:
+        raise OptionError("the layout of a mixture of experts", got=layout, wanted="hf or gguf")
     plain = replace(
         config,
         fused_qkv=layout == "gguf" and config.fused_qkv,
@@ -111,11 +119,31 @@ def exported_tensors(config: LlamaConfig, layout: str) -> Iterator[Exported]:
     for name, shape in expected_shapes(plain).items():
         if layout == "gguf":
             yield Exported(name, name, shape)
+        elif (field := _of_experts(name)) and config.n_experts:
+            yield from _each_expert(name, field, shape)
         elif name not in ROPE_LISTS:  # the others say them in their configuration
             yield _exported(name, shape, config, layout)
     if layout == "meta" and config.tied_output:  # Meta's program has no tie: the matrix is there twice
         embedding = MODEL_TENSORS["token_embd"]
         yield Exported("output.weight", embedding, (config.vocab_size, config.width))
+
+
+def _of_experts(name: str) -> str:
+    """The field of a tensor that a mixture has in the place of another, "" of others."""
+    suffix = name.split(".", 2)[-1]
+    return next((field for field, own in EXPERT_TENSORS.items() if own == suffix), "")
+
+
+def _each_expert(name: str, field: str, shape: tuple[int, ...]) -> Iterator[Exported]:
+    """The router, or a matrix of every expert, which lie one after the other in the file."""
+    prefix = f"{BLOCKS['hf']}.{name.split('.')[1]}.{EXPERTS[field]}.weight"
+    if field == "w_router":
+        yield Exported(prefix, name, shape)
+        return
+    n, rows, columns = shape
+    for expert in range(n):
+        part = slice(expert * rows, (expert + 1) * rows)
+        yield Exported(prefix.replace("{E}", str(expert)), name, (rows, columns), part)
 
 
 def _biases(config: LlamaConfig, layout: str) -> tuple[str, ...]:
@@ -168,9 +196,11 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
     """What `transformers` needs to build the same model."""
     scaling = hf_scaling(config)
     ids = dict(_special_ids(file))
+    kind = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    if config.n_experts:
+        kind = _mixtral(config)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
+        **kind,
         "hidden_size": config.width,
         "intermediate_size": config.ffn,
         "num_hidden_layers": config.n_layers,
@@ -190,6 +220,24 @@ def _hf_config(file: GGUFFile, config: LlamaConfig, dtype: str) -> dict[str, Any
         "torch_dtype": dtype,
         "dtype": dtype,
         **ids,
+    }
+
+
+def _mixtral(config: LlamaConfig) -> dict[str, Any]:
+    """What makes a mixture of it.
+
+    Raises:
+        OptionError: `transformers`' Mixtral has no place for something.
+    """
+    if config.biases:
+        raise OptionError("a mixture of experts with biases", got="hf, whose Mixtral has none", wanted="gguf")
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        "num_local_experts": config.n_experts,
+        "num_experts_per_tok": config.n_experts_used,
+        "sliding_window": None,
+        "output_router_logits": False,
     }
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.oracle.c00_products import Array
 
-__all__ = ["routed", "weighted_sum"]
+__all__ = ["routed", "weighted_sum", "weights_of"]
 
 
 def routed(router: Array, n_used: int) -> tuple[NDArray[np.int64], Array]:
@@ -19,10 +19,15 @@ def routed(router: Array, n_used: int) -> tuple[NDArray[np.int64], Array]:
 
     Both `[n, n_used]`; of equal scores the lower number comes first.
     """
-    chosen = np.argsort(-router, axis=1, kind="stable")[:, :n_used]
+    chosen = np.argsort(-router, axis=1, kind="stable")[:, :n_used].astype(np.int64)
+    return chosen, weights_of(router, chosen)
+
+
+def weights_of(router: Array, chosen: NDArray[np.int64]) -> Array:
+    """What the chosen experts `[n, n_used]` count for: a softmax over their scores alone."""
     scores = np.take_along_axis(router, chosen, axis=1)
-    e = np.exp(scores - scores[:, :1])
-    return chosen.astype(np.int64), np.asarray(e / e.sum(axis=1, keepdims=True))
+    e = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 def weighted_sum(out: Array, weights: Array) -> Array:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from llama_ckpt.judging.limits import ErrorKind, is_measured, limit_for, unmeasured
-from llama_ckpt.points import POINTS
+from llama_ckpt.points import ALL_POINTS
 from llama_ckpt.precisions import DTYPES
 from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 
@@ -95,7 +95,7 @@ def _answers_for(checkpoint: CheckpointSource) -> Iterator[str]:
 
 def _points(checkpoint: CheckpointSource) -> Iterator[tuple[str, ...]]:
     for name in checkpoint.points:
-        point = POINTS.get(name)
+        point = ALL_POINTS.get(name)
         if point is None:
             yield f"`{name}`", "-", "-", "-"
         else:

@@ -10,7 +10,7 @@ from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.diagnose.bugs import catalogue
 from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.errors import OptionError
-from llama_ckpt.points import POINTS, split_name
+from llama_ckpt.points import ALL_POINTS, POINTS, split_name
 from llama_ckpt.report.arithmetic_page import arithmetic_page, profile_page
 from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 from llama_ckpt.report.pages import limits_table, markdown_table, page
@@ -97,7 +97,7 @@ def _point(name: str) -> Iterator[str]:
     judges = _judges(name)
     yield f"# Point `{name}`"
     yield ""
-    point = POINTS.get(name)
+    point = ALL_POINTS.get(name)
     if point is not None:
         row = (", ".join(point.axes), f"`{point.llama_cpp}`", f"`{point.op}`")
         yield from markdown_table(("axes", "llama.cpp's tensor", "made by"), [row])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from llama_ckpt.listing import listed, some
-from llama_ckpt.points import BLOCK_POINTS, MODEL_POINTS, split_name
+from llama_ckpt.points import ALL_BLOCK_POINTS, MODEL_POINTS, split_name
 from llama_ckpt.report.words import WHO
 
 __all__ = ["Curve", "DrawnPoint", "View", "view"]
@@ -20,7 +20,7 @@ Record: TypeAlias = Mapping[str, Any]
 FLOW = (
     "token_ids",
     "embd",
-    *(p.name for p in BLOCK_POINTS),
+    *(p.name for p in ALL_BLOCK_POINTS),
     *(p.name for p in MODEL_POINTS if p.name != "embd"),
 )
 

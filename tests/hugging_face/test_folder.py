@@ -175,7 +175,7 @@ def test_a_vocabulary_that_is_not_known_leaves_token_ids(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"model_type": "mixtral"}, "model_type: got mixtral, wanted llama"),
+        ({"model_type": "qwen3_moe"}, "model_type: got qwen3_moe, wanted llama"),
         ({"hidden_act": "gelu"}, "hidden_act: got gelu, wanted silu"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5, wanted 1"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling: got dynamic, wanted"),
