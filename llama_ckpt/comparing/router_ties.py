@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.near_ties import Rows
 from llama_ckpt.listing import some
-from llama_ckpt.points import block_point, split_name
+from llama_ckpt.points import ALL_POINTS, block_point, split_name
 
-__all__ = ["RouterTies"]
+__all__ = ["RouterTies", "judged_at", "unjudged"]
+
+Array: TypeAlias = NDArray[Any]
 
 NAMED = 4
+
+
+def unjudged(name: str, run: Mapping[str, Array]) -> Rows | None:
+    """The tokens of a point that a mixture may have put through other experts than a run, `[n]`."""
+    return run.unjudged(split_name(name)[1]) if isinstance(run, OwnRun) else None
+
+
+def judged_at(name: str, run: Mapping[str, Array], causal: Rows) -> Rows | None:
+    """Where a point is judged against a run; None for everywhere.
+
+    Args:
+        causal: `[queries, 1, keys]`, which keys a query sees.
+    """
+    point = ALL_POINTS[split_name(name)[1]]
+    seen, ties = causal if point.causal else None, unjudged(name, run)
+    if ties is None:
+        return seen
+    judged = ~ties.reshape(-1, *(1,) * (len(point.axes) - 1))
+    return judged if seen is None else seen & judged
 
 
 @dataclass
@@ -30,10 +54,14 @@ class RouterTies:
     followed: dict[int, Rows] = field(default_factory=dict)
     hidden: dict[str, Rows] = field(default_factory=dict)
 
-    def hide(self, name: str, rows: Rows) -> None:
-        """Take down which tokens of a point are not judged; of two runs those of both."""
+    def hides(self, name: str, run: Mapping[str, Array]) -> bool:
+        """Whether no token of a point can be judged against a run; which cannot is taken down."""
+        rows = unjudged(name, run)
+        if rows is None:
+            return False
         before = self.hidden.get(name)
         self.hidden[name] = rows if before is None or len(before) != len(rows) else before | rows
+        return bool(rows.all())
 
     def notes(self) -> Iterator[str]:
         """What was read as meant."""

@@ -27,7 +27,7 @@ from llama_ckpt.comparing.large import LARGE, rows_of
 from llama_ckpt.comparing.nearest import DataFlow, Nearest
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
-from llama_ckpt.comparing.router_ties import RouterTies
+from llama_ckpt.comparing.router_ties import RouterTies, judged_at, unjudged
 from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.comparing.undeclared import Undeclared
@@ -269,7 +269,7 @@ class PointJudge:
     def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
         """On what was recorded before it."""
         point = split_name(name)[1]
-        if point not in run or self._is_hidden(name, run):
+        if point not in run or self.router_ties.hides(name, run):
             return None
         if not run.is_far(point):
             verdict = self._judge(name, x, run, self._limit(name, "own"), near=True)
@@ -290,7 +290,7 @@ class PointJudge:
     ) -> PointVerdict | None:
         """Of the whole run from the tokens."""
         point = split_name(name)[1]
-        if point not in right or self._is_hidden(name, right):
+        if point not in right or self.router_ties.hides(name, right):
             return None
         # Without weights what is right is llama.cpp's already.
         r = None if self.sides.weights is None else self._reference(name)
@@ -343,8 +343,8 @@ class PointJudge:
         point = split_name(name)[1]
         if r is not None and r.shape != x.shape:
             r = None
-        ties = self._ties(name, run)
-        if x.size >= LARGE and not limit.exact and (ties is None or point not in MATRICES):
+        in_parts = point not in MATRICES or unjudged(name, run) is None
+        if x.size >= LARGE and not limit.exact and in_parts:
             verdict, held = self._judge_large(name, x, run, limit, r, near)
         else:
             o, mask = run[point], self._mask(name, run)
@@ -373,24 +373,7 @@ class PointJudge:
 
     def _mask(self, name: str, run: Mapping[str, Array]) -> NDArray[np.bool_] | None:
         """Where a point is judged against a run; None for everywhere."""
-        point = ALL_POINTS[split_name(name)[1]]
-        seen, ties = self.mask if point.causal else None, self._ties(name, run)
-        if ties is None:
-            return seen
-        judged = ~ties.reshape(-1, *(1,) * (len(point.axes) - 1))
-        return judged if seen is None else seen & judged
-
-    @staticmethod
-    def _ties(name: str, run: Mapping[str, Array]) -> Rows | None:
-        """The tokens that a mixture may have put through other experts than a run."""
-        return run.unjudged(split_name(name)[1]) if isinstance(run, OwnRun) else None
-
-    def _is_hidden(self, name: str, run: Mapping[str, Array]) -> bool:
-        """Whether all tokens of a point are such; that some are is taken down."""
-        ties = self._ties(name, run)
-        if ties is not None:
-            self.router_ties.hide(name, ties)
-        return ties is not None and bool(ties.all())
+        return judged_at(name, run, self.mask)
 
     # -- where an error is made ----------------------------------------------------------------------
 
