@@ -41,9 +41,14 @@ OBSERVABLE = (
 )
 """Points of the network that the engine shows; any other lives only in registers of a fused kernel."""
 
-_BUCKETS = (128, 256, 512, 1024, 1536, 2048, 3072)
+_BUCKETS = (128, 256, 512, *(halves << k for k in range(9, 30) for halves in (2, 3)))
 """Slots that a captured step can look at; the last graph covers the whole cache. Programs of attention
 that find no slot to look at cost time, too: they hold a place until the kernel before has ended."""
+
+
+def slots_looked_at(used: int, capacity: int) -> int:
+    """Slots of a cache that a step looks at when it needs the first `used`: at most twice as many, or 128."""
+    return next((size for size in _BUCKETS if used <= size < capacity), capacity)
 
 
 def engine_points() -> tuple[str, ...]:
@@ -257,8 +262,7 @@ class Engine:
 
     def _replay(self) -> None:
         """One step from the state on the device, which moves on to the next token."""
-        needed = self.used + 1
-        bucket = next((size for size in _BUCKETS if needed <= size < self.capacity), self.capacity)
+        bucket = slots_looked_at(self.used + 1, self.capacity)
         splits = -(-bucket // SPLIT)
         if not self.graphs:
             self.launcher.run(1, splits)

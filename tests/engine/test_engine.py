@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from llama_ckpt.engine.engine import OBSERVABLE, Engine, Precision, engine_points, unsupported
+from llama_ckpt.engine.engine import (
+    OBSERVABLE,
+    Engine,
+    Precision,
+    engine_points,
+    slots_looked_at,
+    unsupported,
+)
 from llama_ckpt.engine.forced import forced_block, forced_logits
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.generation import generate
@@ -35,6 +42,14 @@ def test_what_it_shows_are_points_of_the_network_in_their_order() -> None:
     order = ["embd", *(name for name in POINTS if name != "embd"), "greedy_tokens"]
     assert {*OBSERVABLE} <= {*order, "last_logits"}
     assert sorted(engine_points(), key=order.index)[0] == "embd" and "attn_probs" not in OBSERVABLE
+
+
+@pytest.mark.parametrize("capacity", [1, 100, 4096, 5000, 131_072])
+def test_a_step_looks_at_what_is_used_and_little_more(capacity: int) -> None:
+    """A long context costs nothing until it is used."""
+    for used in {1, 100, 128, 129, 3073, 4096, 4097, 100_000, capacity}:
+        if used <= capacity:
+            assert used <= slots_looked_at(used, capacity) <= min(capacity, max(128, 2 * used - 1))
 
 
 def test_cpu_models_are_refused_with_a_reason(embedded_model: Path) -> None:

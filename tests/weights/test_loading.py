@@ -87,7 +87,7 @@ def memory(w: Weight) -> torch.Tensor:
 
 
 def everything(weights: ModelWeights) -> list[torch.Tensor]:
-    blocks = [w for block in weights.blocks for w in vars(block).values()]
+    blocks = [w for block in weights.blocks for w in vars(block).values() if w is not None]
     return [memory(w) for w in (weights.token_embd, weights.output_norm, weights.output, *blocks)]
 
 
