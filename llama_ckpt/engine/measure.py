@@ -31,7 +31,7 @@ from llama_ckpt.weights.loading import Progress
 __all__ = ["DEPTHS", "PROMPTS", "Figure", "llama_cpp_figures", "measure"]
 
 PROMPTS = (512, 2048)
-DEPTHS = (0, 2048, 4000)
+DEPTHS = (0, 2048, 4000, 16000)
 WARM_UP = 2  # runs that do not count
 DECODED = 128  # tokens a decoding run generates; fewer where the context ends
 
