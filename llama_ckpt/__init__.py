@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from llama_ckpt.model import Model as Model
     from llama_ckpt.model import load as load
     from llama_ckpt.ranks.any_run import compare as compare
+    from llama_ckpt.results import load_result as load_result
     from llama_ckpt.tokens.tokenizer import Tokenizer as Tokenizer
     from llama_ckpt.weights.config import LlamaConfig as LlamaConfig
 
@@ -57,6 +58,7 @@ __all__ = [
     "export_weights",
     "generate",
     "load",
+    "load_result",
     "make_seeded",
     "open_gguf",
     "record",
@@ -78,6 +80,7 @@ _HOMES = {
     "export_weights": "making.export",
     "generate": "generation",
     "load": "model",
+    "load_result": "results",
     "make_seeded": "making.seeded_model",
     "open_gguf": "gguf.file",
     "record": "dumps.record",

@@ -19,6 +19,7 @@ from llama_ckpt.judging.tally import Tally
 from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.listing import listed
 from llama_ckpt.points import split_name
+from llama_ckpt.results import Result
 
 __all__ = [
     "SCHEMA",
@@ -205,8 +206,8 @@ class SequenceVerdict:
     rolled_back: int | None = None
 
 
-@dataclass
-class Comparison:
+@dataclass(repr=False)
+class Comparison(Result):
     """The whole comparison.
 
     Attributes:

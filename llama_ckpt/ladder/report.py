@@ -9,6 +9,7 @@ from typing import Any, Literal
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.diagnose.records import Diagnosis
 from llama_ckpt.judging.verdict import PointVerdict
+from llama_ckpt.results import Result
 
 __all__ = ["SCHEMA", "CheckpointResult", "JudgedPoint", "LadderReport"]
 
@@ -71,8 +72,8 @@ class CheckpointResult:
         }
 
 
-@dataclass
-class LadderReport:
+@dataclass(repr=False)
+class LadderReport(Result):
     """What the whole ladder says.
 
     Attributes:

@@ -31,6 +31,7 @@ ARROWS: dict[str, str] = {
     "spare_memory": "",
     "shadowing": "errors",
     "parts": "errors",
+    "results": "errors",
     # bytes, weights, tokens
     "gguf": "errors",
     "weights": "errors gguf outside precisions spare_memory",
@@ -53,7 +54,7 @@ ARROWS: dict[str, str] = {
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
         "arithmetic diagnose dumps errors gguf hugging_face identify json_values judging listing oracle "
-        "points precisions reference_dumps spare_memory weights"
+        "points precisions reference_dumps results spare_memory weights"
     ),
     "ranks": (
         "comparing diagnose dumps errors gguf judging listing oracle outside points reference_dumps weights"
@@ -61,8 +62,8 @@ ARROWS: dict[str, str] = {
     # the ladder, and the catalogues on trial
     "ladder": (
         "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
-        "judging kernels making model oracle points precisions reference_dumps shadowing spare_memory tokens "
-        "weights"
+        "judging kernels making model oracle points precisions reference_dumps results shadowing "
+        "spare_memory tokens weights"
     ),
     "mutants": (
         "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "
@@ -84,8 +85,8 @@ ARROWS: dict[str, str] = {
         "report shadowing tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
-        "comparing dumps errors generation gguf ladder making model parts ranks shadowing tokens version "
-        "weights"
+        "comparing dumps errors generation gguf ladder making model parts ranks results shadowing tokens "
+        "version weights"
     ),
     "__main__": "cli",
     "reference_dumps": "",

@@ -1,0 +1,155 @@
+"""What a run that was judged gives in Python and in a notebook: of a dump and of the ladder the same.
+
+    found = lc.compare("mine.safetensors")
+    found                      # one line; in a notebook the verdict, the strip of layers, what is wrong
+    if not found: …            # found.passed
+    found.to_frame()           # a row for each point and kind of error; to_rows() without pandas
+    found.save("found.json"); lc.load_result("found.json").to_html("found.html")
+
+Everything is drawn from the JSON, so that what was saved shows as it did.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llama_ckpt.errors import MissingPartError, OptionError
+
+__all__ = ["Result", "SavedResult", "load_result"]
+
+KINDS = ("comparison", "ladder")
+
+
+class Result(ABC):
+    """A run that was judged."""
+
+    @property
+    @abstractmethod
+    def exit_code(self) -> int:
+        """What the command line ends with: 0 where all is right."""
+
+    @abstractmethod
+    def to_json(self) -> dict[str, Any]:
+        """The report as `--json` writes it, plain values throughout."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is right; what a result is where it is asked for as a condition."""
+        return self.exit_code == 0
+
+    def __bool__(self) -> bool:
+        return self.passed
+
+    def __repr__(self) -> str:
+        said: str = _drawn("headline", "headline")(self.to_json())
+        line = f"<{type(self).__name__} {said}>"
+        return line if len(line) <= MOST else f"{line[: MOST - 2]}…>"
+
+    def _repr_html_(self) -> str:
+        fragment: str = _drawn("notebook", "fragment")(self.to_json())
+        return fragment
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as `to_json`."""
+        return self.to_json()
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A flat record for each point and kind of error: name, block, point, kind, verdict, err, limit, …"""
+        rows: list[dict[str, Any]] = _drawn("notebook", "rows")(self.to_json())
+        return rows
+
+    def to_frame(self) -> Any:
+        """`to_rows` as a pandas DataFrame.
+
+        Raises:
+            MissingPartError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError as error:
+            what = "to_frame needs pandas, which is not installed"
+            raise MissingPartError(what, hint="pip install pandas, or take to_rows()") from error
+        return pandas.DataFrame(self.to_rows())
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The whole page, self-contained; written to `path` where one is given."""
+        page: str = _drawn("html", "page")(self.to_json())
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as JSON; `load_result` reads it."""
+        text = json.dumps(self.to_json(), indent=1, allow_nan=False)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+MOST = 200
+"""Characters of the line that stands for a result."""
+
+
+class SavedResult(Result):
+    """A result that was read from its JSON.
+
+    Args:
+        record: the JSON of a comparison's or a ladder's report.
+    """
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        self._record = record
+
+    @property
+    def exit_code(self) -> int:
+        """As of the run that was saved."""
+        record = self._record
+        if record["kind"] == "comparison":
+            return {"pass": 0, "arithmetic": 3}.get(record["verdict"], 1)
+        shown = [one["verdict"] for one in record["checkpoints"] if one["verdict"] != "hidden"]
+        return 0 if shown and set(shown) == {"pass"} else 1
+
+    @property
+    def verdict(self) -> str:
+        """ "pass", "fail" or "arithmetic"."""
+        return str(self._record.get("verdict") or ("pass" if self.passed else "fail"))
+
+    @property
+    def reason(self) -> str:
+        """The verdict's reason in one sentence."""
+        said: str = _drawn("headline", "headline")(self._record)
+        return str(self._record.get("reason") or said.partition(": ")[2])
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it was read."""
+        return self._record
+
+
+def load_result(path: str | os.PathLike[str]) -> SavedResult:
+    """Read what `save` or `--json` wrote.
+
+    Raises:
+        OptionError: no file that can be read, or no report.
+    """
+    wanted = "a report that save() or --json wrote"
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(str(path), got=str(error), wanted=wanted) from None
+    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+        raise OptionError(str(path), got="JSON of something else", wanted=wanted)
+    return SavedResult(record)
+
+
+def _drawn(module: str, name: str) -> Callable[[Any], Any]:
+    """A function of the package that draws reports from their JSON.
+
+    That package reads this one's records and stands above it, so it is looked up when it is asked for, as the
+    package's public names are.
+    """
+    found: Callable[[Any], Any] = getattr(importlib.import_module(f"llama_ckpt.report.{module}"), name)
+    return found
