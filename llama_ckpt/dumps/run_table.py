@@ -59,8 +59,8 @@ def run_table(theirs: TheirDump) -> RunTable | None:
 
 def _check_work(theirs: TheirDump, n: int, calls: tuple[int, ...] | None) -> None:
     """What lies in the cache is noted for each call: the rows times the calls and copies have a bound."""
-    if n > theirs.longest_axis:
-        what, wanted = f"{theirs.path}: __metadata__", f"{theirs.longest_axis} at most, as the tensors have"
+    if n > theirs.most_rows:
+        what, wanted = f"{theirs.path}: __metadata__", f"{theirs.most_rows} at most, as the tensors have"
         raise DumpError(what, got=f"{n} rows", wanted=wanted)
     steps = len(set(calls or ())) + len(theirs.declared.copies or ()) // 5
     if n * steps > MOST_STEPS:

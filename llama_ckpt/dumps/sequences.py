@@ -23,6 +23,7 @@ from llama_ckpt.dumps.key_columns import NOTHING
 from llama_ckpt.dumps.run_table import run_table
 from llama_ckpt.dumps.theirs import Declared, TheirDump
 from llama_ckpt.errors import DumpError
+from llama_ckpt.listing import some
 from llama_ckpt.points import split_name
 
 __all__ = ["Leak", "SequenceDump", "seen_of_others", "sequences_of"]
@@ -100,7 +101,17 @@ class SequenceDump(TheirDump):
         parts = [
             piece.x[local(self.own_rows(call), self.table.rows_of(call))] for call, piece in pieces.items()
         ]
-        return self._in_order(np.concatenate(parts))
+        return self._in_order(self._joined(parts))
+
+    def _joined(self, parts: list[NDArray[Any]]) -> NDArray[Any]:
+        """The calls' rows, one after the other; each call's have the same axes."""
+        kinds = {part.shape[1:] for part in parts}
+        if len(kinds) > 1:
+            got = some(sorted(str(list(kind)) for kind in kinds), 2)
+            raise DumpError(
+                f"{self.path}: a point's rows in its calls", got=got, wanted="the same axes in all"
+            )
+        return np.concatenate(parts)
 
     def _with_keys(self, point: str, pieces: dict[int, Laid]) -> NDArray[Any]:
         """Scores or probabilities with a column for each row of the sequence; 0 where a call had none."""
@@ -118,7 +129,7 @@ class SequenceDump(TheirDump):
                         more = made[i][..., own_place[key]] if is_probs else 0
                         made[i][..., own_place[key]] = given + more
             parts.append(made)
-        return self._in_order(np.concatenate(parts))
+        return self._in_order(self._joined(parts))
 
     def _in_order(self, x: NDArray[Any]) -> NDArray[Any]:
         """From call after call to the order of its own rows, which is the same but for what was copied."""

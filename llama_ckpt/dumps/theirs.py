@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
 from llama_ckpt.dumps.names_map import DumpMap, Rule
-from llama_ckpt.dumps.run_facts import RunFacts, run_facts
+from llama_ckpt.dumps.run_facts import CALL, RunFacts, run_facts
 from llama_ckpt.dumps.stored_points import FLOATS, LAST, stored_points
 from llama_ckpt.dumps.writing import write_tensors
 from llama_ckpt.errors import DumpError, OptionError
@@ -45,6 +45,9 @@ __all__ = ["Declared", "TheirDump", "open_their_dump", "save_dump"]
 CACHE = re.compile(r"(?:call\.(?P<call>[0-9]{1,9})\.)?blk\.(?P<block>[0-9]{1,9})\.(?P<which>[kv])_cache")
 """How the slots of a cache are called, which are no points."""
 
+
+MOST_AXES, LONGEST_AXIS = 8, 1 << 40
+"""Of a tensor; no point has more than three."""
 
 WHOLE = re.compile("[+-]?[0-9]{1,18}")
 """A whole number in the metadata: no more digits than 64 bits hold, and no other script's."""
@@ -155,12 +158,15 @@ class TheirDump:
         return self.stored[point][1].apply(self.raw(point), sizes)
 
     @cached_property
-    def longest_axis(self) -> int:
-        """The most rows that any tensor of the file may have, those of a batch one after the other."""
-        shapes = (self.file.get_slice(name).get_shape() for name in self._offsets[1])
-        return max(
-            (math.prod(shape[:2]) if len(shape) > 1 else shape[0] for shape in shapes if shape), default=0
-        )
+    def most_rows(self) -> int:
+        """The most rows that any point of the file may have, whichever axis they are, all calls together."""
+        rows: dict[str, int] = {}
+        for name in self._offsets[1]:
+            shape, match = self.file.get_slice(name).get_shape(), CALL.fullmatch(name)
+            key = match[2] if match else name
+            most = max((math.prod(shape[i : i + 2]) for i in range(len(shape))), default=0)
+            rows[key] = rows.get(key, 0) + most
+        return max(rows.values(), default=0)
 
     @cached_property
     def _offsets(self) -> tuple[int, dict[str, tuple[int, int]]]:
@@ -195,6 +201,7 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
             hint="docs/diagnosis.md says how to write one",
         ) from None
     changed = where.stat().st_mtime_ns
+    _check_shapes(where, file, keys)
     facts = run_facts(where, file, keys)
     found = stored_points(where, file, [key for key in keys if key not in facts.names], names or DumpMap())
     return TheirDump(
@@ -207,6 +214,15 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
         facts.batch,
         changed,
     )
+
+
+def _check_shapes(path: Path, file: Any, keys: Sequence[str]) -> None:
+    """Axes as arrays have them: an empty tensor may claim any number of them, of any length."""
+    for key in keys:
+        shape = file.get_slice(key).get_shape()
+        if len(shape) > MOST_AXES or max(shape, default=0) > LONGEST_AXIS:
+            what, got = f"{path}: the shape of {key}", f"{len(shape)} axes, the longest {max(shape)}"
+            raise DumpError(what, got=got, wanted=f"{MOST_AXES} axes at most, none above {LONGEST_AXIS}")
 
 
 def _declared(path: Path, metadata: Mapping[str, str], facts: RunFacts) -> Declared:

@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.writing import TensorPlan, encode_rows, field, write_gguf
+from llama_ckpt.hugging_face.checked import checked_config
 from llama_ckpt.hugging_face.scaling import scaling_of, theta_of
-from llama_ckpt.hugging_face.tensors import FolderTensor, StackedTensor, folder_tensors, json_of
+from llama_ckpt.hugging_face.tensors import FolderTensor, StackedTensor, folder_tensors
 from llama_ckpt.hugging_face.vocabulary import vocabulary_keys
 from llama_ckpt.outside import quoted, whole_number
 from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_tensor
@@ -71,7 +72,7 @@ def gguf_of_folder(folder: Path, out: Path) -> Path:
     if not (folder / "config.json").is_file():
         wanted = "a GGUF file, or a folder of Hugging Face's with config.json and *.safetensors"
         raise ModelFileError(str(folder), got="a folder without config.json", wanted=wanted)
-    config = json_of(folder / "config.json")
+    config = checked_config(folder / "config.json")
     _refuse_others(config)
     tensors = dict(named_tensors(folder, config))
     head_dim = _head_dim(config)
@@ -83,6 +84,9 @@ def gguf_of_folder(folder: Path, out: Path) -> Path:
     @lru_cache(maxsize=2)
     def whole(name: str) -> NDArray[np.float32]:
         source, heads = tensors[name]
+        if heads and (not source.shape or source.shape[0] % (2 * heads)):
+            what = f"{source.path}: the rows of {name}"
+            raise ModelFileError(what, got=list(source.shape), wanted=f"pairs for {heads} heads")
         return pairs_from_halves(source.float32(), heads) if heads else source.float32()
 
     def rows(plan: TensorPlan, first: int, n: int) -> NDArray[Any]:
@@ -204,8 +208,8 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
         ("quantization_config", (None,), None),
     ):
         got = config.get(key, default)
-        if not any(got is one or (type(got) is type(one) and got == one) for one in wanted):
-            said = quoted(got, 40)
+        if isinstance(got, bool | list | dict) or got not in wanted:
+            said = got if isinstance(got, str) else quoted(got, 40)
             raise UnsupportedModelError(
                 f"config.json: {key}", got=said, wanted=str(wanted[0]) if wanted[0] else "none"
             )
@@ -228,7 +232,7 @@ def _keys(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Any], head_dim: int
 ) -> dict[str, Any]:
     embedding = tensors.get(MODEL_TENSORS["token_embd"])
-    if embedding is None:
+    if embedding is None or len(embedding[0].shape) != 2:
         raise ModelFileError(f"{folder}", got="no model.embed_tokens.weight", wanted="a whole model")
     heads, size = _size(config, "num_attention_heads"), embedding[0].shape[0]
     return {

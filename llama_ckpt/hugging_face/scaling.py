@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_ckpt.errors import UnsupportedModelError
+from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.weights.rope_factors import Llama3Scaling, llama3_factors
 from llama_ckpt.weights.tensor_names import LONG_FACTORS, ROPE_FACTORS, SHORT_FACTORS
 
@@ -47,7 +47,7 @@ def scaling_of(config: Mapping[str, Any], head_dim: int) -> Scaling:
     if kind == "linear":
         return {_PREFIX + "type": "linear", _PREFIX + "factor": factor}, {}
     if kind == "llama3":
-        low, high = float(said["low_freq_factor"]), float(said["high_freq_factor"])
+        low, high = float(_needed(said, "low_freq_factor")), float(_needed(said, "high_freq_factor"))
         factors = llama3_factors(Llama3Scaling(factor, low, high, original), head_dim, theta_of(config))
         return {}, {ROPE_FACTORS: np.asarray(factors, np.float32)}
     if kind == "yarn":
@@ -60,6 +60,12 @@ def scaling_of(config: Mapping[str, Any], head_dim: int) -> Scaling:
         wanted="default, linear, llama3, yarn or longrope",
         hint="llama.cpp has none that changes with the length of the text",
     )
+
+
+def _needed(said: Mapping[str, Any], key: str) -> Any:
+    if said.get(key) is None:
+        raise ModelFileError(f"config.json: {key} of rope_scaling", got="nothing", wanted="a value")
+    return said[key]
 
 
 def _original(config: Mapping[str, Any]) -> Any:
@@ -112,5 +118,5 @@ def _long_rope(said: Mapping[str, Any], factor: float, original: int) -> Scaling
         _PREFIX + "original_context_length": original,
         _PREFIX + "attn_factor": float(wanted),
     }
-    lists = {SHORT_FACTORS: said["short_factor"], LONG_FACTORS: said["long_factor"]}
+    lists = {SHORT_FACTORS: _needed(said, "short_factor"), LONG_FACTORS: _needed(said, "long_factor")}
     return keys, {name: np.asarray(values, np.float32) for name, values in lists.items()}

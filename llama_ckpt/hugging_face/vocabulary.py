@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from llama_ckpt.errors import ModelFileError
+from llama_ckpt.hugging_face.checked import checked_tokenizer
 from llama_ckpt.hugging_face.tensors import json_of
 
 __all__ = ["vocabulary_keys"]
@@ -31,7 +33,7 @@ def vocabulary_keys(folder: Path, config: Mapping[str, Any], size: int) -> dict[
     """The keys of a vocabulary of `size` tokens; those of none where it is not read here."""
     keys: dict[str, Any] = {_KEY + f"{role}_token_id": id for role, id in _ids(config).items()}
     path = folder / "tokenizer.json"
-    said = json_of(path) if path.is_file() else {}
+    said = checked_tokenizer(path) if path.is_file() else {}
     model = said.get("model", {})
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         return {_KEY + "model": "none", **keys}
@@ -44,7 +46,9 @@ def vocabulary_keys(folder: Path, config: Mapping[str, Any], size: int) -> dict[
     pre = _pre_tokenizer(said.get("pre_tokenizer") or {})
     if pre is None:
         return {_KEY + "model": "none", **keys}
-    joined = [" ".join(pair).encode() for pair in merges]
+    if not merges:
+        raise ModelFileError(f"{path}: model.merges", got="none", wanted="those of byte-level BPE")
+    joined = [_utf8(" ".join(pair)) for pair in merges]
     return {_KEY + "model": "gpt2", _KEY + "pre": pre, **shared, _KEY + "merges": joined}
 
 
@@ -56,7 +60,7 @@ def _ids(config: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _pair(merge: Any) -> tuple[str, str]:
-    first, second = merge if isinstance(merge, list) else merge.split(" ", 1)
+    first, second = merge if isinstance(merge, list) else merge.partition(" ")[::2]
     return first, second
 
 
@@ -66,13 +70,17 @@ def _tokens(said: Mapping[str, Any], size: int) -> tuple[list[bytes], list[int]]
     unknown = said["model"].get("unk_token")
     for text, id in said["model"]["vocab"].items():
         if id < size:
-            texts[id] = text.encode()
+            texts[id] = _utf8(text)
             types[id] = _UNKNOWN if text == unknown else _BYTE if _is_byte(text) else _NORMAL
     for added in said.get("added_tokens", []):
         if added["id"] < size and added["content"] != unknown:
-            texts[added["id"]] = added["content"].encode()
+            texts[added["id"]] = _utf8(added["content"])
             types[added["id"]] = _CONTROL if added.get("special") else _USER
     return texts, types
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # JSON can write half a pair, which is no UTF-8
 
 
 def _is_byte(text: str) -> bool:
@@ -85,7 +93,7 @@ def _sentence_piece(
     """What is joined first has the highest score: the pieces in the order of their merges."""
     rank: dict[bytes, int] = {}
     for number, pair in enumerate(merges):
-        rank.setdefault("".join(pair).encode(), number)
+        rank.setdefault(_utf8("".join(pair)), number)
     scores = [-float(rank.get(text, len(merges))) for text in texts]
     added = {entry["id"] for entry in said.get("added_tokens", [])}
     scores = [0.0 if id in added else score for id, score in enumerate(scores)]
@@ -110,7 +118,7 @@ def _adds_bos(folder: Path, said: Mapping[str, Any], config: Mapping[str, Any]) 
 
 def _pre_tokenizer(said: Mapping[str, Any]) -> str | None:
     """The name of what cuts a text into words; None for one that is not known."""
-    steps = said.get("pretokenizers", [said])
+    steps = said.get("pretokenizers") or [said]
     kinds = [step.get("type") for step in steps]
     last = steps[-1]
     spaced, own_words = last.get("add_prefix_space"), last.get("use_regex", True)

@@ -223,7 +223,7 @@ def _check_rows(ranks: Sequence[RankDump], n: int, config: LlamaConfig | None) -
             raise DumpError(
                 f"{rank.dump.path}: token_ids", got=outside[0], wanted=f"ids from 0 to {vocab - 1}"
             )
-    check_room(max((rank.dump for rank in ranks), key=lambda dump: dump.longest_axis), n, config)
+    check_room(max((rank.dump for rank in ranks), key=lambda dump: dump.most_rows), n, config)
 
 
 def _tokens(ranks: Sequence[RankDump]) -> int:

@@ -55,5 +55,5 @@ def test_what_is_no_plan_is_refused_by_name(tmp_path: Path, line: str, said: str
 
 
 def test_a_plan_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="cannot be read as a plan"):
+    with pytest.raises(OptionError, match="cannot be opened: .*, wanted a plan"):
         read_plan(tmp_path / "none.txt")

@@ -1,0 +1,46 @@
+"""The page of what was tried: docs/fuzzing.md, from the counts in docs/fuzzing.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tools.fuzz.targets import TARGETS
+
+__all__ = ["page", "write_page"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "fuzzing.md"
+
+HEAD = """<!-- Made by `python -m tools.fuzz --count`; edit tools/fuzz/page.py instead. -->
+
+# Hostile input
+
+`make fuzz SECONDS=600` damages sound files, a field, a value or some bytes at a time, and reads what comes of
+it as the commands do. Each is read, or refused in one line of fewer than 500 printable characters, within
+five seconds of the processor's time, in four times its size and 200 MB beyond what the program has. What
+shows a new line of the program, or a new refusal, is kept and damaged further. What broke a rule once is a
+file in `tools/fuzz/corpus`, and a test reads it on every run.
+
+| what | tried | read | refused | broke a rule | seconds |
+|---|---|---|---|---|---|
+"""
+
+
+def page(counts: Mapping[str, Any]) -> str:
+    """The page's text."""
+    rows = []
+    for name, one in counts.items():
+        if name not in TARGETS:
+            continue
+        of = one["counts"]
+        numbers = [sum(of.values()), *(of.get(kind, 0) for kind in ("read", "refused", "broken"))]
+        rows.append(
+            f"| {TARGETS[name].what} | {' | '.join(f'{n:,}' for n in numbers)} | {one['seconds']:,.0f} |"
+        )
+    return HEAD + "\n".join(rows) + "\n"
+
+
+def write_page(counts: Mapping[str, Any]) -> None:
+    """Write it."""
+    PAGE.write_text(page(counts), "utf-8", newline="\n")

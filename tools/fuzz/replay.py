@@ -1,0 +1,41 @@
+"""Everything that ever broke a rule, read again, and a few mutants of each kind: seconds, for the tests."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from tools.fuzz.hunt import Hunt
+from tools.fuzz.targets import TARGETS
+
+__all__ = ["CORPUS", "main", "replay"]
+
+CORPUS = Path(__file__).parent / "corpus"
+
+
+def replay(n_mutants: int) -> list[str]:
+    """What breaks a rule, a line each; the corpus' files are named for their target."""
+    found = []
+    for name, target in TARGETS.items():
+        with tempfile.TemporaryDirectory(prefix="llama-ckpt-fuzz-") as folder:
+            one = Hunt(target, Path(folder), seed=7)
+            for path in sorted(CORPUS.glob(f"{name}-*")):
+                outcome = one.try_one(path.read_bytes())
+                if outcome.kind == "broken":
+                    found.append(f"{path.name}: {outcome.said}")
+            one.run(60, n_mutants if name != "compare" else n_mutants // 8)
+            found += [f"{name}, mutated: {said}" for said in one.findings]
+            print(f"{target.what}: {sum(one.counts.values())}")
+    return found
+
+
+def main() -> None:
+    """`python -m tools.fuzz.replay MUTANTS`: exit code 1 where something breaks a rule."""
+    found = replay(int(sys.argv[1]))
+    print("\n".join(found), file=sys.stderr)
+    sys.exit(bool(found))
+
+
+if __name__ == "__main__":
+    main()
