@@ -23,7 +23,7 @@ KEPT = 400
 """Mutants that are changed further, at most."""
 
 WATCHED = 16
-"""Of so many mutants, the lines of ours that one runs through are looked at, which takes ten times as long."""
+"""Of one in so many mutants the lines of ours are looked at, which takes ten times as long."""
 
 
 class Hunt:
