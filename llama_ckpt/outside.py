@@ -54,6 +54,8 @@ def check_file(path: str | os.PathLike[str], error: type[E], wanted: str) -> int
     """
     try:
         status = os.stat(path)
+    except FileNotFoundError:
+        raise error(f"{path} cannot be opened", got="no such file", wanted=wanted) from None
     except (OSError, ValueError) as cause:  # ValueError: a NUL, or a lone surrogate in a name
         got = getattr(cause, "strerror", None) or str(cause)
         raise error(f"{path} cannot be opened", got=got, wanted=wanted) from None

@@ -53,7 +53,12 @@ def test_ascii_digits_are_a_number() -> None:
 def test_no_file_but_a_regular_one_is_opened(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)  # opening it would wait for a writer, for ever
-    others = {pipe: "a pipe", Path("/dev/zero"): "a device", tmp_path: "a folder", tmp_path / "no": "No such"}
+    others = {
+        pipe: "a pipe",
+        Path("/dev/zero"): "a device",
+        tmp_path: "a folder",
+        tmp_path / "no": "no such file",
+    }
     for path, message in others.items():
         with pytest.raises(DumpError, match=message):
             read_text(path, DumpError, "a text")

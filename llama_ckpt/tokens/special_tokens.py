@@ -99,6 +99,9 @@ _END_NAMES = (
 
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
+_MANY, _GRAM = 64, 6
+"""From so many tokens on, only those are looked for whose first and last few bytes what is left has."""
+
 _C_SPACE = re.compile(rb"[ \t\n\v\f\r]*")
 
 
@@ -162,28 +165,46 @@ def partition(
         specials: ids and texts of the tokens to cut at; the first has the first choice, everywhere.
         strip_after: the ids that swallow the white space behind them.
     """
-    fragments: list[bytes | int] = [text] if text else []
+    # What is taken becomes NUL, which no token's text holds, so that one search in it all finds a token in
+    # every fragment; a vocabulary may have 200,000 that are cut at.
+    rest = bytearray(text)
+    taken: list[tuple[int, int, int]] = []
+    left = halved = len(text)
+    windows: dict[int, set[bytes]] = {}
     for token, name in specials:
-        if name in text:
-            strip = token in strip_after
-            fragments = [part for fragment in fragments for part in _split(fragment, token, name, strip)]
-    return fragments
+        if len(specials) > _MANY:
+            n = min(len(name), _GRAM)
+            if left < halved // 2:
+                windows, halved = {}, left
+            if n not in windows:
+                windows[n] = {bytes(rest[i : i + n]) for i in range(len(rest) - n + 1)}
+            if name[:n] not in windows[n] or name[-n:] not in windows[n]:
+                continue
+        at = rest.find(name)
+        while at >= 0:
+            end = at + len(name)
+            if b"\0" in name and any(first < end and at < last for first, last, _ in taken):
+                at = rest.find(name, at + 1)
+                continue
+            if token in strip_after and (space := _C_SPACE.match(rest, end)):
+                end = space.end()
+            rest[at:end] = bytes(end - at)
+            taken.append((at, end, token))
+            left -= end - at
+            at = rest.find(name, end)
+    return list(_between(text, sorted(taken)))
 
 
-def _split(fragment: bytes | int, token: int, name: bytes, strip: bool) -> Iterator[bytes | int]:
-    if isinstance(fragment, int):
-        yield fragment
-        return
+def _between(text: bytes, taken: Sequence[tuple[int, int, int]]) -> Iterator[bytes | int]:
+    """The tokens that were cut out, and what is left of the text between them."""
     start = 0
-    while (at := fragment.find(name, start)) >= 0:
+    for at, end, token in taken:
         if at > start:
-            yield fragment[start:at]
+            yield text[start:at]
         yield token
-        start = at + len(name)
-        if strip and (space := _C_SPACE.match(fragment, start)):
-            start = space.end()
-    if start < len(fragment):
-        yield fragment[start:]
+        start = end
+    if start < len(text):
+        yield text[start:]
 
 
 def byte_value(text: bytes) -> int:

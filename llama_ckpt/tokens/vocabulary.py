@@ -17,6 +17,9 @@ __all__ = ["read_special_ids", "read_vocabulary"]
 _FURTHER_ROLES = ("eot", "eom", "fim_pre", "fim_suf", "fim_mid", "fim_pad", "fim_rep", "fim_sep")
 _OLDER_NAMES = {"fim_pre": "prefix", "fim_suf": "suffix", "fim_mid": "middle"}
 _DEFAULT_IDS = {"spm": {"bos": 1, "eos": 2, "unknown": 0}, "bpe": {"bos": 11, "eos": 11}}
+_LONGEST_TEXT, _ALL_TEXTS = 1 << 16, 1 << 24
+"""Bytes of one token's text and of all: the longest known has 512, the largest vocabulary 4 MB."""
+
 _KINDS = {"llama": "spm", "gpt2": "bpe"}
 
 
@@ -42,6 +45,7 @@ def read_vocabulary(metadata: Mapping[str, Any]) -> dict[str, Any]:
         del defaults["bos"]
     # llama.cpp reads a token's text as a C string, which ends at the first NUL.
     tokens = [_c_string(token) for token in _array(metadata, "tokens", 1)]
+    _check_lengths("tokens", tokens)
     n = len(tokens)
     roles = {role: _special_id(metadata, role, n, None) for role in _FURTHER_ROLES}
     name = str(metadata.get("general.name", "")).lower()
@@ -79,7 +83,21 @@ def _merges(metadata: Mapping[str, Any]) -> list[bytes]:
     merges = _array(metadata, "merges", 0)
     if not isinstance(merges, list):
         raise ModelFileError("tokenizer.ggml.merges", got=shown(merges), wanted="texts")
-    return [_c_string(merge) for merge in merges]
+    texts = [_c_string(merge) for merge in merges]
+    _check_lengths("merges", texts)
+    return texts
+
+
+def _check_lengths(name: str, texts: list[bytes]) -> None:
+    """What a text is cut by and merged from takes time and memory for every byte of it."""
+    key = f"tokenizer.ggml.{name}"
+    longest, total = max(map(len, texts), default=0), sum(map(len, texts))
+    if longest > _LONGEST_TEXT:
+        raise ModelFileError(
+            f"the longest of {key}", got=f"{longest} bytes", wanted=f"{_LONGEST_TEXT} at most"
+        )
+    if total > _ALL_TEXTS:
+        raise ModelFileError(f"{key}, all together", got=f"{total} bytes", wanted=f"{_ALL_TEXTS} at most")
 
 
 def _c_string(text: Any) -> bytes:

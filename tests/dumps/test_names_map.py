@@ -104,7 +104,7 @@ def test_a_wrong_map_is_one_sentence(text: str, message: str, tmp_path: Path) ->
 
 
 def test_a_map_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="No such file"):
+    with pytest.raises(OptionError, match="no such file"):
         read_map(tmp_path / "none.toml")
 
 
