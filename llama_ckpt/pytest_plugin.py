@@ -98,13 +98,13 @@ def llama_ckpt_validate(request: pytest.FixtureRequest) -> Callable[..., None]:
     """A function that validates a layer and fails the test where the layer is wrong.
 
     Called as `llama_ckpt_validate(function)`, where the function has a layer's name, or
-    `llama_ckpt_validate("1B", function)`; the function may be given as "module:function". Keyword arguments
-    (`model`, `dumps`, `device`, `dtype`, `arrays`) stand above the command line's options.
+    `llama_ckpt_validate("1B", function)`, in either order; the function may be given as "module:function".
+    Keyword arguments (`model`, `dumps`, `device`, `dtype`, `arrays`) stand above the command line's options.
     """
 
     def validate(*given: Any, **chosen: Any) -> None:
         __tracebackhide__ = True
-        checkpoint, layer = given if len(given) == 2 else (None, *given)
+        checkpoint, layer = in_order(given)
         failure = None
         try:
             check(layer, checkpoint, options(request.config) | chosen)
@@ -114,6 +114,14 @@ def llama_ckpt_validate(request: pytest.FixtureRequest) -> Callable[..., None]:
             pytest.fail(failure, pytrace=False)
 
     return validate
+
+
+def in_order(given: tuple[Any, ...]) -> tuple[str | None, Any]:
+    """The checkpoint, None without one, and the layer, in whichever order they were given."""
+    checkpoint, layer = given if len(given) == 2 else (None, *given)
+    if not isinstance(checkpoint, str | None) or (isinstance(layer, str) and ":" not in layer):
+        return layer, checkpoint  # a checkpoint is a short word, a layer a function or "module:function"
+    return checkpoint, layer
 
 
 def options(config: pytest.Config) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from llama_ckpt.pytest_plugin import in_order
 from reference_dumps import dump_folder
 
 ROOT = Path(__file__).parents[1]
@@ -90,3 +91,11 @@ def test_the_plugin_alone_loads_no_torch() -> None:
     code += "print(*[m for m in ('torch', 'checkpoints') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == ""
+
+
+def test_layer_and_checkpoint_in_either_order() -> None:
+    assert in_order((len,)) == (None, len) and in_order(("mine:f",)) == (None, "mine:f")
+    for given in (("1B", len), (len, "1B")):
+        assert in_order(given) == ("1B", len)
+    for given in (("1B", "mine:f"), ("mine:f", "1B")):
+        assert in_order(given) == ("1B", "mine:f")

@@ -6,6 +6,7 @@ import typer
 
 from llama_ckpt.cli.options import Device, ModelFile, model_path
 from llama_ckpt.cli.progress import waiting
+from llama_ckpt.parts import PARTS, check_installed
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -18,6 +19,7 @@ def command(model: ModelFile = None, device: Device = "auto") -> None:
 
     Over the loopback interface alone. Exit code 0 when every step does what it should, else 1.
     """
+    check_installed("llama-ckpt check-worker", *(name for name, part in PARTS.items() if part == "worker"))
     from llama_ckpt.model import pick_device
     from llama_ckpt.worker.probe import probe_worker
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_wheel_carries_nothing_else(wheel: zipfile.ZipFile) -> None:
     roots = {name.partition("/")[0] for name in wheel.namelist()}
     info = f"llama_ckpt-{llama_ckpt.__version__}.dist-info"
     assert roots == {"llama_ckpt", "checkpoints", "reference_dumps", info}
+
+
+def test_the_source_distribution_holds_what_the_repository_does(tmp_path: Path) -> None:
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    names = {name for name in tracked.stdout.splitlines() if (ROOT / name).is_file()}
+    for name in names:  # of the large ones the name is enough
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        large = (ROOT / name).stat().st_size > 1 << 18
+        (tmp_path / "tree" / name).write_bytes(b"" if large else (ROOT / name).read_bytes())
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=tmp_path / "tree",
+        check=True,
+        capture_output=True,
+    )
+    (path,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        held = {name.partition("/")[2] for name in archive.getnames()}
+    assert {name for name in names if not name.startswith((".ci/", ".github/"))} <= held
 
 
 def test_every_public_name_of_the_package_can_be_had() -> None:
