@@ -96,12 +96,18 @@ def spreads_of(
     *,
     carried: Mapping[str, Spread] | None = None,
     exact_angles: bool = False,
+    steps: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Spread]:
-    """`case_spreads` of a case and the oracle's answers to it, by full names."""
+    """`case_spreads` of a case and the oracle's answers to it, by full names.
+
+    Args:
+        steps: what the oracle computed on the way, by neutral names, as far as it is at hand.
+    """
     if dtype not in PRECISIONS:
         return {}
     by_point = {split_name(name)[1]: name for name in (*case.taps.values(), *case.returns)}
-    values = {point: answers[name] for point, name in by_point.items() if name in answers}
+    shown = {point: answers[name] for point, name in by_point.items() if name in answers}
+    values = {**(steps or {}), **shown}
     made = case_spreads(
         case.function, case.arguments, values, dtype, carried=carried, exact_angles=exact_angles
     )

@@ -20,6 +20,7 @@ from llama_ckpt.arithmetic.profiles import arithmetic_of
 from llama_ckpt.arithmetic.record import Arithmetic, arithmetic_lines
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.errors import OptionError
+from llama_ckpt.ladder.block_by_block import BlockByBlock
 from llama_ckpt.ladder.discovery import discover, normalize_ids
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
@@ -224,11 +225,14 @@ def climb_all(
 ) -> Iterator[CheckpointResult]:
     """Every checkpoint's result as soon as it stands."""
     failed: list[str] = []
-    for checkpoint in ladder:
+    rungs = list(ladder)
+    ahead = BlockByBlock(rungs, trials, stop_on_failure, progress)
+    for checkpoint in rungs:
         result = CheckpointResult(checkpoint.id, checkpoint.title)
         if stop_on_failure and failed:
             result.reason = f"skipped: checkpoint {failed[0]} failed"
         else:
+            ahead.before(checkpoint)
             climb(checkpoint, trials, result, progress)
             conclude(result, checkpoint, failed)
             result.diagnoses = observer.take()

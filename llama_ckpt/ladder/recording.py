@@ -131,18 +131,31 @@ def from_dump(dumps: DumpSet, name: str, model: Model, weights: OracleWeights, *
     )
 
 
-def from_oracle(model: Model, weights: OracleWeights, prompt: str) -> Recording:
-    """The oracle's own run of a prompt, rounded to float32, for judging without llama.cpp."""
+def from_oracle(
+    model: Model,
+    weights: OracleWeights,
+    prompt: str,
+    answers: dict[str, dict[str, NDArray[np.float64]]] | None = None,
+) -> Recording:
+    """The oracle's own run of a prompt, rounded to float32, for judging without llama.cpp.
+
+    Args:
+        answers: gets the run as it is, by the recording's label: it is the answer to these tokens as well.
+    """
     token_ids, text = prompt_ids(model.tokenizer, prompt)
     positions = tuple(range(len(token_ids)))
     blocks = range(model.config.n_layers)
+    label, exact = "oracle/" + prompt.split(" ")[0].lower(), dict[str, NDArray[np.float64]]()
+    tensors = _exact_run(model, weights, token_ids, positions, blocks, exact)
+    if answers is not None:
+        answers[label] = exact
     return Recording(
-        label="oracle/" + prompt.split(" ")[0].lower(),
+        label=label,
         prompt=text,
         token_ids=token_ids,
         positions=positions,
         blocks=tuple(blocks),
-        tensors=_exact_run(model, weights, token_ids, positions, blocks),
+        tensors=tensors,
         recorded=False,
         tight=False,
     )
@@ -181,14 +194,20 @@ def _exact_run(
     token_ids: Sequence[int],
     positions: Sequence[int],
     blocks: Sequence[int],
+    exact: dict[str, NDArray[np.float64]] | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """The oracle's own run rounded to float32: of these blocks every point, of the others `out`."""
+    """The oracle's own run rounded to float32: of these blocks every point, of the others `out`.
+
+    `exact` gets the same before it is rounded.
+    """
     tensors: dict[str, NDArray[np.float32]] = {}
 
     def keep(point: str, array: NDArray[np.float64]) -> None:
         number, short = split_name(point)
         if number is None or number in blocks or short == "out":
             tensors[point] = array.astype(np.float32)
+            if exact is not None:
+                exact[point] = array
 
     keep("logits", oracle.logits(token_ids, weights, config=model.config, positions=positions, tap=keep))
     tensors["last_logits"] = tensors["logits"][-1]

@@ -13,13 +13,18 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llama_ckpt.capture import Take, capture_takes
 from llama_ckpt.dumps.reference import LARGE, DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.hugging_face.folder import model_file
+from llama_ckpt.ladder.block_by_block import together
 from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle, prompt_ids
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.making.derive import TYPES, derive
@@ -119,7 +124,10 @@ def oracle_subject(path: Path, device: str, dtype: str) -> Iterator[Subject]:
     """The model against the oracle alone."""
     model = load(path, device=device, dtype=dtype)
     weights = oracle_weights(model.file, model.config, model.weights, model.device)
-    yield Subject("oracle", model, weights, tuple(from_oracle(model, weights, prompt) for prompt in PROMPTS))
+    answers: dict[str, dict[str, NDArray[np.float64]]] = {}
+    runs = [partial(from_oracle, model, weights, prompt, answers) for prompt in PROMPTS]
+    recordings = together(weights, runs, "the oracle's own run")
+    yield Subject("oracle", model, weights, tuple(recordings), answers)
 
 
 def recorded_subjects(

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from llama_ckpt.ladder.side_by_side import side_by_side
 from llama_ckpt.ladder.steadiness import beside_itself
 from llama_ckpt.ladder.subject import Subject, keeper
 from llama_ckpt.oracle.functions import oracle_function
-from llama_ckpt.points import Case, Checkpoint
+from llama_ckpt.points import Case, Checkpoint, points_in_block
 
 __all__ = ["Trial"]
 
@@ -43,6 +43,7 @@ class Trial:
     """A subject and one of its recordings; the whole run is made once and shared by all checkpoints.
 
     `whole_text` has every token of a recorded continuation generated: see `judge_continuation`.
+    `found_ahead` has own errors that were judged before their turn, by checkpoint's id (`block_by_block`).
     """
 
     subject: Subject
@@ -50,6 +51,7 @@ class Trial:
     implementation: Implementation | None = None
     observer: Observer = field(default_factory=Observer)
     whole_text: bool = True
+    found_ahead: dict[str, list[PointVerdict]] = field(default_factory=dict)
 
     @property
     def dtype(self) -> str:
@@ -87,7 +89,8 @@ class Trial:
     def run(self, checkpoint: Checkpoint) -> Iterator[PointVerdict]:
         """Judge every point of a checkpoint, its own error first, then the total."""
         judged = []
-        for verdict in self.judge_own(checkpoint):
+        ahead = self.found_ahead.pop(checkpoint.id, None)
+        for verdict in self.judge_own(checkpoint) if ahead is None else ahead:
             judged.append(verdict.name)
             yield verdict
         if self.implementation is not None and checkpoint.function.__name__ == "logits":
@@ -135,8 +138,15 @@ class Trial:
         trial = replace(self, recording=recording, observer=Observer())
         return {verdict.name: verdict for verdict in trial.judge_own(checkpoint)}
 
-    def judge_own(self, checkpoint: Checkpoint, only: str | None = None) -> Iterator[PointVerdict]:
-        """Each case of the checkpoint, or those of one function, with recorded inputs."""
+    def judge_own(
+        self, checkpoint: Checkpoint, only: str | None = None, *, observer: Observer | None = None
+    ) -> Iterator[PointVerdict]:
+        """Each case of the checkpoint, or those of one function, with recorded inputs.
+
+        Args:
+            observer: is told in the place of the trial's own.
+        """
+        told = self.observer if observer is None else observer
         model, weights = self.subject.at_work, self.subject.weights
         layer_cases = checkpoint.cases(torch_given(self.recording, model))
         oracle_cases = checkpoint.cases(oracle_given(self.recording, model, weights))
@@ -154,16 +164,16 @@ class Trial:
                 yield from self.end_to_end(case)
                 continue
             layer = getattr(module, case.function, None) or getattr(sys.modules["checkpoints"], case.function)
-            wanted = self.oracle_answer(exact)
+            wanted, steps = self.oracle_steps(exact)
             try:
                 made = self.ours(layer, case)
             except Rejected as error:
                 yield from (rejected(name, "own", error) for name in case.returns)
                 continue
-            spreads = spreads_of(exact, wanted, self.dtype, exact_angles=own is None)
+            spreads = spreads_of(exact, wanted, self.dtype, exact_angles=own is None, steps=steps)
             verdicts = list(self.verdicts(checkpoint, made, wanted, spreads))
             yield from verdicts
-            self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge)
+            told.explain(verdicts, made, wanted, exact, spreads, self.judge)
             if case.taps:
                 untapped = self.ours(layer, case, taps=False)
                 for found in self.verdicts(checkpoint, untapped, wanted, spreads):
@@ -218,6 +228,16 @@ class Trial:
             base = declared.by.declared.oracle
             wanted, spreads, _ = declared.answers({})  # a bug is tried on what the call was given
         self.observer.explain(verdicts, made, wanted, exact, spreads, self.judge, base)
+
+    def oracle_steps(self, case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
+        """`oracle_answer`, and of a block every point on the way, which its rounding is followed through."""
+        if case.function != "block":
+            return self.oracle_answer(case), {}
+        points = points_in_block(experts=self.subject.model.config.n_experts > 0)
+        inner = {point.name: point.name for point in points if point.name != "out"}
+        made = self.oracle_answer(replace(case, taps={**inner, **case.taps}))
+        steps = {name: made.get(name, made.get(case.taps.get(name, name))) for name in inner}
+        return {name: made[name] for name in (*case.taps.values(), *case.returns)}, steps
 
     def oracle_answer(self, case: Case) -> dict[str, Any]:
         """What the oracle computes of a case; for what it has no function, what llama.cpp recorded.
@@ -290,13 +310,15 @@ class Trial:
             if name == "logits":
                 if self.implementation is not None:
                     return  # the same function: whether it is asked to show its steps is its own business
-                fused = self.subject.at_work.logits(self.recording.token_ids, self.recording.positions)
-                found = self.verdict(None, name, fused, self.exact[name], "total")
+                found = self.verdict(None, name, self.untapped, self.exact[name], "total")
                 yield replace(found, variant="untapped")
 
     @cached_property
     def whole_run(self) -> dict[str, torch.Tensor]:
         """Every recorded point of the model's own run."""
+        return self._whole_run()
+
+    def _whole_run(self) -> dict[str, torch.Tensor]:
         seen: dict[str, torch.Tensor] = {}
         model, recording = self.subject.at_work, self.recording
         own, tap = self.implementation, keeper(seen, recording)
@@ -316,6 +338,21 @@ class Trial:
             with own.installed():
                 seen["logits"] = model.logits(recording.token_ids, recording.positions, tap=tap)
         return seen
+
+    @cached_property
+    def untapped(self) -> torch.Tensor:
+        """The logits of the model's own run when nobody looks on."""
+        return self._untapped()
+
+    def _untapped(self) -> torch.Tensor:
+        return self.subject.at_work.logits(self.recording.token_ids, self.recording.positions)
+
+    def run_ahead(self, which: Literal["whole_run", "untapped"]) -> None:
+        """Make one of the runs before it is asked for.
+
+        Several trials' runs may wait for one another then, and a cached_property lets one in at a time.
+        """
+        vars(self)[which] = self._whole_run() if which == "whole_run" else self._untapped()
 
     @cached_property
     def broken(self) -> Rejected | None:

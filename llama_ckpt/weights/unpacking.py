@@ -64,11 +64,13 @@ class UnpackedBlocks(Sequence[BlockWeights]):
         if number not in self._made:
             if not self.keeps_all:
                 self._made.clear()  # before the next is made: a block of 7B takes 0.8 GB
-            packed = self.packed[number]
-            there = [one.name for one in fields(packed) if getattr(packed, one.name) is not None]
-            matrices = {name: _float32(getattr(packed, name)) for name in there if name not in _VECTORS}
-            self._made[number] = replace(packed, **matrices)
+            self._made[number] = self._make(self.packed[number])
         return self._made[number]
+
+    def _make(self, packed: BlockWeights) -> BlockWeights:
+        there = [one.name for one in fields(packed) if getattr(packed, one.name) is not None]
+        matrices = {name: _float32(getattr(packed, name)) for name in there if name not in _VECTORS}
+        return replace(packed, **matrices)
 
 
 def unpacked_by_block(packed: ModelWeights, most: int | None = None) -> ModelWeights:
