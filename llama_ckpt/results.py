@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_ckpt.errors import MissingPartError, OptionError
+from llama_ckpt.whole_files import write_whole
 
 __all__ = ["Result", "SavedResult", "load_result"]
 
@@ -81,13 +82,13 @@ class Result(ABC):
         """The whole page, self-contained; written to `path` where one is given."""
         page: str = _drawn("html", "page")(self.to_json())
         if path is not None:
-            Path(path).write_text(page, encoding="utf-8")
+            write_whole(path, page)
         return page
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the report as JSON; `load_result` reads it."""
         text = json.dumps(self.to_json(), indent=1, allow_nan=False)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        write_whole(path, text + "\n")
 
 
 MOST = 200

@@ -14,6 +14,7 @@ from rich.table import Table
 from llama_ckpt.cli.options import ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes, waiting
 from llama_ckpt.errors import DeviceError
+from llama_ckpt.whole_files import write_whole
 
 if TYPE_CHECKING:
     from llama_ckpt.engine.measure import Figure
@@ -58,7 +59,7 @@ def command(
             "figures": [asdict(figure) for figure in ours],
             "llama_cpp": [asdict(figure) for figure in theirs],
         }
-        json_file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_whole(json_file, json.dumps(report, indent=1) + "\n")
 
 
 def _table(name: str, precision: str, ours: list[Figure], theirs: list[Figure]) -> Table:

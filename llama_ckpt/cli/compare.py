@@ -17,10 +17,10 @@ from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
 from llama_ckpt.comparing.two_dumps import compare_two
 from llama_ckpt.errors import OptionError
-from llama_ckpt.gguf.whole_files import write_whole
 from llama_ckpt.outside import whole_number
 from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
+from llama_ckpt.whole_files import write_whole
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.errors import OptionError
+from llama_ckpt.whole_files import write_whole
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -154,4 +155,4 @@ def _show(lines: Iterable[tuple[str, str]], record: dict[str, Any], json_file: P
     if to_stdout:
         sys.stdout.write(text)
     elif json_file is not None:
-        json_file.write_text(text, encoding="utf-8")
+        write_whole(json_file, text)

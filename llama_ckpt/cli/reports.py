@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from llama_ckpt.gguf.whole_files import check_writable, write_whole
+from llama_ckpt.whole_files import check_writable, write_whole
 
 __all__ = ["HtmlFile", "JsonFile", "JunitFile", "MarkdownFile", "ReportFiles"]
 

@@ -29,9 +29,10 @@ from safetensors.numpy import save
 
 from llama_ckpt.dumps.manifest import DumpEntry, Manifest, ModelRecord, Producer, manifest_text
 from llama_ckpt.dumps.manifest_reader import check_entry, read_manifest
-from llama_ckpt.errors import DumpError
+from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.outside import check_file
 from llama_ckpt.points import ALL_POINTS, MODEL_POINTS, block_point, split_name
+from llama_ckpt.whole_files import appears_when_whole, locked, write_whole
 
 __all__ = ["LARGE", "Dump", "DumpSet", "keep_last_row", "open_dumps", "point_names", "write_dump"]
 
@@ -285,20 +286,24 @@ def write_dump(
     """
     folder = Path(path)
     check_entry(entry, entry.name)
-    others = _others(folder, model, producer, entry.name)
-    folder.mkdir(parents=True, exist_ok=True)
+    _others(folder, model, producer, entry.name)  # before anything is made
     data = save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
     entry = replace(entry, sha256=hashlib.sha256(data).hexdigest())
-    part = folder / f"{entry.file}.part"
     try:
-        part.write_bytes(data)
-        for _ in Dump(part, entry).values():
-            pass  # reading a tensor checks that it is finite
-        part.replace(folder / entry.file)
-        part.write_text(manifest_text(Manifest(model, producer, (*others, entry))), "utf-8", newline="\n")
-        part.replace(folder / "manifest.json")
-    finally:
-        part.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"cannot make {folder}", got=error.strerror, wanted="a folder") from None
+    with locked(folder):  # of two that record into one folder, each finds what the other has written
+        others = _others(folder, model, producer, entry.name)
+        listed = folder / "manifest.json"
+        with appears_when_whole(folder / entry.file) as part:
+            part.write_bytes(data)
+            for _ in Dump(part, entry).values():
+                pass  # reading a tensor checks that it is finite
+            if (folder / entry.file).exists() and listed.exists():
+                # A kill between the two files must leave no manifest of a file that is another by then.
+                write_whole(listed, manifest_text(Manifest(model, producer, tuple(others))))
+        write_whole(listed, manifest_text(Manifest(model, producer, (*others, entry))))
     return entry
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llama_ckpt.whole_files import appears_when_whole
 
 __all__ = ["plain", "write_tensors"]
 
@@ -27,7 +30,7 @@ def write_tensors(
     """Write a file of float32 and float64 tensors.
 
     Args:
-        path: of the file; where there is no tensor, none is written.
+        path: of the file, which appears when it is whole; where there is no tensor, none is written.
         names: of the tensors, in their order. tensor: gives one, or None where there is none after all.
         metadata: for the header.
 
@@ -40,7 +43,7 @@ def write_tensors(
     room = len(json.dumps([said, asked])) + ENTRY * len(asked)
     room += -room % 8
     header, end = dict[str, Any](), 0
-    with path.open("wb") as file:
+    with suppress(_NothingError), appears_when_whole(path) as partial, partial.open("wb") as file:
         file.write(room.to_bytes(8, "little") + b" " * room)
         for name in asked:
             given = tensor(name)
@@ -51,11 +54,15 @@ def write_tensors(
             shape = list(array.shape)
             header[name] = {"dtype": KINDS[array.dtype.name], "shape": shape, "data_offsets": [start, end]}
             array.tofile(file)
+        if not header:
+            raise _NothingError
         file.seek(8)
         file.write(json.dumps(said | header).encode())
-    if not header:
-        path.unlink()
     return list(header)
+
+
+class _NothingError(Exception):
+    """There was no tensor after all, so that no file is to appear."""
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:

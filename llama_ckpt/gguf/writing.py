@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import ModelFileError, OptionError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.gguf.header import MetadataValue
-from llama_ckpt.gguf.whole_files import WrittenFile, appears_when_whole
+from llama_ckpt.whole_files import WrittenFile, appears_when_whole
 
 __all__ = [
     "DIRECT_TYPES",

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +27,7 @@ from llama_ckpt.hugging_face.tensors import FolderTensor, StackedTensor, folder_
 from llama_ckpt.hugging_face.vocabulary import vocabulary_keys
 from llama_ckpt.outside import quoted, whole_number
 from llama_ckpt.weights.tensor_names import BIAS_OF, MODEL_TENSORS, block_tensor
+from llama_ckpt.whole_files import scratch_folder
 
 __all__ = ["gguf_of_folder", "model_file", "named_tensors", "pairs_from_halves"]
 
@@ -57,7 +57,7 @@ def model_file(path: Path) -> Path:
 
 @cache
 def _converted(folder: Path) -> Path:
-    scratch = Path(tempfile.mkdtemp(prefix="llama-ckpt-folder-"))
+    scratch = scratch_folder("folder")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     return gguf_of_folder(folder, scratch / f"{folder.name or 'model'}.gguf")
 

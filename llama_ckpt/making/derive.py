@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf
 from llama_ckpt.gguf.header import TensorInfo
-from llama_ckpt.gguf.whole_files import WrittenFile
 from llama_ckpt.gguf.writing import (
     DIRECT_TYPES,
     Progress,
@@ -35,6 +34,7 @@ from llama_ckpt.gguf.writing import (
 from llama_ckpt.making.reference_quantizer import REFERENCE_TYPES, quantize_with_llama_cpp
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
+from llama_ckpt.whole_files import WrittenFile
 
 __all__ = ["TYPES", "Derived", "derive", "direct_type", "file_type_fields", "stays_float32"]
 

@@ -30,6 +30,7 @@ from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.making.export_layouts import LAYOUTS, configuration, exported_tensors
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
+from llama_ckpt.whole_files import appears_when_whole, write_whole
 
 __all__ = ["EXPORTED_TYPES", "export_weights"]
 
@@ -67,7 +68,10 @@ def export_weights(
     config = LlamaConfig.from_gguf(file)
     check_llama(file, config)
     path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"cannot make {path.parent}", got=error.strerror, wanted="a folder") from None
     metadata = {
         "format": "pt",
         "layout": layout,
@@ -76,19 +80,14 @@ def export_weights(
     }
     if dtype == "float32":  # what is rounded are other weights
         metadata["weights_sha256"] = weights_sha256(file)
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("wb") as stream:
-            _write(stream, file, config, layout, dtype, metadata, progress)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with appears_when_whole(path) as part, part.open("wb") as stream:
+        _write(stream, file, config, layout, dtype, metadata, progress)
     beside = configuration(file, config, layout, dtype)
     if beside is None:
         return [path]
     name, content = beside
     other = path.with_name(name)
-    other.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_whole(other, json.dumps(content, indent=1) + "\n")
     return [path, other]
 
 

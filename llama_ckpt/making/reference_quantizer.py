@@ -18,8 +18,8 @@ from gguf import LlamaFileType
 
 from llama_ckpt.capture.launch import INSTALL_LINE, require_reference
 from llama_ckpt.errors import OptionError, ReferenceCrashedError
-from llama_ckpt.gguf.whole_files import WrittenFile, appears_when_whole, file_sha256
 from llama_ckpt.spawning import python_module
+from llama_ckpt.whole_files import WrittenFile, appears_when_whole, file_sha256
 
 __all__ = ["REFERENCE_TYPES", "quantize_with_llama_cpp"]
 

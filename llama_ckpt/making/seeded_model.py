@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from llama_ckpt.capture.launch import require_reference
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import MetadataValue
-from llama_ckpt.gguf.whole_files import WrittenFile, folder_beside
 from llama_ckpt.gguf.writing import Progress, TensorPlan, encode_rows, field, write_gguf
 from llama_ckpt.making.derive import TYPES, direct_type, file_type_fields, stays_float32
 from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
@@ -35,6 +34,7 @@ from llama_ckpt.making.seeded_vocabulary import vocabulary_keys
 from llama_ckpt.making.seeded_weights import SeededWeights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.tensor_names import expected_shapes
+from llama_ckpt.whole_files import WrittenFile, folder_beside
 from reference_dumps import embedded_model
 
 __all__ = ["KNOWN_SHA256", "SHAPES", "TYPES", "SeededModel", "SeededShape", "make_seeded"]

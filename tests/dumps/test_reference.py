@@ -109,7 +109,7 @@ def test_a_flipped_byte_is_an_error(folder: Path, offset: int) -> None:
 
 def test_a_missing_file_is_an_error(folder: Path) -> None:
     (folder / ENTRY.file).unlink()
-    with pytest.raises(DumpError, match="not readable"):
+    with pytest.raises(DumpError, match="cannot be opened: got no such file"):
         read_all(folder)
 
 
@@ -169,15 +169,65 @@ def test_a_truncated_file_with_its_own_checksum_is_an_error(folder: Path) -> Non
 WRONG_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "newer schema": (lambda d: d.update(schema=2), "schema: got 2, wanted 1"),
     "no schema": (lambda d: d.pop("schema"), "schema: got nothing"),
+    "layers without end": (
+        lambda d: d["dumps"][0].update(n_layers=10**9, blocks=[0, 2]),
+        "n_layers: got 1000000000",
+    ),
+    "70 bits": (lambda d: d["dumps"][0].update(n_layers=1 << 70), "more than 64 bits"),
+    "margins missing": (
+        lambda d: d["dumps"][0]["continuation"].update(margins=[]),
+        "margins: got 0, wanted 3",
+    ),
+    "ended by nobody": (
+        lambda d: d["dumps"][0]["continuation"].update(ended_by="me"),
+        "ended_by: got 'me', wanted eos or max_tokens",
+    ),
+    "no base64": (
+        lambda d: d["dumps"][0]["continuation"].update(text_base64="*"),
+        "text_base64: got no base64",
+    ),
+    "row beyond": (
+        lambda d: d["dumps"][0]["sampling"][0].update(row=3),
+        r"sampling\[0\]: row: got 3, wanted 0 to 2",
+    ),
+    "cold": (
+        lambda d: d["dumps"][0]["sampling"][0].update(temperature=-1),
+        "temperature: got -1.0, wanted 0 or more",
+    ),
+    "no penalty": (
+        lambda d: d["dumps"][0]["penalized"][0].update(repeat_penalty=0.0),
+        "repeat_penalty: got 0.0",
+    ),
+    "token below 0": (
+        lambda d: d["dumps"][0].update(greedy_tokens=[4, 5, -6]),
+        "token ids: got a number below 0",
+    ),
+    "positions fall": (
+        lambda d: d["dumps"][0].update(positions=[3, 2, 1]),
+        "positions: got numbers that do not rise",
+    ),
+    "context within": (
+        lambda d: d["dumps"][0].update(context=7),
+        "context: got 7, wanted more than the last",
+    ),
+    "NUL in the file": (
+        lambda d: d["dumps"][0].update(file="a\0.safetensors"),
+        "a plain \\*.safetensors name",
+    ),
+    "no sha256": (lambda d: d["model"].update(weights_sha256="5A" * 32), "weights_sha256: got '5A5A"),
+    "a short sha256": (lambda d: d["dumps"][0].update(sha256="5a"), "sha256: got '5a', wanted 64 digits"),
     "no model": (lambda d: d.pop("model"), "model: got nothing"),
-    "model a list": (lambda d: d.update(model=[]), "model: got list"),
+    "model a list": (lambda d: d.update(model=[]), r"model: got \[\], wanted a JSON object"),
     "no weights": (lambda d: d["model"].pop("weights_sha256"), "weights_sha256: got nothing"),
     "origin": (lambda d: d["model"].update(derived_from={"sha256": "x"}), "derived_from: how: got nothing"),
-    "origin a word": (lambda d: d["model"].update(derived_from="x"), "derived_from: got str, wanted a JSON"),
+    "origin a word": (lambda d: d["model"].update(derived_from="x"), "derived_from: got 'x', wanted a JSON"),
     "no sampling": (lambda d: d["dumps"][0].pop("sampling"), "sampling: got nothing"),
     "a number's name": (lambda d: d["model"]["hyperparameters"].update(n="4"), "hyperparameters: n: got '4'"),
-    "threads": (lambda d: d["producer"].update(threads="1"), "threads: got '1', wanted int"),
-    "flag": (lambda d: d["producer"].update(flash_attention=0), "flash_attention: got 0, wanted bool"),
+    "threads": (lambda d: d["producer"].update(threads="1"), "threads: got '1', wanted a whole number"),
+    "flag": (
+        lambda d: d["producer"].update(flash_attention=0),
+        "flash_attention: got 0, wanted true or false",
+    ),
     "token": (lambda d: d["dumps"][0].update(token_ids=[1, True, 7]), r"token_ids\[1\]: got True"),
     "no tokens": (
         lambda d: d["dumps"][0].update(token_ids=[], positions=[], greedy_tokens=[]),
@@ -190,7 +240,7 @@ WRONG_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "point": (lambda d: d["dumps"][0].update(points=["out", "Qcur"]), "points"),
     "outside": (lambda d: d["dumps"][0].update(file="../hello.safetensors"), "file"),
     "margin": (lambda d: d["dumps"][0]["continuation"].update(margins=[None]), r"margins\[0\]"),
-    "same name": (lambda d: d["dumps"].append(d["dumps"][0]), "each name once"),
+    "same name": (lambda d: d["dumps"].append(d["dumps"][0]), "wanted each once"),
 }
 
 
@@ -212,6 +262,19 @@ def test_a_manifest_that_is_no_json_is_an_error(folder: Path) -> None:
     (folder / "manifest.json").write_bytes(b"\xff{")
     with pytest.raises(DumpError, match="is not readable: .*wanted a manifest in JSON"):
         open_dumps(folder)
+
+
+def test_a_token_beyond_the_vocabulary_is_an_error(folder: Path) -> None:
+    edit_manifest(folder, lambda document: document["dumps"][0].update(greedy_tokens=[4, 5, 20]))
+    with pytest.raises(DumpError, match="tokens in the manifest: got 20, wanted ids from 0 to 19"):
+        read_all(folder)
+
+
+def test_a_wrong_checksum_of_weights_is_an_error_for_the_right_file(folder: Path) -> None:
+    dumps = open_dumps(folder)
+    dumps.require_model(MODEL.sha256, lambda: MODEL.weights_sha256, 10, "m.gguf")
+    with pytest.raises(DumpError, match="recorded from other weights"):
+        dumps.require_model(MODEL.sha256, lambda: "00" * 32, 10, "m.gguf")
 
 
 def test_an_unknown_dump_is_named_with_those_that_exist(folder: Path) -> None:
@@ -266,20 +329,20 @@ def test_only_float32_weights_on_the_cpu_are_tight(types: tuple[str, ...], backe
     prompt=st.none() | st.text(),
     text=st.text(),
     tokens=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20),
-    margins=st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=5),
+    margin=st.floats(allow_nan=False, allow_infinity=False),
 )
 def test_any_manifest_survives_its_text(
     tmp_path_factory: pytest.TempPathFactory,
     prompt: str | None,
     text: str,
     tokens: list[int],
-    margins: list[float],
+    margin: float,
 ) -> None:
     ids = tuple(tokens)
-    continuation = Continuation(ids, tuple(margins), "max_tokens", text, "")
-    entry = replace(
-        ENTRY, prompt=prompt, token_ids=ids, positions=ids, greedy_tokens=ids, continuation=continuation
-    )
+    continuation = Continuation(ids, (margin,) * len(ids), "max_tokens", text, "")
+    rows = {"token_ids": ids, "positions": tuple(range(7, 7 + len(ids))), "greedy_tokens": ids}
+    settings = {"sampling": (), "penalized": (), "sha256": "5a" * 32}
+    entry = replace(ENTRY, prompt=prompt, continuation=continuation, **rows, **settings)
     manifest = Manifest(MODEL, PRODUCER, (entry,))
     path = tmp_path_factory.mktemp("manifest") / "manifest.json"
     path.write_text(manifest_text(manifest))

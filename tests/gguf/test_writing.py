@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import ModelFileError, OptionError
 from llama_ckpt.gguf.file import open_gguf
-from llama_ckpt.gguf.whole_files import WrittenFile, appears_when_whole, file_sha256
 from llama_ckpt.gguf.writing import TensorPlan, encode_rows, field, metadata_of, write_gguf
+from llama_ckpt.whole_files import WrittenFile, appears_when_whole, file_sha256
 
 T = GGMLQuantizationType
 METADATA = {"general.architecture": field("llama"), "a.count": field(7)}

@@ -14,12 +14,12 @@ from gguf.quants import quantize
 
 from llama_ckpt.errors import ModelFileError, OptionError, ReferenceCrashedError, ReferenceMissingError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
-from llama_ckpt.gguf.whole_files import file_sha256
 from llama_ckpt.making.derive import TYPES, derive
 from llama_ckpt.making.reference_quantizer import REFERENCE_TYPES, quantize_with_llama_cpp
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.llama_tensors import check_llama
+from llama_ckpt.whole_files import file_sha256
 
 T = GGMLQuantizationType
 DIRECT = tuple(name for name in TYPES if name not in REFERENCE_TYPES)

@@ -22,6 +22,7 @@ ARROWS: dict[str, str] = {
     "plain_text": "",
     "errors": "plain_text",
     "outside": "errors plain_text",
+    "whole_files": "errors",
     "points": "",
     "precisions": "",
     "version": "",
@@ -31,20 +32,20 @@ ARROWS: dict[str, str] = {
     "spare_memory": "",
     "shadowing": "errors",
     "parts": "errors",
-    "results": "errors",
+    "results": "errors whole_files",
     # bytes, weights, tokens
-    "gguf": "errors",
+    "gguf": "errors whole_files",
     "weights": "errors gguf outside precisions spare_memory",
     "tokens": "errors gguf",
-    "hugging_face": "errors gguf outside weights",
+    "hugging_face": "errors gguf outside weights whole_files",
     "kernels": "errors weights",
     # the mathematics, and what is held against it
     "oracle": "errors gguf points spare_memory weights",
     "arithmetic": "errors oracle outside points",
     "judging": "errors json_values oracle points precisions",
-    "dumps": "errors judging listing outside plain_text points precisions",
+    "dumps": "errors judging listing outside plain_text points precisions whole_files",
     "capture": "hugging_face dumps errors gguf points spawning weights",
-    "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights",
+    "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights whole_files",
     "checkpoints": "errors points tokens weights",
     "model": "hugging_face checkpoints errors gguf points precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
@@ -82,7 +83,7 @@ ARROWS: dict[str, str] = {
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
         "llama_ckpt making model mutants outside parts plain_text points precisions ranks reference_dumps "
-        "report shadowing tokens version weights worker hugging_face"
+        "report shadowing whole_files tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
         "comparing dumps errors generation gguf ladder making model parts ranks results shadowing tokens "
