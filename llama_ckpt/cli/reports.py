@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,7 +78,7 @@ class ReportFiles:
         if self.html is not None:
             from llama_ckpt.report.html import page
 
-            write_whole(self.html, page(report))
+            write_whole(self.html, page(report, _facts()))
         if self.markdown is not None:
             from llama_ckpt.report.markdown import markdown
 
@@ -94,3 +96,9 @@ class ReportFiles:
 
         for line in workflow_commands(report):
             print(line, file=sys.stderr if self.to_stdout else sys.stdout)  # the runner reads both
+
+
+def _facts() -> list[tuple[str, str]]:
+    """What was typed, and when, for the page."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return [("command", f"llama-ckpt {shlex.join(sys.argv[1:])}"), ("made", now)]

@@ -192,7 +192,18 @@ def _begun(sides: Sides) -> Comparison:
         notes=list(sides.notes),
         arithmetic=_declared(sides),
         experts=sides.n_used > 0,
+        token_texts=_token_texts(sides),
     )
+
+
+def _token_texts(sides: Sides) -> tuple[str, ...]:
+    """The tokens as the vocabulary writes them, blanks as blanks."""
+    pieces = None if sides.file is None else sides.file.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(pieces, list) or max(sides.token_ids, default=0) >= len(pieces):
+        return ()
+    texts = (pieces[token] for token in sides.token_ids)
+    plain = (text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text) for text in texts)
+    return tuple(text.replace("\u2581", " ").replace("\u0120", " ") for text in plain)
 
 
 def _declared(sides: Sides) -> ArithmeticCosts | None:

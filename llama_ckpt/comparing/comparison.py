@@ -234,6 +234,7 @@ class Comparison(Result):
         wrong_rows: of the first wrong point, the rows that are off.
         where: in which call and sequence that is, a clause; run_fault: what of a cache or a batch gives it.
         experts: whether the model is a mixture of experts.
+        token_texts: of each token as the model's vocabulary writes it; empty where that is not known.
     """
 
     theirs: Mapping[str, Any]
@@ -262,6 +263,7 @@ class Comparison(Result):
     where: str = ""
     run_fault: str = ""
     experts: bool = False
+    token_texts: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     def note_arithmetic(self, name: str, costs: float, left: float, *, passes: bool) -> None:
@@ -350,6 +352,7 @@ class Comparison(Result):
             "arithmetic": None if self.arithmetic is None else asdict(self.arithmetic),
             "token_ids": list(self.token_ids),
             "positions": list(self.positions),
+            "token_texts": list(self.token_texts),
             "compared": self.compared,
             "of": self.of,
             "skipped": list(self.skipped),

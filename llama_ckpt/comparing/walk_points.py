@@ -35,10 +35,10 @@ from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.judging.by_rows import judge_by_rows
+from llama_ckpt.judging.error_maps import error_maps, wrong_rows
 from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.near_ties import Rows, is_choice
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
-from llama_ckpt.judging.tally import row_errors
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
 from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT, block_point, split_name
 
@@ -228,7 +228,7 @@ class PointJudge:
                 continue  # the reference has no such tensor, and there is no model to compute it
             judged[point] = self._compared(name, own, total, since)
             if judged[point].made in ("here", "between", "unknown") and not self.result.wrong_rows:
-                self.result.wrong_rows = self._wrong_rows(name, theirs[point], run if own else right)
+                self._draw_first(name, theirs[point], run if own else right)
             self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
                 # Of a block's run nothing but its end is to stay; logits are made once more where asked for.
@@ -253,18 +253,15 @@ class PointJudge:
         may_be_rounding = own is not None and own.verdict == "pass"
         return own, self._total(name, x, right, may_be_rounding)
 
-    def _wrong_rows(self, name: str, x: Array, run: Mapping[str, Array]) -> tuple[int, ...]:
-        """Which tokens' rows are off by more than is allowed; the worst where each is not by itself."""
+    def _draw_first(self, name: str, x: Array, run: Mapping[str, Array]) -> None:
+        """Which rows of the first wrong point are off, and where in them."""
         point = split_name(name)[1]
         if point not in run or x.size > HELD or x.shape != run[point].shape or x.ndim < 2:
-            return ()
-        errors = row_errors(x, run[point], self._mask(name, run))
+            return
         limit = self._limit(name, "own" if (name, "own") in self._limits else "total")
-        allowed = limit.row_err if limit.rows is None else limit.rows
-        wrong = np.flatnonzero(~(errors <= np.broadcast_to(allowed, len(errors))))
-        worst = [int(np.argmax(np.nan_to_num(errors, nan=np.inf)))]
-        first = len(self.sides.token_ids) - len(x)  # the last row's logits alone are a row
-        return tuple(int(row) + first for row in (wrong.tolist() or worst))
+        rows = wrong_rows(x, run[point], self._mask(name, run), limit, len(self.sides.token_ids))
+        self.result.wrong_rows = rows
+        self.result.tally.first = name, error_maps(x, run[point], limit.err, ALL_POINTS[point].axes)
 
     def _own(self, name: str, x: Array, run: OwnRun) -> PointVerdict | None:
         """On what was recorded before it."""

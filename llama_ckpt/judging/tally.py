@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.json_values import finite
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import split_name
 
@@ -75,10 +76,12 @@ class Tally:
         counts: for (neutral point, "own" or "total") how many elements have an error in each bin.
         rows: for a dump's label and a point's full name the total error of each token; of the blocks'
             ends only.
+        first: the first wrong point and `error_maps` of it; None without one, or where it is too large.
     """
 
     counts: dict[tuple[str, str], NDArray[np.int64]] = field(default_factory=dict)
     rows: dict[tuple[str, str], tuple[float, ...]] = field(default_factory=dict)
+    first: tuple[str, list[dict[str, Any]]] | None = None
 
     def add(
         self, name: str, kind: str, x: ArrayLike, o: ArrayLike, mask: Mask | None = None, label: str = ""
@@ -100,7 +103,8 @@ class Tally:
         self.counts[key] = self.counts.get(key, 0) + counts
 
     def to_json(self) -> dict[str, Any]:
-        """`edges` (exponents of ten), `histograms` and `rows`."""
+        """`edges` (exponents of ten), `histograms`, `rows`, and `first` where there is a wrong point."""
+        drawn = None if self.first is None else {"name": self.first[0], "of": finite(self.first[1])}
         return {
             "edges": list(EDGES),
             "histograms": [
@@ -111,4 +115,5 @@ class Tally:
                 {"dump": label, "name": name, "errs": [e if math.isfinite(e) else None for e in errs]}
                 for (label, name), errs in self.rows.items()
             ],
+            "first": drawn,
         }

@@ -6,8 +6,9 @@ page(report.to_json())        # of a ladder or of a comparison
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
+from html import escape, unescape
 from importlib.resources import files
 from typing import Any
 
@@ -23,15 +24,18 @@ MOST_ROWS = 40
 """So many rows of the table of verdicts; the JSON has them all."""
 
 
-def page(report: Mapping[str, Any]) -> str:
+def page(report: Mapping[str, Any], facts: Iterable[tuple[str, str]] = ()) -> str:
     """The whole page.
 
     Args:
         report: the JSON of a ladder's or a comparison's report, as read or as `to_json` gives it.
+        facts: names and texts that are said with the provenance: the command, the day.
     """
     seen = view(report)
-    sections = (_head, _findings, _explained, _ladder, _growth, _maps, _tokens_map, _histograms, _verdicts)
-    body = "".join("".join(section(seen)) for section in (*sections, _provenance))
+    seen.provenance += facts
+    sections = (_findings, _explained, _verdicts, _first, _ladder, _growth, _maps, _tokens_map, _histograms)
+    inner = "".join("".join(section(seen)) for section in (*sections, _provenance))
+    body = "".join(_head(seen)) + _contents(inner) + inner
     style = (files(__package__) / "page.css").read_text("utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -46,9 +50,25 @@ def _section(title: str, text: str, parts: Iterable[str]) -> Iterator[str]:
     """A section with a heading; nothing where there is nothing in it."""
     inner = "".join(parts)
     if inner:
-        yield f"<section><h2>{escape(title)}</h2>"
+        yield f"<section id='{_anchor(title)}'><h2>{escape(title)}</h2>"
         yield f"<p class='lead'>{text}</p>" if text else ""
         yield f"{inner}</section>\n"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _contents(sections: str) -> str:
+    """Links to the sections that there are."""
+    titles = re.findall(r"<section id='[^']*'><h2>([^<]*)</h2>", sections)
+    links = "".join(f"<a href='#{_anchor(unescape(title))}'>{title}</a>" for title in titles)
+    return f"<nav aria-label='Sections'>{links}</nav>\n"
+
+
+def _folded(summary: str, inner: str) -> str:
+    """What is there for who asks: closed at first; on paper all of it."""
+    return f"<details><summary>{escape(summary)}</summary>{inner}</details>"
 
 
 def _head(seen: View) -> Iterator[str]:
@@ -61,9 +81,9 @@ def _head(seen: View) -> Iterator[str]:
     for why, command in seen.steps:
         yield f"<p class='next'><b>Next:</b> {escape(why)}"
         yield f"<code>{escape(command)}</code></p>" if command else "</p>"
-    yield "<dl class='words'>"
-    yield from (f"<dt>{word}</dt><dd>{_marked(meaning)}</dd>" for word, meaning in WORDS.items())
-    yield "</dl></header>\n"
+    words = "".join(f"<dt>{word}</dt><dd>{_marked(meaning)}</dd>" for word, meaning in WORDS.items())
+    yield _folded("What the words mean", f"<dl class='words'>{words}</dl>")
+    yield "</header>\n"
 
 
 def _marked(text: str) -> str:
@@ -127,6 +147,43 @@ def _operator(one: Mapping[str, Any]) -> str:
     return f"<li><b>{escape(one['sentence'])}</b>{alike} <small>{said}</small>{drawn}</li>"
 
 
+NOUNS = {
+    "kv_head": "KV head",
+    "head_dim": "feature",
+    "width": "feature",
+    "q_width": "feature",
+    "ffn": "feature",
+}
+
+
+def _first(seen: View) -> Iterator[str]:
+    """Where in the first wrong tensor its error lies."""
+    if seen.first is None:
+        return
+    figures = []
+    for one in seen.first["of"]:
+        down, across = (NOUNS.get(one[axis], one[axis]) for axis in ("rows", "columns"))
+        step = one["step"]
+        rows = []
+        for number, ratios in enumerate(one["ratios"]):
+            named = _token(seen, number) if down == "token" else str(number)
+            cells = [(ratio, f"{down} {number}, {across} {c * step}") for c, ratio in enumerate(ratios)]
+            rows.append((named, cells))
+        name = f"{down}s by {across}s" + (f", {step} a column" if step > 1 else "")
+        chart = charts.heat_map(rows, f"error of the first wrong tensor, {name}", across=across)
+        figures.append(f"<figure><figcaption>{escape(name)}</figcaption>{chart}</figure>")
+    text = f"Where in <code>{escape(seen.first['name'])}</code> the error lies, over what is allowed to it."
+    yield from _section("In the first wrong tensor", text, [f"<div class='pair'>{''.join(figures)}</div>"])
+
+
+def _token(seen: View, number: int) -> str:
+    """A token of the prompt: its place, and its text or its number."""
+    if number < len(seen.token_texts):
+        text = seen.token_texts[number].replace("\n", "\u23ce")
+        return f"{number} {text[:8]}"
+    return f"{number}: {seen.token_ids[number]}" if number < len(seen.token_ids) else f"token {number}"
+
+
 def _ladder(seen: View) -> Iterator[str]:
     heads = ("id", "verdict", "checkpoint", "compared", "seconds")
     rows = [
@@ -157,7 +214,7 @@ def _growth(seen: View) -> Iterator[str]:
     names = " ".join(
         f"<span class='key'><i class='swatch {line.name}'></i>{line.name}</span>" for line in drawn
     )
-    figure = f"<figure class='wide'>{chart}<figcaption>{names}</figcaption></figure>" if chart else ""
+    figure = f"<figure class='wide'><figcaption>{names}</figcaption>{chart}</figure>" if chart else ""
     yield from _section("Growth of the error", text, [figure] if figure else [])
 
 
@@ -167,7 +224,7 @@ def _maps(seen: View) -> Iterator[str]:
     for kind, title in (("own", "Your own error"), ("total", "Your total error")):
         chart = _point_map(seen, kind)
         if chart:
-            figures.append(f"<figure>{chart}<figcaption>{title}, over what is allowed</figcaption></figure>")
+            figures.append(f"<figure><figcaption>{title}, over what is allowed</figcaption>{chart}</figure>")
     legend = "".join(
         f"<span class='key'><i class='swatch l{number}'></i>{text}</span>"
         for number, text in enumerate(charts.LEVELS)
@@ -222,8 +279,7 @@ def _tokens_map(seen: View) -> Iterator[str]:
             err = errs[token] if errs is not None and token < len(errs) else None
             ratio = err / limit if err is not None and limit else None
             cells.append((ratio, f"token {token}, block {block}: error {_number(err)}"))
-        name = f"{token}: {seen.token_ids[token]}" if token < len(seen.token_ids) else f"token {token}"
-        rows.append((name, cells))
+        rows.append((_token(seen, token), cells))
     chart = charts.heat_map(rows, "your total error of each token at each block's end")
     text = "Your total error of each token at the end of each block, over what is allowed there."
     text += f" Recording: {escape(seen.rows_dump)}." if seen.rows_dump else ""
@@ -246,31 +302,47 @@ def _histograms(seen: View) -> Iterator[str]:
             if kind == "total" and point not in ("embd", "out", "output_norm", "logits"):
                 continue
             chart = charts.histogram(seen.edges, found[point], limits.get((point, kind)), f"{point}, {title}")
-            figures.append(f"<figure>{chart}<figcaption><code>{point}</code> {title}</figcaption></figure>")
+            caption = f"<figcaption><code>{point}</code> {title}</figcaption>"
+            figures.append(f"<figure>{caption}{chart}</figure>")
     text = "How many elements have which error, |x − o| / (|o| + rms of its row); bars by the logarithm"
     text += " of the count. The line is what is allowed to the whole tensor."
-    yield from _section(
-        "Residuals", text, [f"<div class='small'>{''.join(figures)}</div>"] if figures else []
-    )
+    drawn = f"<div class='small'>{''.join(figures)}</div>"
+    yield from _section("Residuals", text, [_folded(f"{len(figures)} histograms", drawn)] if figures else [])
+
+
+HEADS = ("point", "verdict", "your error", "reference's error", "allowed", "who is off", "made")
 
 
 def _verdicts(seen: View) -> Iterator[str]:
-    """What failed, or where somebody else is off; then the likeliest next tokens."""
-    heads = ("point", "verdict", "your error", "reference's error", "allowed", "who is off", "made")
+    """What failed, or where somebody else is off, what is only inherited folded; then the next tokens."""
     listed = [one for one in seen.judged if one.failed or one.verdict["blame"] in ("reference", "tie")]
     listed.sort(key=lambda one: (not one.failed, one.kind != "own"))
-    rows = [_verdict_row(one) for one in listed[:MOST_ROWS]]
-    more = len(listed) - MOST_ROWS
-    parts = [_table(heads, rows)] if rows else []
-    if more > 0:
-        parts.append(f"<p class='lead'>and {more} more, in the JSON.</p>")
+    own = {(one.name, one.dump) for one in listed if one.kind == "own" and one.failed}
+    shown: list[DrawnPoint] = []
+    others: list[DrawnPoint] = []
+    for one in listed:  # the total error of what is wrong by itself says no more
+        again = one.kind == "total" and (one.name, one.dump) in own
+        (others if again or one.made == "inherited" else shown).append(one)
+    parts = list(_rows(shown))
+    if others:
+        inherited = sum(one.made == "inherited" for one in others)
+        word = f"{len(others)} more, of which {inherited} inherit an error"
+        parts.append(_folded(word, "".join(_rows(others))))
     if seen.tokens:
+        heads = ("after row", "yours", "wanted", "exact", "margin", "noise", "who is off")
+        wrong = sum(bool(token["blame"]) for token in seen.tokens)
+        inner = _table(heads, _tokens(seen))
         parts.append("<h3>Likeliest next tokens</h3>")
-        parts.append(
-            _table(("after row", "yours", "wanted", "exact", "margin", "noise", "who is off"), _tokens(seen))
-        )
+        parts.append(_folded(f"{wrong} of {len(seen.tokens)} are others", inner))
     text = "What failed, and where the reference is off: each error is against what is exact."
-    yield from _section("Who is off", text if rows or seen.tokens else "", parts)
+    yield from _section("Who is off", text if listed or seen.tokens else "", parts)
+
+
+def _rows(listed: Sequence[DrawnPoint]) -> Iterator[str]:
+    if listed:
+        yield _table(HEADS, [_verdict_row(one) for one in listed[:MOST_ROWS]])
+    if len(listed) > MOST_ROWS:
+        yield f"<p class='lead'>and {len(listed) - MOST_ROWS} more, in the JSON.</p>"
 
 
 def _verdict_row(one: DrawnPoint) -> tuple[str, ...]:

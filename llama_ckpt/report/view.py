@@ -86,6 +86,8 @@ class View:
         rows: errors by token: label, block, errors.
         edges, histograms: counts of elements by error, by point and kind.
         tokens: greedy tokens and who is right.
+        token_ids, token_texts: of the prompt.
+        first: the first wrong point and maps of where in it the error lies.
         checkpoints: rows of the ladder.
         provenance: name and text.
         notes: sentences.
@@ -108,6 +110,8 @@ class View:
     histograms: list[Record] = field(default_factory=list)
     tokens: list[Record] = field(default_factory=list)
     token_ids: Sequence[int] = ()
+    token_texts: Sequence[str] = ()
+    first: Record | None = None
     checkpoints: list[Record] = field(default_factory=list)
     provenance: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -184,6 +188,8 @@ def _comparison(report: Record) -> View:
     ]
     made.amplification = [layer["amplification"] for layer in layers]
     made.tokens, made.token_ids = list(report["tokens"]), report["token_ids"]
+    made.token_texts = report.get("token_texts", ())
+    made.first = (report.get("maps") or {}).get("first")
     made.provenance = [("dump", yours["path"]), ("written by", yours["producer"] or "not declared")]
     made.provenance.append(("weights_sha256", _text(yours["weights_sha256"] or "not declared")))
     if reference is not None:

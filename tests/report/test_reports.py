@@ -16,6 +16,7 @@ import torch
 import reference_dumps
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison, LayerErrors
+from llama_ckpt.judging.error_maps import error_maps
 from llama_ckpt.ladder.climb import validate
 from llama_ckpt.ladder.report import LadderReport
 from llama_ckpt.report import charts
@@ -262,7 +263,9 @@ def test_the_page_stands_alone(which: str, pages: dict[str, str]) -> None:
     names = {tag for tag, _ in read.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "base"}
     for tag, attributes in read.tags:
-        assert not {"src", "href", "onload", "onclick", "xlink:href"} & set(attributes), (tag, attributes)
+        assert not {"src", "onload", "onclick", "xlink:href"} & set(attributes), (tag, attributes)
+        if "href" in attributes:
+            assert (attributes["href"] or "").startswith("#"), attributes
     style = pages[which].partition("<style>")[2].partition("</style>")[0]
     assert "url(" not in style and "@import" not in style
     for wanted in ("prefers-color-scheme: dark", "@media print", "max-width: 640px"):
@@ -288,6 +291,39 @@ def test_the_page_has_every_part(pages: dict[str, str]) -> None:
     assert "<script>alert(1)</script>" in read.text, "shown as text, never as markup"
     labels = {attributes.get("aria-label") for tag, attributes in read.tags if tag == "svg"}
     assert {"error by block", "own error over what is allowed, point by block"} <= labels
+    assert any(
+        label.startswith("error of the first wrong tensor, tokens by heads") for label in labels if label
+    )
+    targets = {attributes["href"] for tag, attributes in read.tags if tag == "a"}
+    assert targets == {f"#{attributes['id']}" for tag, attributes in read.tags if tag == "section"}
+
+
+def test_what_is_inherited_is_folded(wrong: Comparison, pages: dict[str, str]) -> None:
+    shown = re.sub(r"<details>.*?</details>", "", pages["wrong"], flags=re.S)
+    inherited = [point.name for point in wrong.points if point.made == "inherited"]
+    assert inherited and not any(f">{name} total<" in shown for name in inherited)
+    assert all(f">{name} total<" in pages["wrong"] for name in inherited[:5])
+    assert wrong.first_wrong is not None and f">{wrong.first_wrong.name} own<" in shown
+
+
+def test_the_page_says_the_command_where_it_knows_it(wrong: Comparison) -> None:
+    text = page(wrong.to_json(), [("command", "llama-ckpt compare <mine>"), ("made", "2031-02-03")])
+    assert "llama-ckpt compare &lt;mine&gt;" in text and "2031-02-03" in text
+
+
+def test_where_in_a_tensor_its_error_lies() -> None:
+    o = np.ones((3, 2, 70))
+    x = o.copy()
+    x[1, 1, 69] += 8e-3
+    by_head, by_feature = error_maps(x, o, 1e-3, ("token", "head", "head_dim"))
+    assert (by_head["rows"], by_head["columns"], by_head["step"]) == ("token", "head", 1)
+    assert np.argwhere(np.array(by_head["ratios"])).tolist() == [[1, 1]]
+    assert by_feature["step"] == 3 and np.shape(by_feature["ratios"]) == (2, 24)
+    assert np.argwhere(np.array(by_feature["ratios"])).tolist() == [[1, 23]]
+    assert np.isclose(by_head["ratios"][1][1], 8 / 70**0.5)
+    assert (
+        error_maps(x[0], o, 1e-3, ("token", "width")) == [] and error_maps(x, o * 0, 1e-3, ("a",) * 3) == []
+    )
 
 
 def test_the_page_of_a_ladder(pages: dict[str, str]) -> None:
