@@ -80,9 +80,13 @@ class Model:
         cache: KVCache | None = None,
         tap: Callable[[str, Tensor], object] | None = None,
     ) -> Tensor:
-        """Checkpoint 8 on this model's weights: int64 tensors `[n]` to logits `[n, vocab]` of `dtype`."""
+        """Checkpoint 8 on this model's weights: int64 tensors `[n]` to logits `[n, vocab]` of `dtype`.
+
+        Raises:
+            ModelFileError: the file, which the weights on a CPU lie in, was written to meanwhile.
+        """
         with exact_matmul():
-            return logits_layer(
+            logits = logits_layer(
                 token_ids,
                 self.weights,
                 config=self.config,
@@ -91,6 +95,9 @@ class Model:
                 dtype=self.dtype,
                 tap=tap,
             )
+        if self.device.type == "cpu":
+            self.file.check_unchanged()
+        return logits
 
     @torch.inference_mode()
     def logits(

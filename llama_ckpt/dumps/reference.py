@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from llama_ckpt.bus_errors import say_on_bus_errors
 from llama_ckpt.dumps.manifest import DumpEntry, Manifest, ModelRecord, Producer, manifest_text
 from llama_ckpt.dumps.manifest_reader import check_entry, read_manifest
 from llama_ckpt.errors import DumpError, OptionError
@@ -62,7 +63,7 @@ class Dump(Mapping[str, Float32]):
 
     def __init__(self, path: Path, entry: DumpEntry) -> None:
         self.path, self.entry = path, entry
-        check_file(path, DumpError, "recorded tensors")
+        say_on_bus_errors(path, check_file(path, DumpError, "recorded tensors"))
         self._names = [*point_names(entry), *(() if entry.last_row else ("last_logits",))]
         try:
             self._file: Any = safe_open(path, framework="numpy")

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError, safe_open
 
+from llama_ckpt.bus_errors import say_on_bus_errors
 from llama_ckpt.dumps.names_map import DumpMap, Rule
 from llama_ckpt.dumps.run_facts import CALL, RunFacts, run_facts
 from llama_ckpt.dumps.stored_points import FLOATS, LAST, stored_points
@@ -189,7 +190,7 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
             no float, metadata that cannot be read, or two tensors that are the same point.
     """
     where = Path(path)
-    check_file(where, DumpError, "the safetensors file that your program wrote")
+    say_on_bus_errors(where, check_file(where, DumpError, "the safetensors file that your program wrote"))
     try:
         file: Any = safe_open(where, framework="numpy")
         keys = list(file.keys())
@@ -246,7 +247,7 @@ def _declared(path: Path, metadata: Mapping[str, str], facts: RunFacts) -> Decla
     for point in points or ():
         if point not in ALL_POINTS:
             raise DumpError(
-                f"{path}: points in __metadata__", got=quoted(point), wanted="names as in points.py"
+                f"{path}: points in __metadata__", got=shortened(point, 40), wanted="names as in points.py"
             )
     dtype = metadata.get("dtype")
     if dtype is not None and dtype not in DTYPES:

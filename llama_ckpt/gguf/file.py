@@ -94,9 +94,19 @@ class GGUFFile:
             raise ModelFileError(f"{self.path}: tensor {name} is missing")
         return self.tensors[name]
 
+    def check_unchanged(self) -> None:
+        """Refuse a file that was written to since it was opened.
+
+        Raises:
+            ModelFileError: which of its files it is.
+        """
+        for part in self._parts:
+            part.check_unchanged()
+
     def raw(self, name: str) -> NDArray[np.uint8]:
         """A tensor's bytes as in the file: uint8 [rows, row_bytes], a read-only view, not a copy."""
         info = self.info(name)
+        self._parts[info.part].check_unchanged()
         view = np.frombuffer(self.buffer(info.part), np.uint8, info.nbytes, info.offset)
         view.flags.writeable = False
         return view.reshape(info.n_rows, info.row_bytes)
@@ -140,6 +150,7 @@ class GGUFFile:
         digest = hashlib.sha256()
         for part in self._parts:
             digest.update(part.map)
+        self.check_unchanged()
         return digest.hexdigest()
 
     def _remembered(self, what: str, compute: Callable[[], str]) -> str:
@@ -177,6 +188,7 @@ def _hash_weights(file: GGUFFile) -> str:
                 digest.update(ahead.popleft().result())
         for future in ahead:
             digest.update(future.result())
+    file.check_unchanged()
     return digest.hexdigest()
 
 

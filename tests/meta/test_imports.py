@@ -20,6 +20,7 @@ PACKAGES = ("llama_ckpt", "checkpoints", "reference_dumps")
 ARROWS: dict[str, str] = {
     # ground stones
     "plain_text": "",
+    "bus_errors": "",
     "errors": "plain_text",
     "outside": "errors plain_text",
     "whole_files": "errors",
@@ -34,7 +35,7 @@ ARROWS: dict[str, str] = {
     "parts": "errors",
     "results": "errors whole_files",
     # bytes, weights, tokens
-    "gguf": "errors whole_files",
+    "gguf": "bus_errors errors whole_files",
     "weights": "errors gguf outside precisions spare_memory",
     "tokens": "errors gguf",
     "hugging_face": "errors gguf outside weights whole_files",
@@ -43,7 +44,7 @@ ARROWS: dict[str, str] = {
     "oracle": "errors gguf points spare_memory weights",
     "arithmetic": "errors oracle outside points",
     "judging": "errors json_values oracle points precisions",
-    "dumps": "errors judging listing outside plain_text points precisions whole_files",
+    "dumps": "bus_errors errors judging listing outside plain_text points precisions whole_files",
     "capture": "hugging_face dumps errors gguf points spawning weights",
     "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights whole_files",
     "checkpoints": "errors points tokens weights",
