@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import Literal, TypeAlias
+from dataclasses import replace
+from typing import Final, Literal, TypeAlias
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -22,8 +24,10 @@ from llama_ckpt.errors import OptionError
 from llama_ckpt.model import Model
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.tokens.sampling import SamplingOptions
+from llama_ckpt.weights.packed_products import weights_for_few_rows
+from llama_ckpt.weights.records import ModelWeights
 
-__all__ = ["ComputedBy", "computed_by", "generate", "pick_session"]
+__all__ = ["ComputedBy", "computed_by", "generate", "pick_session", "quick"]
 
 ComputedBy: TypeAlias = Literal["auto", "fast", "high", "layers"]
 """The engine in one of its precisions, the checkpoints' own layers, or whichever is meant."""
@@ -67,10 +71,41 @@ def computed_by(model: Model, precision: ComputedBy = "auto") -> str:
     if session is not None:
         return f"the engine in precision {session.engine.precision} on {model.device}"
     layers = f"the layers in {_name(model.dtype)} on {model.device}"
+    if _for_few_rows(model, precision):
+        return f"{layers}, {_quick_weights(model)[1]}"
     if precision == "layers" or model.device.type != "cuda":
         return layers
     why = unsupported(model) or f"{_name(model.dtype)} was asked for, and it has precisions of its own"
     return f"{layers}, not the engine: {why}"
+
+
+_QUICK: WeakKeyDictionary[ModelWeights, tuple[ModelWeights, str]] = WeakKeyDictionary()
+"""What was made of weights for a pass a token, for as long as they are."""
+
+LARGE: Final = 64 << 20
+"""Bytes of a model's weights from which on a pass a token is worth products of its own."""
+
+
+def quick(model: Model, precision: ComputedBy = "auto") -> Model:
+    """The model as it writes a text: of a large one on the CPU, with products made for a pass a token.
+
+    They are of the same values and in float32; sums are in another order. With precision "layers", of a small
+    model, in another dtype or on a GPU it is the model as it is.
+    """
+    if not _for_few_rows(model, precision):
+        return model
+    return replace(model, weights=_quick_weights(model)[0])
+
+
+def _for_few_rows(model: Model, precision: ComputedBy) -> bool:
+    on_cpu = model.device.type == "cpu" and model.dtype == torch.float32
+    return precision == "auto" and on_cpu and sum(one.nbytes for one in model.file.tensors.values()) > LARGE
+
+
+def _quick_weights(model: Model) -> tuple[ModelWeights, str]:
+    if model.weights not in _QUICK:
+        _QUICK[model.weights] = weights_for_few_rows(model.weights)
+    return _QUICK[model.weights]
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -113,7 +148,7 @@ def generate(
         model = model.for_context(len(_prompt_ids(model, prompt)) + max_tokens)
     session = pick_session(model, precision)
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    with nullcontext(model) if session is None else session.sequence() as runner:
+    with nullcontext(quick(model, precision)) if session is None else session.sequence() as runner:
         for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
             if token.text:
                 yield token.text

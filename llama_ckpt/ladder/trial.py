@@ -32,6 +32,7 @@ from llama_ckpt.ladder.recording import Recording, oracle_given, torch_given
 from llama_ckpt.ladder.side_by_side import side_by_side
 from llama_ckpt.ladder.steadiness import beside_itself
 from llama_ckpt.ladder.subject import Subject, keeper
+from llama_ckpt.ladder.tensors_found import as_numpy, inherited, rejected
 from llama_ckpt.oracle.functions import oracle_function
 from llama_ckpt.points import Case, Checkpoint, points_in_block
 
@@ -385,31 +386,7 @@ class Trial:
         )
 
 
-def rejected(name: str, error_kind: ErrorKind, error: Rejected) -> PointVerdict:
-    """The failure of a point that an implementation never came to."""
-    return PointVerdict(name, error_kind, "fail", "yours", str(error))
-
-
-def inherited(found: PointVerdict, own: PointVerdict | None) -> PointVerdict:
-    """A total error beyond its limit, excused where the layer makes no error of its own on these inputs."""
-    if own is None or own.verdict == "fail":
-        return found
-    reason = f"inherited: error {found.err:.1e} came with its inputs, on which its own is {own.err:.1e}"
-    return replace(found, verdict="pass", blame="", reason=reason, inherited=True)
-
-
 def run_case(function: Any, case: Case, *, taps: bool = True) -> dict[str, Any]:
     """A case's answers without autograd's bookkeeping."""
     with torch.inference_mode():
         return case.run(function, taps=taps)
-
-
-def as_numpy(x: Any) -> tuple[NDArray[Any] | None, str]:
-    """A tensor (or list of integers) as an array, and the name of its own dtype."""
-    if x is None:
-        return None, "nothing"
-    if isinstance(x, torch.Tensor):
-        name = str(x.dtype).removeprefix("torch.")
-        return (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy(), name
-    array = np.asarray(x)
-    return array, array.dtype.name

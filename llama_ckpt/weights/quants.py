@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -112,6 +112,10 @@ class PackedWeight:
         """The values, [out, in] in `dtype`, on the weight's device."""
         return dequantize(self.raw, self.type, self.shape, dtype)
 
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x · wᵀ + bias, see `linear`; the bias in the dtype of x."""
+        return functional.linear(x, self.dequantize(x.dtype), bias)
+
     def rows(self, token_ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Some rows, [..., in] for ids [...]; only those are dequantized."""
         rows = self.raw.index_select(0, token_ids.reshape(-1))
@@ -128,15 +132,17 @@ def linear(x: Tensor, w: Weight, bias: Tensor | None = None) -> Tensor:
     The weight, and the bias [out] where there is one, are brought to the dtype of x first. Stands on
     `torch.nn.functional.linear`.
     """
-    values = w.dequantize(x.dtype) if isinstance(w, PackedWeight) else w.to(x.dtype)
-    return functional.linear(x, values, None if bias is None else bias.to(x.dtype))
+    own_bias = None if bias is None else bias.to(x.dtype)
+    if isinstance(w, PackedWeight):
+        return w.times(x, own_bias)
+    return functional.linear(x, w.to(x.dtype), own_bias)
 
 
 def weight_rows(w: Weight, number: int, n: int) -> Weight:
     """Part `number` of a weight of n parts of equally many rows: a view, nothing is dequantized."""
     size = w.shape[0] // n
     rows = slice(number * size, (number + 1) * size)
-    return PackedWeight(w.raw[rows], w.type, (size, w.shape[1])) if isinstance(w, PackedWeight) else w[rows]
+    return replace(w, raw=w.raw[rows], shape=(size, w.shape[1])) if isinstance(w, PackedWeight) else w[rows]
 
 
 def embedding_rows(token_ids: Tensor, w: Weight, dtype: torch.dtype) -> Tensor:

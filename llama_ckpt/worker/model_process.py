@@ -76,11 +76,11 @@ class ServedModel:
     """
 
     def __init__(self, model: Model, max_context: int, outbox: Outbox, precision: ComputedBy) -> None:
-        from llama_ckpt.generation import computed_by, pick_session
+        from llama_ckpt.generation import computed_by, pick_session, quick
 
         self._model, self._max_context, self._outbox = model, max_context, outbox
         # Made before the first job, so that a worker without memory for it is refused and not announced.
-        self._session = pick_session(model, precision)
+        self._writer = pick_session(model, precision) or quick(model, precision)
         self.computed_by = computed_by(model, precision)
         self._cancelled = -1  # only the running job is ever cancelled here; the worker keeps the queue
         self._weight_bytes = weight_bytes(model)
@@ -136,7 +136,7 @@ class ServedModel:
         tokens, reason, stop_string = 0, "cancelled", None
         told = time.monotonic()
         for token in generate(
-            self._session or self._model,  # one job at a time, so no other text is in its cache
+            self._writer,  # one job at a time, so no other text is in its cache
             order["token_ids"],
             max_tokens=order["max_tokens"],
             sampling=SamplingOptions(**order["sampling"]),

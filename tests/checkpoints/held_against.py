@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 
 from llama_ckpt.judging.limits import EXACT, ErrorKind, limit_for
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.ladder.trial import as_numpy, run_case
+from llama_ckpt.ladder.tensors_found import as_numpy
+from llama_ckpt.ladder.trial import run_case
 from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.points import POINTS, Case, split_name
 from llama_ckpt.weights.quants import PackedWeight, exact_matmul

@@ -105,6 +105,7 @@ LOADS_TORCH = (
         "weights.quants",
         "weights.records",
         "weights.loading",
+        "weights.packed_products",
         "weights.unpacking",
         "weights.kv_cache",
     ),

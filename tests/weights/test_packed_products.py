@@ -1,0 +1,157 @@
+"""Products of a few rows with packed weights: right, the same for any number of threads, and optional."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as T
+
+from llama_ckpt import generation
+from llama_ckpt.generation import computed_by, generate, quick
+from llama_ckpt.making.seeded_model import make_seeded
+from llama_ckpt.model import load
+from llama_ckpt.weights import native_code, packed_products
+from llama_ckpt.weights.packed_products import FEW_ROWS, NATIVE_TYPES, FewRowsWeight, weights_for_few_rows
+from llama_ckpt.weights.quants import PackedWeight, linear, weight_rows
+from tests.gguf_files import HALF_FIELDS, random_rows
+
+compiled = pytest.mark.skipif(native_code.native_code() is None, reason="needs a C compiler")
+
+TYPES = sorted(NATIVE_TYPES)
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def packed(type: T, out: int, blocks: int, seed: int = 1) -> PackedWeight:
+    width = blocks * GGML_QUANT_SIZES[type][0]
+    draw = np.random.default_rng(seed)
+    raw = random_rows(type, (out, width), draw)
+    words = raw.reshape(-1, GGML_QUANT_SIZES[type][1])
+    for at in HALF_FIELDS[type]:
+        scales = draw.uniform(-0.1, 0.1, (len(words), 1)).astype(np.float16)
+        words[:, at : at + 2] = scales.view(np.uint8)
+    return PackedWeight(torch.from_numpy(raw), type, (out, width))
+
+
+def few_rows(weight: PackedWeight) -> FewRowsWeight:
+    return FewRowsWeight(weight.raw, weight.type, weight.shape)
+
+
+@compiled
+@pytest.mark.parametrize("type", TYPES, ids=[one.name for one in TYPES])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, FEW_ROWS])
+def test_products_are_those_of_the_values(type: T, rows: int) -> None:
+    weight = packed(type, 37, 3, seed=rows)
+    x = torch.randn(rows, weight.shape[1], generator=torch.Generator().manual_seed(rows))
+    bias = torch.linspace(-1, 1, 37)
+    wide = weight.dequantize().double()
+    found, exact = linear(x, few_rows(weight), bias).double(), x.double() @ wide.t() + bias
+    terms = x.double().abs() @ wide.abs().t() + bias.abs()
+    assert ((found - exact).abs() <= 4e-7 * terms).all()
+    assert torch.equal(linear(x, weight, bias), torch.nn.functional.linear(x, weight.dequantize(), bias))
+
+
+@compiled
+@pytest.mark.parametrize("type", TYPES, ids=[one.name for one in TYPES])
+def test_one_thread_and_two_give_the_same_bits(
+    type: T, monkeypatch: pytest.MonkeyPatch, threads: None
+) -> None:
+    monkeypatch.setattr(packed_products, "LEAST_PART", 1)
+    weight, found = few_rows(packed(type, 41, 2)), []
+    x = torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    for number in (1, 2, 3, 1):
+        torch.set_num_threads(number)
+        found.append(linear(x, weight))
+    assert all(torch.equal(found[0], one) for one in found[1:])
+
+
+@compiled
+def test_many_rows_and_half_precision_go_the_long_way() -> None:
+    weight = packed(T.Q4_0, 8, 2)
+    few = few_rows(weight)
+    for x in (torch.randn(FEW_ROWS + 1, 64), torch.randn(2, 64).half(), torch.randn(0, 64)):
+        assert torch.equal(linear(x, few), linear(x, weight))
+    assert linear(torch.randn(2, 3, 64), few).shape == (2, 3, 8)
+    assert isinstance(weight_rows(few, 1, 4), FewRowsWeight)
+
+
+@compiled
+def test_a_function_that_is_wrong_is_not_taken() -> None:
+    functions = packed_products._functions()
+    assert set(functions) == set(NATIVE_TYPES)
+    assert not packed_products._is_right(functions[T.Q4_0], T.Q4_K)
+
+
+@pytest.fixture
+def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(generation, "LARGE", 0)
+    shape = {"width": 64, "n_heads": 4, "ffn": 96, "n_layers": 2, "vocab": 300}
+    return make_seeded(tmp_path / "m.gguf", type="Q8_0", seed=1, **shape).path
+
+
+@compiled
+def test_a_large_model_writes_with_them_the_text_of_the_layers(large: Path, threads: None) -> None:
+    model = load(large, device="cpu")
+    assert computed_by(model) == "the layers in float32 on cpu, with packed weights"
+    assert computed_by(model, "layers") == "the layers in float32 on cpu"
+    assert quick(model, "layers") is model
+    few = quick(model)
+    assert few.weights is quick(model).weights
+    assert isinstance(few.weights.blocks[1].w_down, FewRowsWeight)
+    tokens = [1, 5, 7]
+    assert list(generate(model, tokens, 8)) == list(generate(model, tokens, 8, precision="layers"))
+    found, wanted = few.logits(tokens), model.logits(tokens)
+    assert float((found - wanted).norm() / wanted.norm()) < 1e-6
+    torch.set_num_threads(2)
+    assert torch.equal(few.logits(tokens), found)
+
+
+def test_without_a_compiler_there_are_copies_where_memory_allows(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_products, "_functions", dict)
+    model = load(large, device="cpu")
+    for spare, kind, said in (
+        (1 << 40, torch.Tensor, "with float32 copies of Q8_0"),
+        (0, PackedWeight, "with weights unpacked for each token of Q8_0"),
+    ):
+        monkeypatch.setattr(packed_products, "spare_bytes", lambda spare=spare: spare)
+        weights, clause = weights_for_few_rows(model.weights)
+        assert isinstance(weights.blocks[0].wq, kind)
+        assert clause == said
+
+
+def test_code_is_kept_where_nobody_else_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = native_code.native_code.__wrapped__
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "llama_ckpt"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    assert make() is None and not list(folder.iterdir())
+    folder.chmod(0o700)
+    monkeypatch.setenv(native_code.SWITCH, "0")
+    assert make() is None
+    monkeypatch.delenv(native_code.SWITCH)
+    monkeypatch.setattr(native_code, "COMPILERS", ("no-such-compiler",))
+    monkeypatch.delenv("CC", raising=False)
+    assert make() is None
+
+
+@compiled
+def test_code_is_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    make = native_code.native_code.__wrapped__
+    assert make() is not None
+    (made,) = (tmp_path / "llama_ckpt").iterdir()
+    monkeypatch.setattr(native_code, "_compile", lambda *_: pytest.fail("compiled again"))
+    assert make() is not None and made.name.startswith("packed_rows-")
