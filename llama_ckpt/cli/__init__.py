@@ -2,18 +2,18 @@
 
 Exit codes: 0 all is well; 1 a checkpoint fails; 2 bad input, said in one sentence on standard
 error; 3 a dump differs by rounding that it does not declare, and by nothing else; 130 interrupted;
-141 nobody reads the output any more.
+141 nobody reads the output any more; 143 terminated.
 """
 
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Annotated, Any
 
 import typer
 
 from llama_ckpt.cli.boundary import CommandGroup
+from llama_ckpt.cli.endings import prepared
 from llama_ckpt.version import __version__
 
 __all__ = ["COMMANDS", "app", "main"]
@@ -74,8 +74,5 @@ def _options(
 
 def main() -> None:
     """Run the command line in `sys.argv` and end the process with its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        # A terminal that cannot show a character is no reason to stop.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+    prepared()
     app()

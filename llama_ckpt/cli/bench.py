@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.options import ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes, waiting
 from llama_ckpt.errors import DeviceError

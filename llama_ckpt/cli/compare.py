@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
@@ -107,7 +106,7 @@ def command(
         )
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
     for line in comparison_lines(report, verbose=verbose):
-        console.print(Text.assemble(*line))
+        console.say(*line)
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)
 
@@ -129,7 +128,7 @@ def _two(
     found = compare_two(first, second, names)
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
     for line in found.lines():
-        console.print(Text(line))
+        console.say(line)
     text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
     if files.to_stdout:
         sys.stdout.write(text)

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from llama_ckpt.hugging_face.compare_weights import compare_weights, comparison_lines
+from llama_ckpt.plain_text import one_line
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -32,6 +33,6 @@ def command(
     if as_json:
         print(json.dumps([asdict(one) for one in found], indent=1))
     else:
-        print("\n".join(comparison_lines(found, every_tensor=tensors)))
+        print("\n".join(map(one_line, comparison_lines(found, every_tensor=tensors))))
     if any(one.state not in ("equal", "rounded") for one in found):
         raise typer.Exit(1)

@@ -33,8 +33,9 @@ def command(
 
     text = ladder_table() if name is None else explanation(name)
     if sys.stdout.isatty():
-        from rich.console import Console
         from rich.markdown import Markdown
+
+        from llama_ckpt.cli.console import Console
 
         Console().print(Markdown(text))
     else:

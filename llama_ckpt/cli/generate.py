@@ -14,6 +14,7 @@ from llama_ckpt.cli.options import Device, ModelFile, integers, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes
 from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.errors import OptionError
+from llama_ckpt.plain_text import spoken
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -80,8 +81,9 @@ def command(
     if loaded.tokenizer.unsupported is not None:
         print(f"token ids in brackets, not text: {loaded.tokenizer.unsupported}", file=sys.stderr)
     print(f"computed by {computed_by(loaded, precision)}", file=sys.stderr)
+    watched = sys.stdout.isatty()  # a vocabulary may hold escape codes, which a terminal would obey
     for piece in chain((first,), pieces):
-        print(piece, end="", flush=True)
+        print(spoken(piece) if watched else piece, end="", flush=True)
     print()
 
 

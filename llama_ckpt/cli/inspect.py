@@ -10,6 +10,7 @@ import typer
 
 from llama_ckpt.cli.options import model_path
 from llama_ckpt.gguf.file import open_gguf
+from llama_ckpt.plain_text import one_line
 from llama_ckpt.report.inspection import inspection, inspection_lines
 
 __all__ = ["EXAMPLE", "NAME", "command"]
@@ -37,4 +38,4 @@ def command(
     if as_json:
         print(json.dumps(record, indent=1))
     else:
-        print("\n".join(inspection_lines(record, every_tensor=tensors)))
+        print("\n".join(map(one_line, inspection_lines(record, every_tensor=tensors))))

@@ -10,9 +10,8 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
+from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.errors import OptionError
 from llama_ckpt.whole_files import write_whole
@@ -150,7 +149,7 @@ def _show(lines: Iterable[tuple[str, str]], record: dict[str, Any], json_file: P
     to_stdout = json_file == Path("-")
     console = Console(stderr=to_stdout, highlight=False, soft_wrap=True)
     for line, style in lines:
-        console.print(Text(line, style))
+        console.say(line, style=style)
     text = json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
     if to_stdout:
         sys.stdout.write(text)

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from llama_ckpt.plain_text import one_line
 from llama_ckpt.whole_files import check_writable, write_whole
 
 __all__ = ["HtmlFile", "JsonFile", "JunitFile", "MarkdownFile", "ReportFiles"]
@@ -95,7 +96,7 @@ class ReportFiles:
         from llama_ckpt.report.github import workflow_commands
 
         for line in workflow_commands(report):
-            print(line, file=sys.stderr if self.to_stdout else sys.stdout)  # the runner reads both
+            print(one_line(line), file=sys.stderr if self.to_stdout else sys.stdout)  # the runner reads both
 
 
 def _facts() -> list[tuple[str, str]]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 import llama_ckpt
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
@@ -115,7 +114,7 @@ def _climb(
 ) -> LadderReport:
     """Climb the ladder, and show each checkpoint as soon as it stands."""
     with ProgressBar() as bar:
-        console = _Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
+        console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
         screen = _Screen(console, bar, options, verbose)
         read = {"model": options["model"] and model_path(options["model"])}
         if "arithmetic" in options:
@@ -130,12 +129,6 @@ def _climb(
         )
     screen.finish(report)
     return report
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Leave it to the command line; rich would end with 1, which says that a checkpoint fails."""
-        raise BrokenPipeError
 
 
 class _Screen:
@@ -167,4 +160,4 @@ class _Screen:
             self._print(line)
 
     def _print(self, line: str, style: str = "") -> None:
-        self._console.print(Text(line, style))
+        self._console.say(line, style=style)
