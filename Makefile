@@ -17,8 +17,12 @@
 #   make vocabularies     fetch real vocabularies (90 MB) for the tests of the tokenizer, which skip them else
 #   make docs             write docs/ again from the checkpoints and the command line's help, and what README.md
 #                         and docs/diagnosis.md show of a terminal
+#   make site             build the documentation as a site, in site/; strict, read without a network
+#   make try-install      the built wheel in empty environments of PYTHONS (default: PYTHON)
+#   make help             this text, as a bare `make`
 #   make clean            remove .venv and everything that was built
 #
+#   PYTHONS="python3.11 python3.13"   for try-install
 #   PYTHON=python3.12     the Python that makes .venv (3.11 or newer)
 #   TORCH_INDEX=URL       install torch from that index, for another build of it
 #   MODEL=file.gguf       the model for validate-all
@@ -28,6 +32,7 @@
 #   SYSTEM=1              for test-cuda and validate-7b: no set-up, PYTHON as it is, with its own torch
 
 PYTHON ?= python3
+PYTHONS ?= $(PYTHON)
 TORCH_INDEX ?=
 MODEL ?=
 MODELS ?= models
@@ -48,8 +53,11 @@ REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model fuzz vocabularies docs clean
+.PHONY: help site try-install setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model fuzz vocabularies docs clean
 .DELETE_ON_ERROR:
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 setup: $(INSTALLED)
 
@@ -120,9 +128,16 @@ fuzz: setup
 vocabularies: setup
 	$(BIN)/python -m tools.fetch_vocabularies
 
+site: setup
+	$(PIP) install --quiet -r requirements/site.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+try-install: setup
+	$(BIN)/python -m tools.try_install --python $(PYTHONS)
+
 docs: setup
 	$(BIN)/python -m tools.make_docs
 
 clean:
-	rm -rf $(VENV) .others build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	rm -rf $(VENV) .others build dist site *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find llama_ckpt checkpoints reference_dumps tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,51 @@
+"""The documentation as a site: every page is in its contents, and the first dump is what the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llama_ckpt as lc
+from tools.site_hooks import on_page_markdown
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+def test_every_page_is_in_the_contents_once() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    named = re.findall(r"([\w/]+\.md)$", nav, re.M)
+    pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
+    assert sorted(named) == pages
+
+
+def test_anchors_of_the_pages_lead_somewhere() -> None:
+    for path in DOCS.glob("*.md"):
+        for target, anchor in re.findall(r"\]\(([\w/]+\.md)#([\w-]+)\)", path.read_text(encoding="utf-8")):
+            headings = re.findall(r"^#+ (.*)$", (path.parent / target).read_text(encoding="utf-8"), re.M)
+            assert anchor in [slug(one) for one in headings], f"{path.name}: {target}#{anchor}"
+
+
+def slug(heading: str) -> str:
+    """As Markdown's table of contents names a heading."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def test_links_out_of_the_pages_become_names() -> None:
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="checkpoints/c01.md"))
+    text = "[norm](../../checkpoints/c01.py) and [words](../glossary.md#own), [top](#x), [web](https://a.b/c)"
+    wanted = "`norm` and [words](../glossary.md#own), [top](#x), [web](https://a.b/c)"
+    assert on_page_markdown(text, page) == wanted
+
+
+def test_the_first_dump_is_as_the_page_says(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "first_dump.md").read_text("utf-8"), re.S)
+    exec(code, {})
+    assert lc.compare("mine.safetensors").passed
+    assert "positions = np.arange(8) + 1 " in code
+    exec(code.replace("np.arange(8) + 1 ", "np.arange(8) * 2 "), {})
+    found = lc.compare("mine.safetensors")
+    assert found.first_wrong is not None and found.first_wrong.name == "blk.0.out"
