@@ -23,6 +23,7 @@ from llama_ckpt.engine.session import Session, session_for
 from llama_ckpt.errors import OptionError
 from llama_ckpt.model import Model
 from llama_ckpt.precisions import ENGINE_PRECISIONS
+from llama_ckpt.threads import fitted_threads
 from llama_ckpt.tokens.sampling import SamplingOptions
 from llama_ckpt.weights.packed_products import weights_for_few_rows
 from llama_ckpt.weights.records import ModelWeights
@@ -99,7 +100,11 @@ def quick(model: Model, precision: ComputedBy = "auto") -> Model:
 
 def _for_few_rows(model: Model, precision: ComputedBy) -> bool:
     on_cpu = model.device.type == "cpu" and model.dtype == torch.float32
-    return precision == "auto" and on_cpu and sum(one.nbytes for one in model.file.tensors.values()) > LARGE
+    return precision == "auto" and on_cpu and _bytes(model) > LARGE
+
+
+def _bytes(model: Model) -> int:
+    return sum(one.nbytes for one in model.file.tensors.values())
 
 
 def _quick_weights(model: Model) -> tuple[ModelWeights, str]:
@@ -149,6 +154,11 @@ def generate(
     session = pick_session(model, precision)
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with nullcontext(quick(model, precision)) if session is None else session.sequence() as runner:
-        for token in generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop):
+        tokens = generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop)
+        while True:
+            with fitted_threads(_bytes(model)):  # only while it computes: between tokens others do
+                token = next(tokens, None)
+            if token is None:
+                return
             if token.text:
                 yield token.text

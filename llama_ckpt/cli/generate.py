@@ -12,7 +12,6 @@ import typer
 import llama_ckpt
 from llama_ckpt.cli.options import Device, ModelFile, integers, model_path
 from llama_ckpt.cli.progress import ProgressBar, megabytes
-from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.errors import OptionError
 from llama_ckpt.plain_text import spoken
 
@@ -58,7 +57,6 @@ def command(
     from llama_ckpt.generation import computed_by
 
     given = _prompt(prompt, tokens)
-    fit_threads(model_path(model))
     with ProgressBar() as bar:
         kind = dtype or "float32"
         loaded = llama_ckpt.load(model_path(model), device=device, dtype=kind, progress=megabytes(bar))

@@ -14,7 +14,6 @@ from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.options import Device, Dtype, ModelFile, Precision, model_path
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
-from llama_ckpt.cli.threads import fit_threads
 from llama_ckpt.report import terminal
 from llama_ckpt.report.repeat import repeat_command, started_as
 
@@ -97,7 +96,6 @@ def command(
     if arithmetic is not None:
         read_arithmetic(arithmetic)  # a wrong name is told of before anything is loaded
         layer["arithmetic"] = arithmetic
-    fit_threads(model_path(model))
     files = ReportFiles(json_file, junit_file, html_file, markdown_file)
     report = _climb(ids, options | layer, files, stop_on_failure=stop_on_failure, verbose=verbose)
     files.write(report.to_json())

@@ -33,6 +33,8 @@ from llama_ckpt.ladder.trial import Trial
 from llama_ckpt.ladder.trials import check_engine, open_trials
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.points import Checkpoint
+from llama_ckpt.threads import fitted_threads, model_bytes
+from reference_dumps import embedded_model
 
 if TYPE_CHECKING:
     from llama_ckpt.ladder.engine_trial import EngineTrial
@@ -97,7 +99,8 @@ def validate(
     picked = str(pick_device(device))
     pick_dtype(dtype)
     check_engine(engine, precision, own, device=picked, dtype=dtype)
-    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
+    size = model_bytes(embedded_model() if model is None else Path(model))
+    with fitted_threads(size), tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
         selection = select(
             model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
         )

@@ -31,6 +31,7 @@ ARROWS: dict[str, str] = {
     "json_values": "",
     "listing": "",
     "spare_memory": "",
+    "threads": "",
     "shadowing": "errors",
     "parts": "errors",
     "results": "errors whole_files",
@@ -50,7 +51,7 @@ ARROWS: dict[str, str] = {
     "checkpoints": "errors points tokens weights",
     "model": "hugging_face checkpoints errors gguf points precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
-    "generation": "checkpoints engine errors model precisions tokens weights",
+    "generation": "checkpoints engine errors model precisions threads tokens weights",
     # which operator was applied, and what a wrong tensor looks like
     "identify": "arithmetic json_values judging listing oracle points",
     "diagnose": "errors identify json_values judging listing oracle points precisions",
@@ -65,7 +66,7 @@ ARROWS: dict[str, str] = {
     "ladder": (
         "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
         "judging kernels making model oracle points precisions reference_dumps results shadowing "
-        "spare_memory tokens weights"
+        "spare_memory threads tokens weights"
     ),
     "mutants": (
         "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "
@@ -120,7 +121,17 @@ LOADS_TORCH = (
         "dumps.same",
         "dumps.watching",
     ),
-    *("oracle.on_cpu", "oracle.on_device", "model", "generation", "engine", "ladder", "mutants", "worker"),
+    *(
+        "oracle.on_cpu",
+        "oracle.on_device",
+        "model",
+        "generation",
+        "engine",
+        "ladder",
+        "mutants",
+        "threads",
+        "worker",
+    ),
 )
 """What in llama_ckpt may load torch; everything else, the command line above all, must not."""
 

@@ -1,0 +1,62 @@
+"""How many threads torch computes with: one for a small model, one a core for a large one.
+
+Products of a small model are over before a second thread is awake: on two cores that others use too the
+embedded model's ladder takes 8 times as long with two. Two threads on one core's two halves wait for the
+same units, and for each other.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+__all__ = ["SMALL_MODEL", "fitted_threads", "model_bytes", "physical_cores"]
+
+SMALL_MODEL: Final = 64 << 20
+"""Bytes of a model's file."""
+
+_CPUS: Final = Path("/sys/devices/system/cpu")
+
+
+@contextmanager
+def fitted_threads(n_bytes: int) -> Iterator[None]:
+    """Within it torch computes with as many threads as a model of so many bytes is worth.
+
+    A number that the user set is left alone, in `OMP_NUM_THREADS` or by `torch.set_num_threads`; 0 bytes are
+    those of no model.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    chosen = "OMP_NUM_THREADS" in os.environ or before not in {physical_cores(), os.cpu_count()}
+    if chosen or not n_bytes:
+        yield
+        return
+    torch.set_num_threads(1 if n_bytes < SMALL_MODEL else physical_cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def model_bytes(path: Path) -> int:
+    """Of a model's file, or of what lies in its folder; 0 where there is neither."""
+    if path.is_dir():
+        return sum(one.stat().st_size for one in path.iterdir() if one.is_file())
+    return path.stat().st_size if path.is_file() else 0
+
+
+def physical_cores() -> int:
+    """The cores that this process may run on, each counted once however many threads it has room for."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for number in allowed:
+        try:
+            core = (_CPUS / f"cpu{number}" / "topology" / "thread_siblings_list").read_text("ascii").strip()
+        except (OSError, ValueError):
+            core = str(number)  # nobody tells which belong together
+        cores.add(core)
+    return max(1, len(cores))

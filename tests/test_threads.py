@@ -1,0 +1,83 @@
+"""How many threads compute: one for small models, one a core for large ones, the user's own where he says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import llama_ckpt
+from llama_ckpt import threads
+from llama_ckpt.threads import SMALL_MODEL, fitted_threads, model_bytes, physical_cores
+from reference_dumps import embedded_model
+
+
+@pytest.fixture
+def four_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Eight processors, two of each core."""
+    for number in range(8):
+        folder = tmp_path / f"cpu{number}" / "topology"
+        folder.mkdir(parents=True)
+        (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
+    monkeypatch.setattr(threads, "_CPUS", tmp_path)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(8)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "wanted"), [(0, 8), (1, 1), (SMALL_MODEL - 1, 1), (SMALL_MODEL, 4), (1 << 40, 4)]
+)
+def test_as_many_as_the_model_is_worth(n_bytes: int, wanted: int, four_cores: None) -> None:
+    assert physical_cores() == 4
+    with fitted_threads(n_bytes):
+        assert torch.get_num_threads() == wanted
+    assert torch.get_num_threads() == 8
+
+
+def test_the_user_s_own_number_stays(four_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(3)
+    with fitted_threads(1):
+        assert torch.get_num_threads() == 3
+    torch.set_num_threads(8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    with fitted_threads(1):
+        assert torch.get_num_threads() == 8
+
+
+def test_where_nobody_tells_of_cores_each_processor_is_one(tmp_path: Path, four_cores: None) -> None:
+    for number in range(8):
+        (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").unlink()
+    assert physical_cores() == 8
+
+
+def test_a_folder_s_files_count_together(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(5))
+    (tmp_path / "b").write_bytes(bytes(7))
+    assert (model_bytes(tmp_path), model_bytes(tmp_path / "a"), model_bytes(tmp_path / "c")) == (12, 5, 0)
+
+
+def test_python_computes_as_the_command_line_does(four_cores: None) -> None:
+    seen: list[int] = []
+    model = llama_ckpt.load(embedded_model(), device="cpu")
+    forward = type(model).forward
+
+    class Seen(type(model)):  # type: ignore[misc]
+        def forward(self, *given: object, **options: object) -> torch.Tensor:
+            seen.append(torch.get_num_threads())
+            return forward(self, *given, **options)
+
+    counted = Seen(**vars(model))
+    for _ in llama_ckpt.generate(counted, [1, 5], max_tokens=2):
+        assert torch.get_num_threads() == 8
+    report = llama_ckpt.validate(
+        "1", device="cpu", progress=lambda *_: seen.append(torch.get_num_threads()), oracle_only=True
+    )
+    assert report.exit_code == 0
+    assert set(seen) == {1} and torch.get_num_threads() == 8
