@@ -17,6 +17,8 @@ from typing import NoReturn
 
 import typer
 
+from llama_ckpt.cli.ascii_letters import ASCII_LETTERS
+
 __all__ = ["BAD_INPUT", "BROKEN_PIPE", "INTERRUPTED", "TERMINATED", "endings", "prepared", "say"]
 
 BAD_INPUT = 2
@@ -32,7 +34,7 @@ def prepared() -> None:
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character is no reason to stop.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=ASCII_LETTERS)
     columns = os.environ.get("COLUMNS", "80")
     if not (columns.isascii() and columns.isdigit() and int(columns[:9]) > 0):
         del os.environ["COLUMNS"]  # nothing can be laid out in no columns
