@@ -9,7 +9,14 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 __all__ = ["ProgressBar", "megabytes", "waiting"]
 
@@ -26,6 +33,7 @@ class ProgressBar:
         self._begun = time.monotonic()
         self._bar: Progress | None = None
         self._watched = sys.stderr.isatty()
+        self._at = (0, 0)
 
     def __call__(self, label: str, done: int, total: int) -> None:
         """Say that `done` of `total` (0: nobody knows) is done, and what is being worked on."""
@@ -35,6 +43,9 @@ class ProgressBar:
             self._bar = _new_bar()
             self._task = self._bar.add_task(label, total=None)
             self._bar.start()
+        before, self._at = self._at, (done, total)
+        if total != before[1] or done < before[0]:  # another job, of whose speed nothing is known yet
+            self._bar.reset(self._task, completed=done, total=total or None)
         self._bar.update(self._task, description=label, completed=done, total=total or None)
 
     def clear(self) -> None:
@@ -59,7 +70,8 @@ def megabytes(bar: ProgressBar) -> Callable[[int, int], None]:
 
 def _new_bar() -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    rest = (TextColumn("still"), TimeRemainingColumn())
+    return Progress(*columns, *rest, console=Console(stderr=True), transient=True)
 
 
 @contextmanager

@@ -73,7 +73,13 @@ def gated_mode(gate: Array, up: Array, gate_mode: Array | None, up_mode: Array |
 
 def column_means(w: Any) -> Array:
     """The mean of the rows of a weight, `[in]`; one in another memory has a method for it."""
-    means: Array = w.column_means() if hasattr(w, "column_means") else np.asarray(w, np.float64).mean(axis=0)
+    if hasattr(w, "column_means"):
+        return np.asarray(w.column_means())
+
+    def make() -> Array:
+        return np.asarray(np.asarray(w, np.float64).mean(axis=0))
+
+    means: Array = w.always("column means", make) if hasattr(w, "always") else make()
     return means
 
 

@@ -140,7 +140,9 @@ def product_deviation(
         terms = product_terms_of(x, w)
         through = None if carried is None else w.product_terms(carried, 0)[0]
     else:
-        matrix, unit = scaled = _in_float32(w)  # once for both: it is the largest array here
+        # Once for both, and of a file's matrix once for all: it is the largest array here.
+        scaled = w.always("float32", lambda: _in_float32(w)) if hasattr(w, "always") else _in_float32(w)
+        matrix, unit = scaled
         terms = _terms(_in_float32(x), scaled)
         if carried is not None:
             rows, scale = _in_float32(carried)

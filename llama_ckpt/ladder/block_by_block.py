@@ -22,10 +22,11 @@ from llama_ckpt.oracle.on_cpu import HostOracleWeights
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import Checkpoint
 
-__all__ = ["BlockByBlock", "together"]
+__all__ = ["BlockByBlock", "Progress", "together"]
 
 Result = TypeVar("Result")
 Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how far it is, and of how many steps."""
 
 
 def together(

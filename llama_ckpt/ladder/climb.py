@@ -102,7 +102,13 @@ def validate(
     size = model_bytes(embedded_model() if model is None else Path(model))
     with fitted_threads(size), tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
         selection = select(
-            model, dumps, device=picked, dtype=dtype, oracle_only=oracle_only, scratch=Path(scratch)
+            model,
+            dumps,
+            device=picked,
+            dtype=dtype,
+            oracle_only=oracle_only,
+            scratch=Path(scratch),
+            progress=progress,
         )
         if own is None and declared is not None:
             selection = replace(selection, subjects=rounding_as(selection.subjects, declared))

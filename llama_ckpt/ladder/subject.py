@@ -44,8 +44,7 @@ class Subject:
         """The exact weights for an oracle that rounds them: as arrays, where they are in memory at all."""
         if not isinstance(self.weights, HostOracleWeights):
             return self.weights
-        most = spare_bytes() // 2
-        return OracleWeights(self.model.file, self.model.config, kept_bytes=most, keep_last=True)
+        return OracleWeights(self.model.file, self.model.config, keep_last=True)
 
     @cached_property
     def writing(self) -> Model:

@@ -24,7 +24,7 @@ from llama_ckpt.dumps.reference import LARGE, DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.hugging_face.folder import model_file
-from llama_ckpt.ladder.block_by_block import together
+from llama_ckpt.ladder.block_by_block import Progress, together
 from llama_ckpt.ladder.recording import Recording, from_dump, from_last_row, from_oracle, prompt_ids
 from llama_ckpt.ladder.subject import Subject
 from llama_ckpt.making.derive import TYPES, derive
@@ -67,6 +67,7 @@ def select(
     dtype: str,
     oracle_only: bool,
     scratch: Path,
+    progress: Progress | None = None,
 ) -> Selection:
     """Choose models and recordings.
 
@@ -77,6 +78,7 @@ def select(
         device, dtype: as `load` takes them.
         oracle_only: leave llama.cpp out.
         scratch: an empty folder for derived files and captures; it must outlive the subjects.
+        progress: called with what is being done, how far it is, and of how many steps.
 
     Raises:
         DumpError: a folder without dumps, or dumps of other weights.
@@ -86,11 +88,14 @@ def select(
     tokenizer = path_tokenizer(path)
     said = () if tokenizer.unsupported is None else (f"prompts are token ids: {tokenizer.unsupported}",)
     if oracle_only:
-        return Selection(name, oracle_subject(path, device, dtype), said)
+        return Selection(name, oracle_subject(path, device, dtype, progress), said)
     if dumps is None and model is not None:
         if importlib.util.find_spec("llama_cpp") is None:
             note = f"llama.cpp: not compared; to compare, {INSTALL_REFERENCE}"
-            return Selection(name, oracle_subject(path, device, dtype), (*said, note), compared=False)
+            subject = oracle_subject(path, device, dtype, progress)
+            return Selection(name, subject, (*said, note), compared=False)
+        if progress is not None:
+            progress("recording llama.cpp", 0, 0)
         folders = capture_all(path, tokenizer, scratch)
         note = f"llama.cpp was recorded for this run, prompts {', '.join(map(repr, PROMPTS))}"
         return Selection(name, recorded_subjects(path, folders, device, dtype, scratch), (*said, note))
@@ -120,13 +125,15 @@ def dump_folders(folder: Path) -> list[Path]:
     return sorted(below, key=lambda path: (path.name != "f32", path.name != "f16", path.name))
 
 
-def oracle_subject(path: Path, device: str, dtype: str) -> Iterator[Subject]:
+def oracle_subject(
+    path: Path, device: str, dtype: str, progress: Progress | None = None
+) -> Iterator[Subject]:
     """The model against the oracle alone."""
     model = load(path, device=device, dtype=dtype)
     weights = oracle_weights(model.file, model.config, model.weights, model.device)
     answers: dict[str, dict[str, NDArray[np.float64]]] = {}
     runs = [partial(from_oracle, model, weights, prompt, answers) for prompt in PROMPTS]
-    recordings = together(weights, runs, "the oracle's own run")
+    recordings = together(weights, runs, "the oracle's own run", progress)
     yield Subject("oracle", model, weights, tuple(recordings), answers)
 
 

@@ -40,6 +40,7 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
     weight_type: str | None
     _raw: Callable[[], NDArray[np.uint8]] | None
     _kept: dict[str, Any]
+    _always: dict[str, Any]
 
     @classmethod
     def read(cls, file: GGUFFile, name: str, rows: slice = slice(None)) -> FileMatrix:
@@ -50,7 +51,7 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
         return matrix
 
     def __array_finalize__(self, whole: Any) -> None:
-        self.weight_type, self._raw, self._kept = None, None, {}
+        self.weight_type, self._raw, self._kept, self._always = None, None, {}, {}
 
     def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
         return array[()] if return_scalar else np.asarray(array)
@@ -80,6 +81,12 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
             return None
         parts: BlockParts | None = self.kept("parts", lambda: integer_blocks(raw(), kind))
         return parts
+
+    def always(self, what: str, make: Callable[[], Any]) -> Any:
+        """Something made of the matrix that every product asks for; it stays as long as this does."""
+        if what not in self._always:
+            self._always[what] = make()
+        return self._always[what]
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
         """Something that is made of the matrix; the last two stay, as each may be as large as the matrix."""
