@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from llama_ckpt.worker.logs import log
-from llama_ckpt.worker.options import WorkerOptions, is_test_mode
+from llama_ckpt.worker.options import WorkerOptions, is_test_mode, without_secrets
 
 __all__ = ["CallbackError", "announce", "worker_uri"]
 
@@ -33,22 +33,22 @@ async def announce(options: WorkerOptions, *, vram_bytes: int, uri: str) -> None
     Raises:
         CallbackError: it did not.
     """
-    url = options.callback_url
+    url, shown = options.callback_url, without_secrets(options.callback_url)
     if is_test_mode(url):
-        log("info", "test mode: the callback is not called", callback_url=url)
+        log("info", "test mode: the callback is not called", callback_url=shown)
         return
     body = {"worker_id": options.worker_id, "vram_bytes": vram_bytes, "uri": uri}
     until, pause = time.monotonic() + options.callback_timeout, FIRST_PAUSE
     async with httpx.AsyncClient(trust_env=False) as client:
         while (problem := await _attempt(client, url, body, until)) is not None:
-            log("warning", "the callback failed", callback_url=url, problem=problem)
+            log("warning", "the callback failed", callback_url=shown, problem=problem)
             if time.monotonic() + pause >= until:
                 raise CallbackError(
-                    f"the callback {url} {problem}; tried for {options.callback_timeout:g} seconds"
+                    f"the callback {shown} {problem}; tried for {options.callback_timeout:g} seconds"
                 )
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-    log("info", "announced", callback_url=url, vram_bytes=vram_bytes, uri=uri)
+    log("info", "announced", callback_url=shown, vram_bytes=vram_bytes, uri=uri)
 
 
 async def _attempt(client: httpx.AsyncClient, url: str, body: dict[str, object], until: float) -> str | None:
@@ -61,22 +61,23 @@ async def _attempt(client: httpx.AsyncClient, url: str, body: dict[str, object],
     except TimeoutError:
         return "does not answer"
     except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-        return f"is unreachable ({str(error) or type(error).__name__})"
+        said = str(error).replace(url, without_secrets(url))
+        return f"is unreachable ({said or type(error).__name__})"
     if 200 <= status < 300:
         return None
     if status >= 500 or status in FOR_NOW:
         return f"answered {status}"
-    raise CallbackError(f"the callback {url} answered {status}, wanted 2xx")
+    raise CallbackError(f"the callback {without_secrets(url)} answered {status}, wanted 2xx")
 
 
-def worker_uri(host: str, port: int, callback_url: str) -> str:
+def worker_uri(host: str, port: int, callback_url: str, *, scheme: str = "http") -> str:
     """Where the pool manager reaches this worker.
 
     A worker that listens on every address names the one that it reaches the callback from.
     """
     if host in ("0.0.0.0", "::", ""):
         host = _own_address(callback_url) or socket.gethostname()
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _own_address(callback_url: str) -> str | None:

@@ -50,15 +50,22 @@ class JobQueue:
         generator: runs the generations.
         model: the model's name, for `started`.
         size: jobs that may wait besides the one that runs.
-        timeout: seconds that a job may run.
+        timeout: seconds that a job may run. waiting: seconds that it may wait for its turn.
         telemetry: counts.
     """
 
     def __init__(
-        self, generator: Generator, *, model: str, size: int, timeout: float, telemetry: Telemetry
+        self,
+        generator: Generator,
+        *,
+        model: str,
+        size: int,
+        timeout: float,
+        telemetry: Telemetry,
+        waiting: float = math.inf,
     ) -> None:
         self._generator, self._model, self._size, self._timeout = generator, model, size, timeout
-        self._telemetry = telemetry
+        self._telemetry, self._patience = telemetry, waiting
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
         self._running: Job | None = None
@@ -109,17 +116,20 @@ class JobQueue:
         else:
             self._waiting.append(job)
             self._advance()
+            if math.isfinite(self._patience) and job in self._waiting:
+                asyncio.get_running_loop().call_later(self._patience, self._wait_no_longer, job)
 
-    def cancel(self, job_id: str, by: str) -> bool:
+    def cancel(self, job_id: str, by: str, owner: int | None = None) -> bool:
         """End a job with CANCELLED: a waiting one now, a running one before its next token.
 
         Returns:
-            whether there is such a job; one that has ended is none.
+            whether there is such a job; one that has ended is none, nor is one of another `owner`.
         """
         job = self._jobs.get(job_id)
-        if job is not None:
-            self.drop(job, by)
-        return job is not None
+        if job is None or job.owner != owner:
+            return False
+        self.drop(job, by)
+        return True
 
     def drop(self, job: Job, by: str) -> None:
         """Cancel this very job; nothing happens to one that has ended or is being cancelled."""
@@ -131,6 +141,17 @@ class JobQueue:
         elif job in self._waiting:
             self._waiting.remove(job)
             self._end(job, "CANCELLED")
+
+    @property
+    def unobeyed(self) -> bool:
+        """Whether the job that runs was cancelled, or its time is up, and the model has not let go of it."""
+        job = self._running
+        return job is not None and (job.cancelled_by is not None or job.terminal is not None)
+
+    def _wait_no_longer(self, job: Job) -> None:
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._finish(job, Error("TIMEOUT", f"the job waited for its limit of {self._patience:g} seconds"))
 
     def cancel_all(self, by: str) -> None:
         """Cancel every job."""

@@ -24,6 +24,7 @@ class Job:
         token_ids: the prompt; empty until it is tokenized.
         tokens_out: tokens generated so far.
         terminal: the event that ended it, None until then.
+        owner: the number of the key that it came with, which alone may cancel it; None without keys.
         times: when it was "received", "started", and when its "first" and "latest" token came; monotonic.
     """
 
@@ -38,6 +39,7 @@ class Job:
     terminal: End | Error | None = None
     times: dict[str, float] = field(default_factory=lambda: {"received": time.monotonic()})
     cancelled_by: str | None = None
+    owner: int | None = None
     _shown: int = 0
     _events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
 

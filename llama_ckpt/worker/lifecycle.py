@@ -12,6 +12,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any
 
 from llama_ckpt.errors import LlamaCkptError
@@ -20,7 +21,7 @@ from llama_ckpt.worker.logs import JsonLines, log
 from llama_ckpt.worker.model_link import RefusedError
 from llama_ckpt.worker.options import WorkerOptions
 from llama_ckpt.worker.service import Service
-from llama_ckpt.worker.serving import HttpServer, bind
+from llama_ckpt.worker.serving import HttpServer, listen
 
 __all__ = ["Lifecycle"]
 
@@ -41,20 +42,26 @@ class Lifecycle:
         """Serve until a signal says otherwise; returns the exit code."""
         options = self._options
         try:
-            listening = bind(options.host, options.port, client_timeout=options.client_timeout)
+            listening = listen(options)
         except LlamaCkptError as error:
             log("error", str(error))
             return BAD_INPUT
-        port = listening.getsockname()[1]
+        port = options.port if options.uds else listening.getsockname()[1]
         self._logging.fields["port"] = port
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
-        server = HttpServer(self._service)
+        try:
+            server = HttpServer(self._service)
+        except (OSError, ValueError) as error:  # the certificate
+            log("error", f"TLS cannot be used: {error}")
+            return BAD_INPUT
         serving = asyncio.create_task(server.serve([listening]))
         await server.ready.wait()
         log("info", "listening", host=options.host)
         try:
-            code = await self._live(serving, worker_uri(options.host, port, options.callback_url))
+            scheme = "https" if options.ssl_certfile else "http"
+            uri = worker_uri(options.host, port, options.callback_url, scheme=scheme)
+            code = await self._live(serving, uri if options.uds is None else f"unix:{options.uds}")
         finally:
             await self._stop(server, serving)
         if code == 0:  # otherwise the last line is the one that says why
@@ -102,14 +109,19 @@ class Lifecycle:
         self._service.state = "stopping"
         if self._service.model is not None:
             queue = self._service.queue
+            if self._options.drain:
+                log("info", "draining", jobs=len(queue) + queue.n_running)
+                await self._wait_for(queue.until_empty(), max(0.0, self._options.grace - LAST_WORDS))
             queue.cancel_all("shutdown")
-            await self._wait_for(queue.until_empty(), self._options.grace)
+            await self._wait_for(queue.until_empty(), max(LAST_WORDS, until - time.monotonic()))
             queue.abandon(None, "the worker is stopping")
         server.config.timeout_graceful_shutdown = max(LAST_WORDS, until - time.monotonic())  # type: ignore[assignment]
         server.should_exit = True
         with contextlib.suppress(Exception):
             await serving
-        await self._service.link.stop()
+        if self._options.uds:
+            Path(self._options.uds).unlink(missing_ok=True)
+        await self._service.stop()
 
     async def _wait_for(self, waiting: Coroutine[Any, Any, object], seconds: float) -> None:
         """Wait for something, but not longer than that, nor after a second signal."""

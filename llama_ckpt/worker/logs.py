@@ -23,6 +23,9 @@ __all__ = ["JsonLines", "correlation_id", "log", "now_iso", "start_logging"]
 correlation_id: ContextVar[str | None] = ContextVar("correlation_id", default=None)
 """The correlation id of the request that is being answered."""
 
+FAULTS_OF_CLIENTS = ("ClientDisconnect", "RemoteProtocolError", "LocalProtocolError", "SSLError")
+"""What libraries raise where a client breaks its own framing, or goes away in the middle of it."""
+
 _KEPT = 10_000  # lines that may wait for a slow reader
 _LONGEST = 500  # characters of a string in a log line
 _logger = logging.getLogger("llama_ckpt.worker")
@@ -52,6 +55,14 @@ class JsonLines(logging.Handler):
         self._descriptor, self._dropped = descriptor, 0
         self._lines: queue.Queue[str] = queue.Queue(_KEPT)
         threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """What a client did to its own connection is no error of ours, and needs no trace."""
+        kind = record.exc_info[0] if record.exc_info else None
+        if kind is not None and kind.__name__ in FAULTS_OF_CLIENTS:
+            record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
+            record.msg, record.args = f"a client's connection broke off: {kind.__name__}", ()
+        return super().filter(record)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record's line; drop it, and count that, when the reader is too far behind."""

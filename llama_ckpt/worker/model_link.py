@@ -83,6 +83,9 @@ class ModelLink:
     Args:
         on_message: called with each message about a generation.
         on_lost: called once, with a sentence, if the process ends unasked after it has loaded.
+
+    Attributes:
+        heard: how many messages have come since it loaded, those that it sends of itself included.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class ModelLink:
         self._reading: asyncio.Task[None] | None = None
         self._relaying: asyncio.Task[None] | None = None
         self._stopped = False
+        self.heard = 0
 
     @property
     def pid(self) -> int | None:
@@ -159,6 +163,12 @@ class ModelLink:
         """Stop a generation before its next token; it answers with "done" all the same."""
         self._order("cancel", id=job)
 
+    def kill(self) -> None:
+        """End the process at once, also one that is stopped; who waits for it is told."""
+        if self._process and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+
     async def stop(self) -> None:
         """End the process, whatever it is doing."""
         self._stopped = True
@@ -188,6 +198,9 @@ class ModelLink:
 
     async def _read(self) -> None:
         while (message := await self._message()) is not None:
+            self.heard += 1
+            if message["is"] == "alive":
+                continue
             if message["is"] in ("encoded", "unencodable"):
                 self._settle(message)
             else:

@@ -7,10 +7,11 @@
     out   {"is":"loaded", …}   or {"is":"refused", message, code}
           {"is":"encoded", id, count, token_ids}   or {"is":"unencodable", id, message}
           {"is":"token", id, text}   {"is":"metrics", id, vram_bytes}
+          {"is":"alive"}                                            twice a second
           {"is":"done", id, reason, stop_string, tokens}   or {"is":"failed", id, code, message}
 
-Three threads: one reads, one tokenizes, the main one computes. When standard input ends, the worker
-has gone, and so has this process, whatever it is doing.
+Four threads: one reads, one tokenizes, one says that the process runs, the main one computes. When
+standard input ends, the worker has gone, and so has this process, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["ServedModel", "Outbox", "serve"]
 
 METRICS_EVERY = 1.0  # seconds
+BEAT_EVERY = 0.5  # seconds
 Message = Mapping[str, Any]
 
 
@@ -264,6 +266,7 @@ def serve(orders: IO[str], outbox: Outbox) -> int:
     texts: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(orders, engine, generations, texts), daemon=True).start()
     threading.Thread(target=_encode, args=(engine, texts), daemon=True).start()
+    threading.Thread(target=_beat, args=(outbox,), daemon=True).start()
     while True:
         engine.generate(generations.get())
 
@@ -286,6 +289,13 @@ def _read(
 def _encode(engine: ServedModel, texts: queue.SimpleQueue[Message]) -> None:
     while True:
         engine.encode(texts.get())
+
+
+def _beat(outbox: Outbox) -> None:
+    """Say again and again that this process runs: one that is stopped, or starved of memory, does not."""
+    while True:
+        time.sleep(BEAT_EVERY)
+        outbox.send("alive")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from llama_ckpt.errors import OptionError
 from llama_ckpt.worker.chat import chat_parts
 from llama_ckpt.worker.events import End, Error, Event, Started, Token, compact, sse
+from llama_ckpt.worker.guard import owner_of
 from llama_ckpt.worker.jobs import Job
 from llama_ckpt.worker.model_link import Part
 from llama_ckpt.worker.replies import BadRequestError, Fault, body_of, openai_error
@@ -70,7 +71,7 @@ class OpenAIApi:
     ) -> Response:
         chat = isinstance(wanted, ChatRequest)
         job_id = f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}"
-        job = await self._service.submit(job_id, parts, wanted, max_tokens)
+        job = await self._service.submit(job_id, parts, wanted, max_tokens, owner_of(request))
         answer = Answer(job, self._service.loaded.name, chat=chat, usage=wanted.wants_usage)
         if wanted.stream:
             return EventStream(self._service.queue, job, answer.chunks, sse("[DONE]"))

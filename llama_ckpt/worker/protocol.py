@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from llama_ckpt.worker.events import Event, compact, sse
+from llama_ckpt.worker.guard import owner_of
 from llama_ckpt.worker.model_link import Part
 from llama_ckpt.worker.replies import Fault, body_of, problem
 from llama_ckpt.worker.requests import CancelRequest, ExecuteRequest
@@ -43,13 +44,15 @@ class Protocol:
         """Run a job and stream what happens to it."""
         within = self._service.options.client_timeout
         wanted = await body_of(request, ExecuteRequest, within=within)
-        job = await self._service.submit(wanted.job_id, [Part(wanted.prompt)], wanted, wanted.max_tokens)
+        parts, owner = [Part(wanted.prompt)], owner_of(request)
+        job = await self._service.submit(wanted.job_id, parts, wanted, wanted.max_tokens, owner)
         return EventStream(self._service.queue, job, rendered)
 
     async def cancel(self, request: Request) -> Response:
         """End a job with CANCELLED, at its next token."""
         wanted = await body_of(request, CancelRequest, within=self._service.options.client_timeout)
-        if self._service.model and self._service.queue.cancel(wanted.job_id, "request"):
+        owner = owner_of(request)
+        if self._service.model and self._service.queue.cancel(wanted.job_id, "request", owner):
             return JSONResponse({"job_id": wanted.job_id, "status": "cancelling"}, 202)
         return problem(request, 404, [Fault("job_id", "unknown", "no job with this id waits or runs")])
 

@@ -12,7 +12,7 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llama_ckpt.plain_text import shortened
 from llama_ckpt.worker.logs import correlation_id, log
 from llama_ckpt.worker.telemetry import Telemetry
 
@@ -32,11 +33,21 @@ __all__ = [
     "Fault",
     "UnavailableError",
     "body_of",
+    "gone",
     "http_problem",
     "internal_problem",
     "openai_error",
     "problem",
 ]
+
+MOST_FAULTS, TOO_MANY = 20, 2_000
+"""Faults that a request is told of, and that are looked at."""
+
+MOST_CHUNKS = 10_000
+"""Pieces that a body may come in."""
+
+LONG = 1 << 14
+"""Bytes from which on a body is read on a thread of its own."""
 
 BODY_BYTES = 1 << 20
 """The longest body: the longest prompt takes 393,216 bytes when every character is escaped."""
@@ -111,20 +122,43 @@ async def body_of(request: Request, kind: type[Body], *, within: float) -> Body:
     except TimeoutError:
         raise _bad("body", "timeout", f"the body did not arrive within {within:g} seconds") from None
     try:
-        value = json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        value = await _off_the_loop(data, _parsed, data)
     except (ValueError, RecursionError) as error:
         where = f" at byte {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
         raise _bad("body", "json", f"the body is no JSON{where}") from None
     try:
-        return kind.model_validate(value)
+        checked: Body = await _off_the_loop(data, kind.model_validate, value)
     except ValidationError as error:
-        raise BadRequestError([_fault(dict(one)) for one in error.errors()]) from None
+        raise BadRequestError(_faults(error)) from None
+    return checked
+
+
+async def _off_the_loop(data: bytes, call: Callable[[Any], Any], given: Any) -> Any:
+    """What takes long of a long body is no turn of the event loop's, where everybody else waits."""
+    return call(given) if len(data) < LONG else await asyncio.to_thread(call, given)
+
+
+def _parsed(data: bytes) -> Any:
+    return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+
+
+def _faults(error: ValidationError) -> list[Fault]:
+    """The first faults, and how many more there are: a megabyte can have a hundred thousand."""
+    n = error.error_count()
+    if n > TOO_MANY:  # not even listed
+        return [Fault("body", "faults", f"the body has {n} faults, more than {TOO_MANY}")]
+    found = [_fault(dict(one)) for one in error.errors(include_url=False)[:MOST_FAULTS]]
+    if n > MOST_FAULTS:
+        found.append(Fault("body", "faults", f"the body has {n - MOST_FAULTS} more faults"))
+    return found
 
 
 async def _bytes_of(request: Request) -> bytes:
-    chunks, size = [], 0
+    chunks, size, n = [], 0, 0
     async for chunk in request.stream():
-        size += len(chunk)
+        size, n = size + len(chunk), n + 1
+        if n > MOST_CHUNKS:
+            raise _bad("body", "chunks", f"the body came in more than {MOST_CHUNKS} pieces")
         if size <= BODY_BYTES:
             chunks.append(chunk)
         elif size > DRAINED:
@@ -152,7 +186,7 @@ def _fault(error: Mapping[str, Any]) -> Fault:
         value is None or isinstance(value, bool) or (isinstance(value, int | float) and abs(value) < 2**64)
     )
     echoed = echoed and constraint != "required"
-    return Fault(field, constraint, error["msg"], value if echoed else ...)
+    return Fault(shortened(field, 100), constraint, shortened(error["msg"], 200), value if echoed else ...)
 
 
 def problem(
@@ -176,7 +210,7 @@ def http_problem(request: Request, error: Exception) -> Response:
     """The answer to what a handler raises, and to paths and methods that do not exist."""
     if isinstance(error, BadRequestError):
         # What is left of a body that is too long or too late would have to be read first.
-        unread = any(fault.constraint in ("max_bytes", "timeout") for fault in error.faults)
+        unread = any(fault.constraint in ("max_bytes", "timeout", "chunks") for fault in error.faults)
         return problem(request, 400, error.faults, {"Connection": "close"} if unread else None)
     if isinstance(error, UnavailableError):
         wait = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
@@ -184,6 +218,11 @@ def http_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     field = "method" if error.status_code == 405 else "path"
     return problem(request, error.status_code, [Fault(field, "unknown", error.detail)], error.headers)
+
+
+def gone(_request: Request, _error: Exception) -> Response:
+    """The answer to a client that went away while it sent its body; nobody reads it."""
+    return Response(status_code=400)
 
 
 def internal_problem(request: Request, error: Exception) -> Response:

@@ -46,7 +46,7 @@ def _parts(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
-JobId = Annotated[str, Field(min_length=1, description="The caller's name for the job.")]
+JobId = Annotated[str, Field(min_length=1, max_length=256, description="The caller's name for the job.")]
 Text = Annotated[str, Field(min_length=1, max_length=PROMPT_CHARACTERS)]
 StopString = Annotated[str, Field(min_length=1, max_length=100)]
 StopStrings = Annotated[list[StopString], Field(max_length=4)]
@@ -177,7 +177,11 @@ class ChatMessage(_Body):
     """A message of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_parts, json_schema_input_type=str | list[TextPart])]
+    content: Annotated[
+        list[TextPart],
+        Field(max_length=256),
+        BeforeValidator(_parts, json_schema_input_type=str | list[TextPart]),
+    ]
 
     @property
     def text(self) -> str:
@@ -188,7 +192,7 @@ class ChatMessage(_Body):
 class ChatRequest(OpenAIRequest):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
     max_tokens: MaxTokens | None = Field(None, description="As many as the context and the limit allow.")
     max_completion_tokens: MaxTokens | None = Field(None, description="The newer name of max_tokens.")
     logprobs: No | None = False

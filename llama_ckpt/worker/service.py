@@ -1,17 +1,20 @@
 """One worker: its model, its queue, its state; and how a request becomes a job.
 
-loading → ready → stopping          ready → faulted, when the model's process ends unasked
+loading → ready → stopping          ready → faulted, when the model's process ends unasked, or is stuck
+                                    ready → loading instead, where it is to be started again
 """
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from llama_ckpt.errors import TokenizerError
+from llama_ckpt.errors import LlamaCkptError, TokenizerError
 from llama_ckpt.worker.job_queue import JobQueue
 from llama_ckpt.worker.jobs import Job
 from llama_ckpt.worker.logs import correlation_id, log
@@ -20,10 +23,14 @@ from llama_ckpt.worker.options import WorkerOptions
 from llama_ckpt.worker.replies import BadRequestError, Fault, UnavailableError
 from llama_ckpt.worker.requests import MAX_TOKENS, ChatRequest, ExecuteRequest, OpenAIRequest
 from llama_ckpt.worker.telemetry import Telemetry, resident_bytes
+from llama_ckpt.worker.watchdog import Watchdog
 
 __all__ = ["Service", "State"]
 
 State = Literal["loading", "ready", "faulted", "stopping"]
+
+RESTARTS, RESTARTS_WITHIN = 5, 600.0
+"""So many restarts in so many seconds; one more, and the worker stays faulted."""
 
 WHY = {
     "loading": "the model is being loaded",
@@ -52,6 +59,9 @@ class Service:
         self.vram_bytes = 0
         self._queue: JobQueue | None = None
         self._numbers = itertools.count(1)
+        self._watching: asyncio.Task[None] | None = None
+        self._restarting: asyncio.Task[None] | None = None
+        self._restarts: list[float] = []
         self._watch_gauges()
 
     @property
@@ -79,8 +89,10 @@ class Service:
             model=self.model.name,
             size=self.options.queue_size,
             timeout=self.options.job_timeout,
+            waiting=self.options.queue_timeout,
             telemetry=self.telemetry,
         )
+        self._watch_the_process()
         if self.state == "loading":
             self.state = "ready"
         return self.model
@@ -100,6 +112,7 @@ class Service:
         parts: Sequence[Part],
         request: ExecuteRequest | OpenAIRequest,
         max_tokens: int | None,
+        owner: int | None = None,
     ) -> Job:
         """Queue a job.
 
@@ -108,6 +121,7 @@ class Service:
             parts: the prompt.
             request: how to generate.
             max_tokens: None for as many as the context and the protocol allow.
+            owner: the number of the key that it came with.
 
         Raises:
             BadRequestError: there is such a job already, or the prompt can't be run.
@@ -117,7 +131,8 @@ class Service:
         self._check_room(job_id)
         sampling = request.sampling(secrets.randbits(32), self.loaded.vocab_size)
         stop = tuple(request.stop or ())
-        job = Job(next(self._numbers), job_id, correlation_id.get(), max_tokens or 0, sampling, stop)
+        current = correlation_id.get()
+        job = Job(next(self._numbers), job_id, current, max_tokens or 0, sampling, stop, owner=owner)
         self.queue.admit(job)
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
         try:
@@ -146,7 +161,10 @@ class Service:
 
     async def _encode(self, parts: Sequence[Part], field: str) -> Encoded:
         try:
-            return await self.link.encode(parts)
+            async with asyncio.timeout(self.options.queue_timeout):
+                return await self.link.encode(parts)
+        except TimeoutError:
+            raise UnavailableError("queue", "the prompt was not tokenized in time", 1) from None
         except TokenizerError as error:
             raise BadRequestError([Fault(field, "vocabulary", str(error))]) from None
         except ModelLostError:
@@ -170,9 +188,55 @@ class Service:
 
     def _on_lost(self, reason: str) -> None:
         log("error", reason)
+        again = self.options.restart and self.state == "ready" and self._may_restart()
         if self.state != "stopping":
-            self.state = "faulted"
+            self.state = "loading" if again else "faulted"
         self.queue.abandon("INFERENCE_FAILED", reason)
+        if again:
+            self._restarting = asyncio.create_task(self._restart())
+
+    def _may_restart(self) -> bool:
+        """Not more than a few times in a while: a model that always fails would be loaded for ever."""
+        now = time.monotonic()
+        self._restarts = [one for one in self._restarts if now - one < RESTARTS_WITHIN] + [now]
+        return len(self._restarts) <= RESTARTS
+
+    async def _restart(self) -> None:
+        """Load the model anew, in a process of its own."""
+        log("warning", "the model is loaded again", restarts=len(self._restarts))
+        await self.link.stop()
+        if self.state != "loading":
+            return
+        self.link = ModelLink(self._on_message, self._on_lost)
+        try:
+            await self.load()
+        except LlamaCkptError as error:
+            log("error", str(error))
+            if self.state == "loading":
+                self.state = "faulted"
+        else:
+            log("info", "ready")
+
+    def _watch_the_process(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+        link = self.link
+
+        def stuck(why: str) -> None:
+            log("error", f"{why}; it is killed")
+            if self.state == "ready" and not self.options.restart:
+                self.state = "faulted"
+            link.kill()
+
+        dog = Watchdog(lambda: link.heard, lambda: self.queue.unobeyed, stuck, self.options.watchdog)
+        self._watching = asyncio.create_task(dog.run())
+
+    async def stop(self) -> None:
+        """End the model's process, and what looks after it."""
+        for task in (self._watching, self._restarting):
+            if task is not None:
+                task.cancel()
+        await self.link.stop()
 
     def _watch_gauges(self) -> None:
         watch = self.telemetry.watch

@@ -78,7 +78,7 @@ ARROWS: dict[str, str] = {
         "shadowing tokens version weights"
     ),
     "worker": (
-        "checkpoints engine errors generation gguf judging model precisions shadowing spawning "
+        "checkpoints engine errors generation gguf judging model plain_text precisions shadowing spawning "
         "parts tokens version weights"
     ),
     "pytest_plugin": "errors ladder report",

@@ -177,7 +177,7 @@ def text_of(events: list[Json]) -> str:
 
 def raw_request(path: str, body: bytes, *headers: str) -> bytes:
     """The bytes of a POST of JSON."""
-    lines = [f"POST {path} HTTP/1.1", "Host: test", "Content-Type: application/json"]
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
     lines += [f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 

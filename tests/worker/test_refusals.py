@@ -152,7 +152,7 @@ def test_a_body_that_is_too_long(reciter_client: httpx.Client, size: int) -> Non
 
 def test_a_body_without_end_is_cut_off(reciter: RunningWorker) -> None:
     with reciter.connect() as connection:
-        connection.sendall(b"POST /execute HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\n")
+        connection.sendall(b"POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
         connection.sendall(b"Transfer-Encoding: chunked\r\n\r\n")
         chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
         with pytest.raises(OSError):

@@ -13,6 +13,7 @@ from pathlib import Path
 import reference_dumps
 from tools.fuzz.gguf_fields import changed_gguf, fields_of
 from tools.fuzz.mutate import changed_bytes, changed_json, changed_text, json_bytes
+from tools.fuzz.requests import change_request, read_request, request_seeds
 
 __all__ = ["TARGETS", "Target"]
 
@@ -312,6 +313,7 @@ TARGETS: dict[str, Target] = {
             _open_arithmetic,
             0.5,
         ),
+        Target("request", "requests to the worker", request_seeds, change_request, read_request),
         Target("folder", "folders of Hugging Face's", _folders, _change_json, _open_folder),
     )
 }
