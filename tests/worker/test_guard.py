@@ -243,6 +243,7 @@ BROKEN = [
 
 
 def test_what_clients_do_to_their_framing_is_no_error_of_ours(reciter: RunningWorker) -> None:
+    before = len(reciter.log)
     for data in BROKEN:
         with reciter.connect() as connection:
             connection.sendall(data)
@@ -254,7 +255,7 @@ def test_what_clients_do_to_their_framing_is_no_error_of_ours(reciter: RunningWo
             assert not got or got.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4")), got[:200]
     with reciter.client() as client:
         assert client.get("/health").status_code == 200
-    assert not [line for line in reciter.log if line["level"] == "error" and "trace" in line]
+    assert not [line for line in reciter.log[before:] if line["level"] == "error" or "trace" in line]
 
 
 def test_a_megabyte_of_faults_is_counted_and_capped(

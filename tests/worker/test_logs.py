@@ -87,8 +87,8 @@ def test_a_worker_whose_log_nobody_reads(reciter_model: Path) -> None:
             line = json.loads(process.stderr.readline())
         url = f"http://127.0.0.1:{line['port']}"
         with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
-            for number in range(60):
-                execute(client, request(f"unread-{number}" + "x" * 400, prompt="a", max_tokens=1))
+            for number in range(120):
+                execute(client, request(f"unread-{number}" + "x" * 200, prompt="a", max_tokens=1))
             assert client.get("/health").status_code == 200
         process.terminate()
         assert process.wait(20) == 0

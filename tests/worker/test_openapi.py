@@ -59,7 +59,7 @@ def limits(name: str, field: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("field", "wanted"),
     [
-        ("job_id", {"type": "string", "minLength": 1}),
+        ("job_id", {"type": "string", "minLength": 1, "maxLength": 256}),
         ("prompt", {"type": "string", "minLength": 1, "maxLength": 32768}),
         ("max_tokens", {"type": "integer", "minimum": 1, "maximum": 2048}),
         ("temperature", {"type": "number", "minimum": 0, "maximum": 2, "default": 1.0}),
