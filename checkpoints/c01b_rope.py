@@ -26,12 +26,14 @@ from torch import Tensor
 
 from llama_ckpt.points import Case, Checkpoint, Given, block_point
 from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.weights.double import double, double_device
 
 __all__ = ["CHECKPOINT", "magnified", "rope", "rope_frequencies", "rope_magnitude"]
 
 
 def rope_frequencies(config: LlamaConfig, device: torch.device | str = "cpu") -> Tensor:
     """Radians a position for each pair of features: `[head_dim / 2]` float64."""
+    device = double_device(device)
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device=device) / config.head_dim
     frequencies = config.rope_theta**-exponents
     if config.rope_factors:  # Llama 3: each frequency has a divisor of its own
@@ -89,12 +91,12 @@ def rope(
     Returns:
         q and k, rotated, in their shapes and dtypes.
     """
-    angles = (positions.to(torch.float64)[:, None] * frequencies)[:, None, :]  # [n, 1, head_dim/2]
+    angles = (double(positions)[:, None] * frequencies)[:, None, :]  # [n, 1, head_dim/2]
     cos, sin = angles.cos() * magnitude, angles.sin() * magnitude
 
     def turn(x: Tensor) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)  # half precision is rounded once, at the end
-        c, s = cos.to(wide), sin.to(wide)
+        c, s = cos.to(wide).to(x.device), sin.to(wide).to(x.device)
         even, odd = x.to(wide).reshape(*x.shape[:-1], -1, 2).unbind(-1)  # pairs are neighbours
         return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).to(x.dtype)
 

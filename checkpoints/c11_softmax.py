@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from llama_ckpt.points import Case, Checkpoint, Given
+from llama_ckpt.weights.double import double
 
 __all__ = ["CHECKPOINT", "softmax"]
 
@@ -52,17 +53,17 @@ def softmax(
     rank = torch.arange(x.shape[-1], device=x.device)
     kept = rank < (top_k if top_k > 0 else x.shape[-1])
     if top_p < 1:
-        probs = ranked.masked_fill(~kept, float("-inf")).softmax(-1, dtype=torch.float64)
+        probs = double(ranked.masked_fill(~kept, float("-inf"))).softmax(-1)
         before = probs.cumsum(-1) - probs  # what the better ones reach together
-        kept = kept & (before < top_p)
+        kept = kept & (before < top_p).to(x.device)
     if min_p > 0:
         kept = kept & (ranked >= ranked[..., :1] + math.log(min_p))
     if temperature < 1e-6:
         kept, temperature = rank < 1, 1.0
     kept = kept | (rank < 1)  # one token always stays
     scaled = (ranked / temperature).masked_fill(~kept, float("-inf"))
-    probs = scaled.softmax(-1, dtype=torch.float64)  # a float32 sum over 32,000 tokens is off by 1e-5
-    return torch.empty_like(x).scatter(-1, order, probs.to(x.dtype))
+    probs = double(scaled).softmax(-1)  # a float32 sum over 32,000 tokens is off by 1e-5
+    return torch.empty_like(x).scatter(-1, order, probs.to(x.dtype).to(x.device))
 
 
 def cases(given: Given) -> Iterator[Case]:

@@ -198,8 +198,10 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
         picked = torch.device(device)
     except RuntimeError:
         picked = None
-    if picked is None or picked.type not in ("cpu", "cuda"):
-        raise DeviceError("device", got=device, wanted="auto, cpu or cuda")
+    if picked is None or picked.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError("device", got=device, wanted="auto, cpu, cuda or mps")
+    if picked.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device", got=device, wanted="a torch with Apple's GPU", hint="use --device cpu")
     if picked.type == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
             "device",

@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--llama-ckpt-model", metavar="M.gguf", help="a GGUF file; the embedded model without it")
     group.addoption("--llama-ckpt-dumps", metavar="DIR", help="llama.cpp's dumps of that model")
-    group.addoption("--llama-ckpt-device", default="auto", help="auto, cpu or cuda")
+    group.addoption("--llama-ckpt-device", default="auto", help="auto, cpu, cuda or mps")
     group.addoption("--llama-ckpt-dtype", default="float32", help="float32, float16 or bfloat16")
     group.addoption(
         "--llama-ckpt-arrays", default="auto", help="auto, torch or numpy: what layers are called with"

@@ -21,7 +21,8 @@ ModelFile = Annotated[
     ),
 ]
 Device = Annotated[
-    Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto takes CUDA where there is one.")
+    Literal["auto", "cpu", "cuda", "mps"],
+    typer.Option("--device", help="auto takes CUDA where there is one; mps is Apple's GPU, untested."),
 ]
 Dtype = Annotated[
     Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="What is computed in.")

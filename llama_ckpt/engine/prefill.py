@@ -32,7 +32,7 @@ __all__ = ["CAPTURED_ROWS", "Prefill"]
 CAPTURED_ROWS = 1024
 """Most rows whose kernels are captured: longer prompts keep the GPU busy while they are launched.
 
-Capturing 2,048 rows brought 50.05 to 49.7 ms, which is not worth a graph's memory (docs/performance.md, "Long
+Capturing 2,048 rows brought 50.05 to 49.7 ms, which is not worth a graph's memory (docs/speed_steps.md, "Long
 prompts", step 1).
 """
 

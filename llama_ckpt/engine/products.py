@@ -5,7 +5,7 @@ all that separates such a product from one in float32. `Dense` and `Rows` carry 
 with a weight that is float16 in the file, as a second float16 activation and a second product; with any
 other, both rests matter (x_low W_high and x_high W_low), and one product in 8 bits of twice the
 depth, [x_high | x_low] [W_low | W_high], gives their sum to a part in 20 for the time of one in float16.
-What that was expected to cost and cost stands in docs/performance.md, "Long prompts", steps 4 and 5.
+What that was expected to cost and cost stands in docs/speed_steps.md, "Long prompts", steps 4 and 5.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ by one, the host would set the speed. So a step is captured once as a CUDA graph
 addresses and arguments as they were: hence `Buffers`, which never move, and token, position and slot on the
 device, where a replay reads what is new. A kernel ends where the next one needs a whole vector that many
 programs wrote; what comes after a product and needs only its own rows (RoPE, SwiGLU, the residual sum) is
-done by the same program (docs/performance.md, step 2, has the first measurement of the whole).
+done by the same program (docs/speed_steps.md, step 2, has the first measurement of the whole).
 
 A norm has no kernel. Its factor 1 / rms is one number, W (x g / rms) = (W (x g)) / rms: the kernel that
 writes the stream x also writes x times the gain g and the sums of its rows' squares; the one that reads
@@ -62,14 +62,14 @@ SPLIT = 64
 """Slots that one program of the attention kernel looks at.
 
 A constant, because the order of sums, and with it the last bits, depends on it. 128 slots with 8 warps were
-no faster (docs/performance.md, step 10).
+no faster (docs/speed_steps.md, step 10).
 """
 
 ATTENTION_WARPS = {torch.float16: 2, torch.float32: 4}
 """Of a program of the attention kernel, by the cache's type.
 
 Tokens a second with a float16 cache: 796 (4 warps), 820 (2), 780 (1); with a float32 one 705 (4), 671 (2)
-(docs/performance.md, step 17).
+(docs/speed_steps.md, step 17).
 """
 
 
@@ -203,7 +203,7 @@ class Step:
             number: which block.
             n: tokens in progress, up to FEW.
             splits: programs of attention for each head, enough for the slots of the last token. More of them
-                change no bit; a captured step has one number for a range of lengths (docs/performance.md,
+                change no bit; a captured step has one number for a range of lengths (docs/speed_steps.md,
                 step 17).
             tap: called with a name and a copy of each inner point. Copies, as the next kernel overwrites.
         """

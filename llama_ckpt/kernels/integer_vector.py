@@ -5,7 +5,7 @@ two bytes and adds both products, exactly, in one instruction. Unpacking include
 0.75 of an instruction and one of 8 bits 0.5, where mask and multiply-add take two. With FINE q has 15 bits
 and x = unit * (q + rest / 256), with a byte `rest`; `dp4a` multiplies four of these: 23 bits in all.
 
-This is where step 13 of docs/performance.md found its gain (Q4_0 from 615 to 779 tokens a second), and step
+This is where step 13 of docs/speed_steps.md found its gain (Q4_0 from 615 to 779 tokens a second), and step
 16 how `high`, that is FINE, comes by its further bits in one multiply-add: it is cut into bytes by
 permutations.
 

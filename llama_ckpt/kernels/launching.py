@@ -2,7 +2,7 @@
 
 Nothing is tuned at run time, so that the same model on the same GPU always computes the same bits: another
 tile adds up in another order. The numbers were measured on an H200: steps 8, 18 and 19 of
-docs/performance.md.
+docs/speed_steps.md.
 """
 
 from __future__ import annotations

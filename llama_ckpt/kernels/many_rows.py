@@ -81,7 +81,7 @@ def turn_kernel(qkv_ptr, qkv_rest_ptr, turns_ptr, positions_ptr, span_ptr, query
     if PAIR:
         row += tl.load(qkv_rest_ptr + at, k < width, 0.0).to(tl.float32) / 2048.0
     # Cos and sin of all columns as one contiguous row, taken apart in registers: strided loads were slower
-    # ("Long prompts", step 3, of docs/performance.md). Values are turned by cos 1, sin 0, so that no branch
+    # ("Long prompts", step 3, of docs/speed_steps.md). Values are turned by cos 1, sin 0, so that no branch
     # is needed.
     angle = tl.load(turns_ptr + tl.load(positions_ptr + token) * HEAD + k % HEAD)
     angle = tl.where(k < q_width + kv_width, angle, tl.where(k % 2 == 0, 1.0, 0.0))

@@ -4,7 +4,7 @@ A file keeps quantized weights in blocks, each with its scale inside: 18 bytes f
 210. A thread reads fastest 16 bytes at once, at an address that 16 divides; such blocks begin anywhere, so
 they would have to be read in twos. So at load each matrix is taken apart once, on its device, into planes,
 each with one kind of thing only. No value changes, and bytes hardly do: what a product reads decides how fast
-it is. Step 1 of docs/performance.md began with this, step 13 made the integers bytes that `dp2a` multiplies,
+it is. Step 1 of docs/speed_steps.md began with this, step 13 made the integers bytes that `dp2a` multiplies,
 and step 15 packed six bits as six (Q4_K_M from 4.37 to 4.09 GB). The planes:
 
     q       int32 words. Plain types: the row itself. "nibble": 4 words for 32 weights, weight 8 i + n in

@@ -18,7 +18,7 @@ For a group with scale d, offset o and minimum m:
 q is what the planes store (see `planes`), never negative. sum x does not depend on the row: it is made once
 for all rows, and offset and minimum then cost one multiplication a group instead of one a weight.
 
-"Step 13" and the like are those of docs/performance.md, which says what each was expected to bring and
+"Step 13" and the like are those of docs/speed_steps.md, which says what each was expected to bring and
 brought.
 """
 

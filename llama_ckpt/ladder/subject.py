@@ -49,7 +49,8 @@ class Subject:
     @cached_property
     def writing(self) -> Model:
         """The model as it writes texts, a pass a token: its matrices are made once, where they fit."""
-        if isinstance(self.weights, HostOracleWeights) and self.model.dtype == torch.float32:
+        on_cpu = self.model.device.type == "cpu"
+        if isinstance(self.weights, HostOracleWeights) and on_cpu and self.model.dtype == torch.float32:
             return replace(self.model, weights=self.weights.unpacked)
         most = UNPACKED_BYTES
         if self.model.device.type == "cpu":

@@ -24,7 +24,7 @@ from llama_ckpt.oracle.on_cpu import HostOracleWeights
 from llama_ckpt.oracle.weights import KEPT_BYTES, OracleBlockWeights, OracleWeights, block_weights
 from llama_ckpt.weights.config import LlamaConfig
 from llama_ckpt.weights.quants import PackedWeight, Weight
-from llama_ckpt.weights.records import ModelWeights
+from llama_ckpt.weights.records import ModelWeights, load_weights
 from llama_ckpt.weights.tensor_names import MODEL_TENSORS, QKV, block_tensor
 from llama_ckpt.weights.unpacking import unpacked_by_block
 
@@ -241,6 +241,7 @@ def oracle_weights(
     large = 8 * config.n_layers * a_block > above
     if not large:
         return OracleWeights(file, config, kept_bytes=max(KEPT_BYTES, above))
-    if device.type == "cpu":
-        return HostOracleWeights(file, config, weights, unpacked_by_block(weights))
+    if device.type != "cuda":  # Apple's GPUs have no float64
+        mapped = weights if device.type == "cpu" else load_weights(file, config)
+        return HostOracleWeights(file, config, mapped, unpacked_by_block(mapped))
     return DeviceOracleWeights(file, config, weights)

@@ -109,7 +109,7 @@ def draw(probabilities: Tensor, uniform: float, *, ranked: bool) -> Tensor:
         uniform: in [0, 1).
         ranked: go through the tokens best first (equal ones by id) instead of by id.
     """
-    p = probabilities.double()
+    p = (probabilities.cpu() if probabilities.device.type == "mps" else probabilities).double()
     order = p.argsort(descending=True, stable=True) if ranked else None
     running = (p if order is None else p[order]).cumsum(0)
     # The smallest positive target, so that a draw of exactly 0 can't land on a token cut off.

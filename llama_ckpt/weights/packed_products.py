@@ -3,7 +3,7 @@
 A token reads every weight once. Packed, they are a quarter or an eighth of what float32 copies are, so a
 product that unpacks them in a processor's registers (`packed_rows.c`) is bound by less memory. Sums are in
 float32, activations are not rounded; each row of a weight is summed in one order, so that the bits are the
-same from run to run and for any number of threads. More rows are multiplied as `linear` does.
+same from run to run and for any number of threads. For more rows a weight becomes float32 once for all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.spare_memory import spare_bytes
+from llama_ckpt.weights.decoding import PIECE, decode_into
 from llama_ckpt.weights.native_code import native_code
 from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
@@ -108,15 +109,29 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="packed-products")
 
 
+def product_in_pieces(raw: Tensor, type: T, x: Tensor) -> Tensor:
+    """The same for many rows: some rows of the weight at a time become float32, in one place for all."""
+    out, width = len(raw), x.shape[1]
+    y, step = torch.empty(len(x), out), max(1, 4 * PIECE // width)
+    place = torch.empty(min(step, out), width)
+    for start in range(0, out, step):
+        some = raw[start : start + step]
+        values = place[: len(some)]
+        decode_into(some, type, values)
+        torch.mm(x, values.t(), out=y[:, start : start + len(some)])
+    return y
+
+
 class FewRowsWeight(PackedWeight):
-    """A packed weight on the CPU whose products with a few rows in float32 unpack it in registers."""
+    """A packed weight on the CPU whose products in float32 never need all of it unpacked."""
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """As of `PackedWeight`."""
-        rows = x.reshape(-1, x.shape[-1])
-        if not 0 < len(rows) <= FEW_ROWS or x.dtype != torch.float32:
+        rows = x.reshape(-1, x.shape[-1]).contiguous()
+        if not len(rows) or x.dtype != torch.float32:
             return super().times(x, bias)
-        y = packed_product(self.raw, self.type, rows.contiguous())
+        product = packed_product if len(rows) <= FEW_ROWS else product_in_pieces
+        y = product(self.raw, self.type, rows)
         return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
 
 

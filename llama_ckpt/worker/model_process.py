@@ -211,7 +211,7 @@ def load(order: Message, outbox: Outbox) -> ServedModel:
         "loaded",
         name=config.name or file.path.stem,
         vram_bytes=engine.vram_bytes(),
-        memory_type=device.type,
+        memory_type="cuda" if device.type == "cuda" else "cpu",  # an Apple GPU's is the CPU's
         device=str(device),
         computed_by=engine.computed_by,
         max_context=limit,

@@ -103,6 +103,7 @@ LOADS_TORCH = (
         "weights.small_formats",
         "weights.decoders",
         "weights.decoding",
+        "weights.double",
         "weights.quants",
         "weights.records",
         "weights.loading",
