@@ -31,6 +31,7 @@ from llama_ckpt.making.derive import TYPES, derive
 from llama_ckpt.model import Model, load
 from llama_ckpt.oracle.on_device import oracle_weights
 from llama_ckpt.oracle.weights import OracleWeights
+from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.tokens.tokenizer import Tokenizer
 from llama_ckpt.weights.config import LlamaConfig
 from reference_dumps import embedded_model
@@ -152,10 +153,28 @@ def recorded_subjects(
         model = load(file, device=device, dtype=dtype)
         for dumps in group:
             dumps.require_hyperparameters(model.config.hyperparameters, str(file))
+            check_room(dumps, model.config)
         weights = oracle_weights(model.file, model.config, model.weights, model.device)
         for one, names in by_context(model, group).items():
             recordings = [open_one(dumps, name, one, weights) for dumps, name in names]
             yield Subject(group[0].path.name, one, weights, tuple(recordings))
+
+
+def check_room(dumps: DumpSet, config: LlamaConfig) -> None:
+    """Refuse a prompt and its continuation that the context does not hold, or the memory not the scores of.
+
+    Raises:
+        DumpError: a manifest can name 100,000 tokens, whose scores would take 298 GiB.
+    """
+    for entry in dumps.entries:
+        n = len(entry.token_ids) + len(entry.continuation.token_ids)
+        if (end := entry.positions[0] + n) > max(config.context_length, entry.context):
+            wanted = f"{config.context_length} at most, the model's context"
+            raise DumpError(f"{dumps.path}: {entry.name}: positions", got=f"{end} of them", wanted=wanted)
+        scores, spare = 8 * n * n * config.n_heads, spare_bytes()
+        if spare and scores > spare:
+            got, wanted = f"{scores:,} bytes for the scores of {n} tokens", f"the {spare:,} that are free"
+            raise DumpError(f"{dumps.path}: {entry.name}: memory", got=got, wanted=wanted)
 
 
 def own_weights(file: GGUFFile, dumps: Sequence[DumpSet]) -> str:
