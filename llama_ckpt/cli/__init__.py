@@ -20,7 +20,7 @@ __all__ = ["COMMANDS", "app", "main"]
 
 COMMANDS: tuple[str, ...] = (
     *("validate", "compare", "compare-weights", "explain", "generate", "tokenize", "inspect"),
-    *("export", "capture", "make-seeded", "mutants", "bench", "check-worker"),
+    *("export", "capture", "make-seeded", "mutants", "bench", "check-worker", "report-bug"),
 )
 """The names of the commands, in the order of the help; the module of "make-seeded" is `cli.make_seeded`."""
 
@@ -52,7 +52,7 @@ app = typer.Typer(
     name="llama-ckpt",
     cls=Commands,
     no_args_is_help=True,
-    **STYLE,
+    **STYLE | {"add_completion": True},  # of the program; a command alone has none to install
     epilog="Example: llama-ckpt validate --model llama-2-7b.Q4_0.gguf --device cuda",
 )
 

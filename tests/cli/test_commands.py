@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 import llama_ckpt
 from llama_ckpt.cli import COMMANDS, app
 from llama_ckpt.cli.progress import ProgressBar, waiting
+from reference_dumps import dump_folder
 from tests.gguf_files import write_llama
 
 COMMAND = (sys.executable, "-m", "llama_ckpt")
@@ -286,3 +288,38 @@ def test_waiting_is_quiet_when_piped(monkeypatch: pytest.MonkeyPatch) -> None:
     with waiting("loading"):
         pass
     assert sys.stderr.getvalue() == ""  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("llama-ckpt compa", ["compare", "compare-weights"]), ("llama-ckpt compare --ju", ["--junit"])],
+)
+def test_a_shell_completes_commands_and_options(words: str, wanted: list[str]) -> None:
+    program = "import sys; from llama_ckpt.cli import main; sys.argv[0] = 'llama-ckpt'; main()"
+    asked = {
+        "_LLAMA_CKPT_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | asked, check=False, capture_output=True, text=True
+    )
+    assert done.stdout.split() == wanted
+
+
+def test_a_bug_report_has_versions_and_verdicts_and_no_paths(tmp_path: Path) -> None:
+    found = llama_ckpt.compare(dump_folder("f32") / "hello.safetensors")
+    found.save(tmp_path / "report.json")
+    done = CliRunner().invoke(
+        app, ["report-bug", str(tmp_path / "report.json"), "--command", "compare /a/b.x"]
+    )
+    record = json.loads(done.stdout)
+    assert record["llama_ckpt"] == llama_ckpt.__version__ and record["packages"]["numpy"]
+    assert record["report"]["verdict"] == "pass" and len(record["report"]["points"]) == found.compared
+    assert str(dump_folder("f32")) not in done.stdout and "token_texts" not in done.stdout
+    assert record["report"]["yours"]["path"] == "hello.safetensors"
+    (tmp_path / "other.json").write_text("{}")
+    done = CliRunner().invoke(app, ["report-bug", str(tmp_path / "other.json")])
+    assert done.exit_code == 2
+    assert CliRunner().invoke(app, ["report-bug", "--out", str(tmp_path / "bug.json")]).exit_code == 0
+    assert json.loads((tmp_path / "bug.json").read_text())["report"] is None

@@ -52,7 +52,8 @@ def test_what_judges_and_reads_needs_neither_torch_nor_a_server(tmp_path: Path) 
 )
 def test_what_computes_says_in_one_line_what_to_install(arguments: tuple[str, ...]) -> None:
     done = command(*arguments)
-    sentence = f"llama-ckpt {arguments[0]} needs torch, which is not installed; {install_line('torch')}"
+    package, part = ("starlette", "worker") if arguments[0] == "check-worker" else ("torch", "torch")
+    sentence = f"llama-ckpt {arguments[0]} needs {package}, which is not installed; {install_line(part)}"
     assert done.returncode == 2
     assert done.stderr.splitlines() == [f"llama-ckpt: error: {sentence}"]
 
