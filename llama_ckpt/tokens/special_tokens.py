@@ -102,6 +102,7 @@ _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 _MANY, _GRAM = 64, 6
 """From so many tokens on, only those are looked for whose first and last few bytes what is left has."""
 
+_HEX = re.compile(rb"[0-9A-Fa-f]{1,2}")
 _C_SPACE = re.compile(rb"[ \t\n\v\f\r]*")
 
 
@@ -213,11 +214,11 @@ def byte_value(text: bytes) -> int:
     Raises:
         ModelFileError: the text has another form.
     """
-    try:
-        return int(text[3:5], 16)
-    except ValueError:
+    digits = text[3:5]
+    if not _HEX.fullmatch(digits):  # Python's own reading takes signs and blanks, too
         raise ModelFileError(
             "a byte token of tokenizer.ggml.tokens is not written as one",
-            got=repr(text),
+            got=repr(text[:40]),
             wanted="<0x00> to <0xFF>",
-        ) from None
+        )
+    return int(digits, 16)

@@ -51,7 +51,7 @@ class Hunt:
         if watch:
             sys.settrace(_tracer(lines))
         try:
-            outcome = held(lambda: self.target.read(data, self.folder), len(data))
+            outcome = held(lambda: self.target.read(data, self.folder), len(data), self.target.seconds)
         finally:
             sys.settrace(None)
         self.counts[outcome.kind] += 1

@@ -18,7 +18,8 @@ HEAD = """<!-- Made by `python -m tools.fuzz --count`; edit tools/fuzz/page.py i
 
 `make fuzz SECONDS=600` damages sound files, a field, a value or some bytes at a time, and reads what comes of
 it as the commands do. Each is read, or refused in one line of fewer than 500 printable characters, within
-five seconds of the processor's time, in four times its size and 200 MB beyond what the program has. What
+five seconds of the processor's time (a dump that is compared and explained: sixty), in four times its size
+and 200 MB beyond what the program has. What
 shows a new line of the program, or a new refusal, is kept and damaged further. What broke a rule once is a
 file in `tools/fuzz/corpus`, and a test reads it on every run.
 

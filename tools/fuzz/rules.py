@@ -15,10 +15,7 @@ from llama_ckpt.errors import LlamaCkptError
 
 __all__ = ["Outcome", "held"]
 
-SECONDS = 5.0
-"""Of the processor's time, for one mutant."""
-
-PATIENCE = 60
+PATIENCE = 300
 """Seconds on the clock after which a mutant is taken to wait for ever."""
 
 SPARE = 200 << 20
@@ -46,8 +43,8 @@ def _alarm(_number: int, _frame: FrameType | None) -> None:
     raise _WaitsForEver
 
 
-def held(read: Callable[[], object], nbytes: int) -> Outcome:
-    """Call `read` under the rule; `nbytes` is the size of what it reads.
+def held(read: Callable[[], object], nbytes: int, seconds: float = 5.0) -> Outcome:
+    """Call `read` under the rule; `nbytes` is the size of what it reads, `seconds` what it may take.
 
     The memory is bounded by the address space that the process may have, so that more is an error at once.
     """
@@ -69,7 +66,7 @@ def held(read: Callable[[], object], nbytes: int) -> Outcome:
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     took = time.process_time() - began
-    return outcome if took <= SECONDS else Outcome("broken", f"takes {took:.1f} s")
+    return outcome if took <= seconds else Outcome("broken", f"takes {took:.1f} s")
 
 
 def _refused(said: str) -> Outcome:

@@ -32,6 +32,7 @@ class Target:
         change: a mutant of one.
         read: reads a mutant, given an empty folder of its own that stays from one to the next.
         share: of the time that all targets have.
+        seconds: of the processor's time, at most, for one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Target:
     change: Callable[[bytes, random.Random], bytes]
     read: Callable[[bytes, Path], object]
     share: float = 1.0
+    seconds: float = 5.0
 
 
 def _ggufs() -> list[bytes]:
@@ -300,7 +302,7 @@ TARGETS: dict[str, Target] = {
         Target("gguf", "GGUF files opened", _ggufs, _change_gguf, _open_gguf, 3),
         Target("load", "GGUF files loaded", _ggufs, _change_gguf, _load_gguf, 3),
         Target("dump", "dumps", _safetensors, _change_safetensors, _open_dump),
-        Target("compare", "dumps compared", _safetensors, _change_safetensors, _compare, 2),
+        Target("compare", "dumps compared", _safetensors, _change_safetensors, _compare, 2, 60),
         Target("manifest", "manifests", _manifests, _change_json, _open_manifest),
         Target("recorded", "reference dumps", _recorded, _change_safetensors, _open_recorded),
         Target("map", "maps", _maps, _change_text_safely, _open_map),
