@@ -18,7 +18,8 @@ from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.on_cpu import HostOracleWeights
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.spare_memory import spare_bytes
-from llama_ckpt.weights.records import unpacked
+from llama_ckpt.weights.packed_products import all_compiled, weights_for_few_rows
+from llama_ckpt.weights.records import ModelWeights, unpacked
 
 __all__ = ["Subject", "keeper"]
 
@@ -48,10 +49,15 @@ class Subject:
 
     @cached_property
     def writing(self) -> Model:
-        """The model as it writes texts, a pass a token: its matrices are made once, where they fit."""
-        on_cpu = self.model.device.type == "cpu"
-        if isinstance(self.weights, HostOracleWeights) and on_cpu and self.model.dtype == torch.float32:
-            return replace(self.model, weights=self.weights.unpacked)
+        """The model as it writes texts, a pass a token: its matrices are made once, where they fit.
+
+        A large one that does not fit writes as `generate` does, where all of its products are compiled.
+        """
+        if (shared := self._shared) is not None:
+            kept = getattr(shared.blocks, "keeps_all", True)
+            if kept or not all_compiled(self.model.weights):
+                return replace(self.model, weights=shared)
+            return replace(self.model, weights=weights_for_few_rows(self.model.weights)[0])
         most = UNPACKED_BYTES
         if self.model.device.type == "cpu":
             most = max(most, spare_bytes() // 2)
@@ -65,8 +71,20 @@ class Subject:
 
         The values are the same; a large matrix takes longer to make than to multiply with a few rows.
         """
-        small = self._unpacked_bytes <= UNPACKED_BYTES and not isinstance(self.weights, HostOracleWeights)
-        return self.model if small else self.writing
+        if self._shared is not None:
+            return self._large
+        return self.model if self._unpacked_bytes <= UNPACKED_BYTES else self.writing
+
+    @cached_property
+    def _large(self) -> Model:
+        assert self._shared is not None
+        return replace(self.model, weights=self._shared)
+
+    @property
+    def _shared(self) -> ModelWeights | None:
+        """What layers and oracle share of a large model, where the layers compute with the very values."""
+        exact = self.model.device.type == "cpu" and self.model.dtype == torch.float32
+        return self.weights.unpacked if exact and isinstance(self.weights, HostOracleWeights) else None
 
     @property
     def _unpacked_bytes(self) -> int:

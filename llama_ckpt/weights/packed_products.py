@@ -27,7 +27,14 @@ from llama_ckpt.weights.native_code import native_code
 from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
-__all__ = ["FEW_ROWS", "NATIVE_TYPES", "FewRowsWeight", "packed_product", "weights_for_few_rows"]
+__all__ = [
+    "FEW_ROWS",
+    "NATIVE_TYPES",
+    "FewRowsWeight",
+    "all_compiled",
+    "packed_product",
+    "weights_for_few_rows",
+]
 
 NATIVE_TYPES: Final[Mapping[T, str]] = MappingProxyType(
     {T.Q8_0: "q8_0", T.Q4_0: "q4_0", T.Q4_K: "q4_k", T.Q6_K: "q6_k"}
@@ -166,6 +173,12 @@ def weights_for_few_rows(weights: ModelWeights) -> tuple[ModelWeights, str]:
         found,
         f"with {'float32 copies' if copies else 'weights unpacked for each token'} of {', '.join(missing)}",
     )
+
+
+def all_compiled(weights: ModelWeights) -> bool:
+    """Whether each matrix is of a type that a compiled function reads, or lies unpacked in the file."""
+    functions = _functions()
+    return all(w.type in functions for w in _packed(weights))
 
 
 def _packed(weights: ModelWeights) -> Iterator[PackedWeight]:

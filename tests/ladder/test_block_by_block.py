@@ -18,7 +18,8 @@ from llama_ckpt.ladder.report import LadderReport
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.model import load
 from llama_ckpt.oracle.on_device import oracle_weights
-from llama_ckpt.weights import unpacking
+from llama_ckpt.weights import packed_products, unpacking
+from llama_ckpt.weights.native_code import native_code
 from llama_ckpt.weights.records import BlockWeights
 from llama_ckpt.weights.unpacking import UnpackedBlocks, unpacked_by_block
 
@@ -72,10 +73,17 @@ def test_the_verdicts_are_those_of_a_small_model_and_blocks_are_made_once_a_walk
             assert a.verdict.limit == pytest.approx(b.verdict.limit, rel=1e-4, abs=1e-15)
 
 
-def test_texts_are_written_together(path: Path, large: list[int]) -> None:
+def test_texts_are_written_together(path: Path, large: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_products, "_functions", dict)
     assert climbed(path, ["12"]).exit_code == 0
     steps = 16  # of each of two texts, which go through the blocks together; alone they would be 32
     assert len(large) <= 3 * (2 + steps + 2)
+
+
+@pytest.mark.skipif(native_code() is None, reason="needs a C compiler")
+def test_texts_need_no_block_where_products_are_compiled(path: Path, large: list[int]) -> None:
+    assert climbed(path, ["12"]).exit_code == 0
+    assert len(large) <= 3 * (2 + 2)  # the oracle's own run and the layers', and its passes over the texts
 
 
 def wrong(*given: Any, **options: Any) -> torch.Tensor:
