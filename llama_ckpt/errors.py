@@ -57,7 +57,7 @@ def _sentence(what: str | None, got: str | None, wanted: str | None, hint: str |
 
 def _text(part: object) -> str:
     try:
-        return str(part)
+        return f"{part}"
     except ValueError:  # Python writes no integer of thousands of digits
         return "a number of too many digits"
 
