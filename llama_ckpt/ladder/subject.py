@@ -51,11 +51,10 @@ class Subject:
     def writing(self) -> Model:
         """The model as it writes texts, a pass a token: its matrices are made once, where they fit.
 
-        A large one that does not fit writes as `generate` does, where all of its products are compiled.
+        A large one writes as `generate` does, where all of its products are compiled.
         """
         if (shared := self._shared) is not None:
-            kept = getattr(shared.blocks, "keeps_all", True)
-            if kept or not all_compiled(self.model.weights):
+            if not all_compiled(self.model.weights):
                 return replace(self.model, weights=shared)
             return replace(self.model, weights=weights_for_few_rows(self.model.weights)[0])
         most = UNPACKED_BYTES

@@ -131,7 +131,7 @@ class HostMatrix:
         step = max(1, 2 * TILE // self.values.shape[1])
         for start in range(0, out, step):
             some = slice(start, start + step)
-            tile, unit = _tamed(self.values[some])
+            tile, unit = (self.values[some], 1.0) if self._tame else _scaled(self.values[some])
             norms[:, some] = torch.mm(torch.cat(squares), (tile * tile).t()).sqrt_() * unit
             if chunks:
                 sums = torch.bmm(parts, _in_parts(tile, chunks).transpose(1, 2)).cumsum_(0)
@@ -142,6 +142,11 @@ class HostMatrix:
     def column_means(self) -> Array:
         """The mean of its rows, `[in]`."""
         return self._column_means
+
+    @cached_property
+    def _tame(self) -> bool:
+        largest = torch.maximum(self.values.amax(dim=1), -self.values.amin(dim=1))
+        return float(largest.max()) < TAME and float(largest.min()) > 1 / TAME
 
     @cached_property
     def _column_means(self) -> Array:
@@ -175,11 +180,8 @@ def _in_parts(rows: Tensor, chunks: int) -> Tensor:
     return rows.view(len(rows), -1, part).transpose(0, 1)
 
 
-def _tamed(tile: Tensor) -> tuple[Tensor, Tensor | float]:
+def _scaled(tile: Tensor) -> tuple[Tensor, Tensor]:
     """Rows whose squares float32 holds, and what they were divided by."""
-    largest = tile.abs().amax(dim=1)
-    if float(largest.max()) < TAME and float(largest.min()) > 1 / TAME:
-        return tile, 1.0
     scaled, unit = _row_scaled(tile.double())
     return scaled, unit.t()
 

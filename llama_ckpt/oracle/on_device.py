@@ -35,6 +35,9 @@ Array = NDArray[np.float64]
 PRODUCT_BYTES: Final = 1 << 30
 """Models whose matrices take more in float64 are multiplied where they are; smaller ones by numpy."""
 
+SHARED_BYTES: Final = 1 << 28
+"""On the CPU a model is large from here on, its head counted: float64 arrays are read from memory then."""
+
 CHECKED_ROWS: Final = 4
 """So many of a matrix's first and of its last rows are compared with what `gguf` reads."""
 
@@ -238,7 +241,8 @@ def oracle_weights(
     """
     ffn = max(1, config.n_experts) * config.ffn
     a_block = config.width * (2 * config.q_width + 2 * config.kv_width + 3 * ffn)
-    large = 8 * config.n_layers * a_block > above
+    blocks, head = 8 * config.n_layers * a_block, 8 * config.vocab_size * config.width
+    large = blocks > above if device.type == "cuda" else blocks + head > min(above, SHARED_BYTES)
     if not large:
         return OracleWeights(file, config, kept_bytes=max(KEPT_BYTES, above))
     if device.type != "cuda":  # Apple's GPUs have no float64
