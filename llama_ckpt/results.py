@@ -16,15 +16,21 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from llama_ckpt.errors import MissingPartError, OptionError
+from llama_ckpt.outside import read_json
 from llama_ckpt.whole_files import write_whole
 
 __all__ = ["Result", "SavedResult", "load_result"]
 
-KINDS = ("comparison", "ladder")
+KINDS = {
+    "comparison": frozenset(
+        {"verdict", "reason", "points", "layers", "findings", "diagnoses", "next", "yours"}
+    ),
+    "ladder": frozenset({"checkpoints", "model", "dtype", "device", "notes"}),
+}
+"""What a report is of, and fields that it has at least."""
 
 
 class Result(ABC):
@@ -137,11 +143,10 @@ def load_result(path: str | os.PathLike[str]) -> SavedResult:
         OptionError: no file that can be read, or no report.
     """
     wanted = "a report that save() or --json wrote"
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OptionError(str(path), got=str(error), wanted=wanted) from None
-    if not isinstance(record, dict) or record.get("kind") not in KINDS:
+    record = read_json(path, OptionError, wanted)
+    kind = record.get("kind") if isinstance(record, dict) else None
+    needed = KINDS.get(kind) if isinstance(kind, str) else None
+    if needed is None or not needed <= record.keys():
         raise OptionError(str(path), got="JSON of something else", wanted=wanted)
     return SavedResult(record)
 

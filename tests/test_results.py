@@ -96,7 +96,10 @@ def test_it_is_saved_and_read(wrong: Any, right: Any, tmp_path: Path) -> None:
     assert repr(read) == repr(right).replace("Comparison", "SavedResult")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"kind": "inspection"}', None])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[" * 100_000, '{"kind": "inspection"}', '{"kind": "comparison"}', '{"kind": []}', None],
+)
 def test_what_is_no_report_is_refused(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "found.json").write_text(text)

@@ -34,7 +34,7 @@ ARROWS: dict[str, str] = {
     "threads": "",
     "shadowing": "errors",
     "parts": "errors",
-    "results": "errors whole_files",
+    "results": "errors outside whole_files",
     # bytes, weights, tokens
     "gguf": "bus_errors errors whole_files",
     "weights": "errors gguf outside precisions spare_memory",
