@@ -85,7 +85,7 @@ ARROWS: dict[str, str] = {
     "cli": (
         "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
         "llama_ckpt making model mutants outside parts plain_text points precisions ranks reference_dumps "
-        "report shadowing whole_files tokens version weights worker hugging_face"
+        "report results shadowing whole_files tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
         "comparing dumps errors generation gguf ladder making model parts ranks results shadowing tokens "
