@@ -23,7 +23,7 @@ from llama_ckpt.arithmetic.integers import INTEGERS, IntegerFormat, Rounded, to_
 from llama_ckpt.arithmetic.rests import RESTS, rest_described, two_parts
 from llama_ckpt.errors import OptionError
 
-__all__ = ["FORMATS", "UNROUNDED", "block_of", "check_format", "described", "round_rows", "rounded"]
+__all__ = ["FORMATS", "SCALED", "UNROUNDED", "block_of", "check_format", "described", "round_rows", "rounded"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -31,11 +31,11 @@ UNROUNDED: Final = frozenset({"float32", "float64"})
 """What the oracle's float64 stands for."""
 
 _PAIRS = {f"{name}+{name}": name for name in ("float16", "bfloat16", "tf32")}
-_SCALED = {
+SCALED = {
     f"{name} per {all_of}": (name, all_of) for name in FLOATS for all_of in ("row", "tensor") if "fp8" in name
 }
 
-FORMATS: Final = ("float64", *FLOATS, *_PAIRS, *RESTS, *_SCALED, *INTEGERS)
+FORMATS: Final = ("float64", *FLOATS, *_PAIRS, *RESTS, *SCALED, *INTEGERS)
 """Every name."""
 
 
@@ -66,8 +66,8 @@ def described(name: str) -> str:
         return f"two numbers of {_PAIRS[name]}, what the first leaves in the second"
     if name in RESTS:
         return rest_described(name)
-    if name in _SCALED:
-        form, all_of = _SCALED[name]
+    if name in SCALED:
+        form, all_of = SCALED[name]
         most = f"{FLOATS[form].largest:g}"
         return f"{form} of x / scale; one float32 scale for a {all_of}, its largest number / {most}"
     return _of_integers(INTEGERS[name]) if name in INTEGERS else _of_floats(FLOATS[name])
@@ -119,8 +119,8 @@ def round_rows(x: Array, name: str) -> Rounded:
         return Rounded(high_and_low(x, _PAIRS[name]))
     if name in RESTS:
         return Rounded(two_parts(x, name).whole)
-    if name in _SCALED:
-        return Rounded(_scaled(x, *_SCALED[name]))
+    if name in SCALED:
+        return Rounded(_scaled(x, *SCALED[name]))
     if name in INTEGERS:
         return to_integers(x, name)
     return Rounded(to_float(x, name))

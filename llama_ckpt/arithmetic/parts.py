@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
+from llama_ckpt.arithmetic.either import choices
 from llama_ckpt.arithmetic.formats import UNROUNDED
 from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.arithmetic.record import Arithmetic
@@ -21,6 +22,7 @@ __all__ = [
     "Lines",
     "alike_steps",
     "candidates",
+    "as_right",
     "in_halves",
     "composed",
     "in_words",
@@ -37,7 +39,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "products": (*BY_TYPE, "products", "stream_products"),
     "attention": (
         *("queries", "keys", "values", "mixing", "keys_at_a_time", "mixed_sums"),
-        *("scores", "scaled", "probabilities", "context"),
+        *("scaling", "scores", "scaled", "probabilities", "context"),
     ),
     "norms": ("norm_weights", "norm_scaled", "norms"),
     "rope": ("turns", "rotation", "turned"),
@@ -88,11 +90,18 @@ def plain(part: str, types: Sequence[str]) -> Lines:
 def candidates(part: str, rows: int, types: Sequence[str]) -> list[Lines]:
     """What a part may be, each once: first what the profiles have, then plainer ones."""
     found: list[Lines] = []
-    for one in (*OTHERS, *_plainer(part)):
+    as_chosen = (other for one in OTHERS for other in choices(one, (part,)))
+    for one in (*OTHERS, *as_chosen, *_plainer(part)):
         lines = lines_of(one, part, rows, types)
         if lines not in found:
             found.append(lines)
     return found
+
+
+def as_right(profile: Arithmetic, part: str, rows: int, types: Sequence[str]) -> list[Lines]:
+    """A part's lines as a profile has them, first as it is written."""
+    held = profile.for_rows(rows)
+    return [lines_of(one, part, rows, types) for one in (held, *choices(held, (part,)))]
 
 
 def _plainer(part: str) -> Iterator[Arithmetic]:
@@ -191,10 +200,9 @@ def composed(parts: Mapping[str, Lines], rows: int, types: Sequence[str], head: 
         head: lines of products that hold for the output head instead; None: the same.
     """
     for profile in OTHERS:
-        same = all(lines_of(profile, part, rows, types) == lines for part, lines in parts.items())
-        if same and lines_of(profile.for_rows(rows).for_head(), "products", rows, types) == (
-            head or parts["products"]
-        ):
+        same = all(lines in as_right(profile, part, rows, types) for part, lines in parts.items())
+        of_head = as_right(profile.for_rows(rows).for_head(), "products", rows, types)
+        if same and (head or parts["products"]) in of_head:
             return profile
     lines = _shortened({name: value for part in parts.values() for name, value in part.items()})
     made = Arithmetic(about="found out by trying", **lines)

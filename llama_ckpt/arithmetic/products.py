@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import UNROUNDED, rounded
 from llama_ckpt.arithmetic.rests import TwoParts, two_parts
+from llama_ckpt.arithmetic.tensor_cores import FP8_SUMS, fp8_products
 from llama_ckpt.errors import UnsupportedModelError
 from llama_ckpt.oracle.weights import FileMatrix
 
-__all__ = ["HALF_SCALES", "matrix_in_parts", "parsed_sums", "rounded_matrix", "summed"]
+__all__ = ["HALF_SCALES", "matrix_in_parts", "parsed_sums", "rounded_matrix", "summed", "undecided"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -45,6 +46,27 @@ def matrix_in_parts(w: Any, name: str) -> TwoParts:
     return made
 
 
+def undecided(w: Any, name: str, fallen: Callable[[Array], Array | None]) -> tuple[NDArray[np.intp], Array]:
+    """The rows of a weight `[out, in]` with values that may be rounded to either neighbour, and by how much.
+
+    Args:
+        fallen: by how much each value may be, or None.
+
+    Raises:
+        UnsupportedModelError: a weight in a device's memory.
+    """
+
+    def made(values: Array) -> tuple[NDArray[np.intp], Array]:
+        falls = fallen(values)
+        if falls is None:
+            return np.empty(0, np.intp), values[:0]
+        rows = np.flatnonzero(falls.any(axis=1))
+        return rows, falls[rows]
+
+    found: tuple[NDArray[np.intp], Array] = _made_of(w, f"{name}, undecided", made)
+    return found
+
+
 def _made_of(w: Any, what: str, make: Callable[[Array], Any]) -> Any:
     """Something made of a weight's values, which a matrix of a file keeps."""
     if not isinstance(w, np.ndarray) and hasattr(w, "__array_ufunc__"):
@@ -55,9 +77,14 @@ def _made_of(w: Any, what: str, make: Callable[[Array], Any]) -> Any:
 
 
 def summed(linear: Callable[[Array, Any], Array], x: Array, w: Any, sums: str) -> Array:
-    """x wᵀ, exact with "float32", or in a running sum that is rounded after so many terms (`parsed_sums`)."""
+    """x wᵀ, exact with "float32", or in a running sum that is rounded after so many terms (`parsed_sums`).
+
+    Sums of FP8_SUMS want rows and a weight that were rounded to fp8.
+    """
     if sums == "float32":
         return linear(x, w)
+    if sums in FP8_SUMS:
+        return fp8_products(x, np.asarray(w, np.float64), sums)
     name, every, strands, parts = parsed_sums(sums)
     matrix = np.asarray(w, np.float64)
     if strands:

@@ -235,8 +235,11 @@ _ALL = (
     Arithmetic(about="every step in float32 or better", source="the checkpoints of this package"),
     Arithmetic(
         name="tf32",
-        about="products in TF32, as torch takes them on a GPU once allow_tf32 is set; sums in float32",
-        source="torch.backends.cuda.matmul.allow_tf32; which way ties go was seen on an H200",
+        about="products in TF32 or, where cuBLAS chooses so, in float32, as torch takes them on a GPU once "
+        "allow_tf32 is set; sums in float32",
+        source="torch.backends.cuda.matmul.allow_tf32; which way ties go, and that products of few rows or "
+        "short sums are in float32, was seen on an H200",
+        or_float32=True,
         weights={"*": "tf32"},
         activations={"*": "tf32"},
         angles="float32",
@@ -285,6 +288,19 @@ _ALL = (
         weights={"*": "fp8_e4m3 per tensor"},
         activations={"*": "fp8_e4m3 per tensor"},
         angles="float32",
+    ),
+    *(
+        Arithmetic(
+            name=f"fp8-per-tensor-hopper{'-fast' if fast else ''}",
+            about="the same in the tensor cores of an H100 or H200, which keep 14 bits of a sum"
+            + (", with use_fast_accum" if fast else ""),
+            source="torch._scaled_mm on an H200; arithmetic/tensor_cores.py says how its sums were found out",
+            weights={"*": "fp8_e4m3 per tensor"},
+            activations={"*": "fp8_e4m3 per tensor"},
+            product_sums={"*": f"fp8 tensor cores{fast}"},
+            angles="float32",
+        )
+        for fast in ("", ", fast")
     ),
     Arithmetic(
         name="candle-quantized",

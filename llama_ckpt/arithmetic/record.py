@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from llama_ckpt.arithmetic.formats import check_format
 from llama_ckpt.arithmetic.products import HALF_SCALES, parsed_sums
+from llama_ckpt.arithmetic.tensor_cores import FP8_SUMS
 from llama_ckpt.errors import OptionError
 from llama_ckpt.outside import quoted, whole_number
 
@@ -48,16 +49,21 @@ class Arithmetic:
         product_sums: what a product is summed in, by the weight's type: "float32"; "float16 every 16", a
             running sum that is rounded after so many terms; "float16 every 16 in 4 parts" of the row, which
             are added one by one;
-            "float16 in 512 strands", running sums side by side.
+            "float16 in 512 strands", running sums side by side; "fp8 tensor cores" and "fp8 tensor cores,
+            fast", as Hopper adds up products of fp8 (`tensor_cores`).
         products: what the result of a product with a weight is rounded to: queries, keys, values, gate, up.
         stream_products: the same for the outputs of attention and of the feed-forward network.
         embeddings: what a row of the table is rounded to.
         norm_scaled: what a row is rounded to after its division, before the weight.
         norms: what the result of a norm is rounded to.
+        or_float32: whether each product that is rounded here may be in float32 as well, as the library
+            that makes it chooses by its size.
         angles: a key of ANGLES.
         turns: what cos and sin are rounded to.
         rotation: what RoPE's products and their sums are rounded to, one by one.
         turned: what a query or key is rounded to once it is turned.
+        scaling: what the scores' scale is multiplied with: "scores", or "queries and keys", each with its
+            root, before they are rounded for their products.
         keys: what the cache keeps, or attention takes, of a key after RoPE.
         values: the same for a value.
         queries: what a query is rounded to before its products with keys.
@@ -88,6 +94,7 @@ class Arithmetic:
     product_sums: Mapping[str, str] = field(default_factory=lambda: {"*": "float32"})
     products: str = "float32"
     stream_products: str = "float32"
+    or_float32: bool = False
     embeddings: str = "float32"
     norm_scaled: str = "float32"
     norms: str = "float32"
@@ -95,6 +102,7 @@ class Arithmetic:
     turns: str = "float32"
     rotation: str = "float32"
     turned: str = "float32"
+    scaling: str = "scores"
     keys: str = "float32"
     values: str = "float32"
     queries: str = "float32"
@@ -142,6 +150,9 @@ def _of_type(by_type: Mapping[str, str], weight_type: str, other: str = "float32
     return by_type.get(weight_type, by_type.get("*", other))
 
 
+SCALINGS: Final = ("scores", "queries and keys")
+"""What the scale of scores may be multiplied with."""
+
 WORDS: Final = frozenset({"name", "about", "source"})
 """The fields that say whose arithmetic it is."""
 
@@ -177,6 +188,14 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
         raise OptionError(what, got=quoted(value), wanted=" or ".join(ANGLES))
     if name in BY_TYPE:
         return _checked_by_type(what, value, BY_TYPE[name])
+    if name == "or_float32":
+        if isinstance(value, bool):
+            return value
+        raise OptionError(what, got=quoted(value), wanted="true or false")
+    if name == "scaling":
+        if value in SCALINGS:
+            return value
+        raise OptionError(what, got=quoted(value), wanted=" or ".join(SCALINGS))
     if name == "keys_at_a_time":
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
@@ -190,7 +209,7 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
 
 def _checked_sums(what: str, value: Any) -> str:
     try:
-        if value != "float32":
+        if value != "float32" and value not in FP8_SUMS:
             check_format(parsed_sums(str(value))[0], what)
         return str(value)
     except ValueError:

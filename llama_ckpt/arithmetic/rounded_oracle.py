@@ -29,7 +29,7 @@ from llama_ckpt.arithmetic.rests import RESTS, product_in_parts, two_parts
 from llama_ckpt.arithmetic.turns import cos_and_sin
 from llama_ckpt.oracle.patched_oracle import Patch, PatchedOracle
 
-__all__ = ["rounded_oracle"]
+__all__ = ["rounded_oracle", "scaled_before"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -94,7 +94,16 @@ def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type:
 
 
 def _scores(right: PatchedOracle, a: Arithmetic, queries: Array, keys: Array) -> Array:
-    return rounded(right.scores(rounded(queries, a.queries), rounded(keys, a.keys)), a.scores)
+    times = scaled_before(a, queries.shape[-1])
+    if times != 1.0:  # the product has the scale, which `scaled` brings in
+        queries, keys = (np.asarray(x * times, np.float32).astype(np.float64) for x in (queries, keys))
+    made = right.scores(rounded(queries, a.queries), rounded(keys, a.keys))
+    return rounded(made / (times * times), a.scores)
+
+
+def scaled_before(a: Arithmetic, head_dim: int) -> float:
+    """What queries and keys are multiplied by before they are rounded, each."""
+    return 1.0 if a.scaling == "scores" else float(np.float32(head_dim**-0.25))
 
 
 def _mixed(right: PatchedOracle, a: Arithmetic, probs: Array, values: Array) -> Array:

@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.floats import FLOATS
-from llama_ckpt.arithmetic.formats import UNROUNDED, round_rows, rounded
-from llama_ckpt.arithmetic.products import matrix_in_parts, parsed_sums, rounded_matrix
+from llama_ckpt.arithmetic.formats import SCALED, UNROUNDED, round_rows, rounded
+from llama_ckpt.arithmetic.integers import INTEGERS
+from llama_ckpt.arithmetic.products import matrix_in_parts, parsed_sums, rounded_matrix, undecided
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.arithmetic.rests import RESTS, TwoParts, two_parts
-from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
+from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle, scaled_before
+from llama_ckpt.arithmetic.tensor_cores import BITS, FP8_SUMS
 from llama_ckpt.judging.limits import ELEMENT
 from llama_ckpt.judging.rounding_steps import angle_error
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -51,6 +53,16 @@ rounding, and that a program may divide where another multiplies."""
 
 SMOOTH = 8.0
 """What moves by less than so many times what it was moved by has not fallen to another neighbour."""
+
+
+EXACTLY = 1e-6
+"""A step from neighbour to neighbour is allowed whole, whatever the last bit of its limit is."""
+
+SCALES = 2.0**-23
+"""What the scales of two tensors are off, each largest / most in float32, or largest times 1 / most."""
+
+TF32_STEP = 2.0**-26
+"""What a sum in a tensor core loses with each eight products: it is cut off, always towards zero."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Declared:
         if spread.most is not None:
             moved = moved + spread.most
         apart = [np.abs(rounded(unrounded + sign * moved, name) - o) for sign in (1, -1)]
-        return np.maximum(np.maximum(*apart) - moved, 0.0)
+        return np.maximum(np.maximum(*apart) * (1 + EXACTLY) - moved, 0.0)
 
     def product_ties(
         self, x: Array, off: Array | None, w: Any, *, head: bool = False, stream: bool = False
@@ -122,10 +134,23 @@ class Declared:
         elif name not in UNROUNDED:
             found = _through(fallen(x, off, name), rounded_matrix(w, reading))
             found = _added(found, self._sum_ties(x, name, getattr(w, "minima", None)))
-        if sums != "float32":
+        found = _added(found, _of_weights(x if name in UNROUNDED else rounded(x, name), w, reading))
+        if sums in FP8_SUMS:  # what is added up is exact, and where it is cut off follows from it
+            y = None if off is None else np.abs(self.before.linear(x, w)).reshape(len(x), -1)
+            found = _added(found, None if y is None else 2.0**-BITS * np.maximum(y, y.max(-1, keepdims=True)))
+        elif sums != "float32":
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
             found = _added(found, _step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
         return found
+
+    def in_common(self, w: Any, *, head: bool = False, stream: bool = False) -> float:
+        """A relative deviation that all elements of a product have in common."""
+        lines = self.arithmetic.for_head() if head else self.arithmetic
+        kind = getattr(w, "weight_type", None) or self.weight_type
+        name = lines.activation(kind, stream=stream)
+        if name.startswith("tf32"):
+            return TF32_STEP * np.shape(w)[-1] / 8
+        return SCALES if name in SCALED else 0.0
 
     @staticmethod
     def _sum_ties(x: Array, name: str, minima: Array | None) -> Array | None:
@@ -168,7 +193,13 @@ class Declared:
 
     def score_ties(self, q: Array, k: Array, off_q: Array | None, off_k: Array | None) -> Array | None:
         """The same of scores `[..., queries, keys]`, for stacks of queries and keys."""
-        queries, keys = fallen(q, off_q, self.arithmetic.queries), fallen(k, off_k, self.arithmetic.keys)
+        times = scaled_before(self.arithmetic, q.shape[-1])
+
+        def before(x: Array, off: Array | None, name: str) -> Array | None:
+            falls = fallen(x * times, None if off is None else off * times, name)
+            return None if falls is None else falls / times
+
+        queries, keys = before(q, off_q, self.arithmetic.queries), before(k, off_k, self.arithmetic.keys)
         return _of_both(queries, q, keys, k)
 
     def mixing_ties(self, probs: Array, v: Array, off_p: Array | None, off_v: Array | None) -> Array | None:
@@ -199,7 +230,22 @@ def fallen(x: Array, off: Array | None, name: str) -> Array | None:
     if name in UNROUNDED:
         return None
     moved, away = _moved(x, off)
+    away = _beside_the_largest(x, away, name)
     return _beyond(rounded(x + away, name) - rounded(x - away, name), moved)
+
+
+def _beside_the_largest(x: Array, away: Array, name: str) -> Array:
+    """What elements are moved by; where the largest sets the scale it stays, or all would move alike."""
+    if name in SCALED:
+        size = x.shape[-1] if SCALED[name][1] == "row" else x.size
+    elif name in INTEGERS:
+        block = INTEGERS[name].block
+        size = x.size if block < 0 else block or x.shape[-1]
+    else:
+        return away
+    blocks = np.abs(x).reshape(-1, size)
+    stays = blocks == blocks.max(axis=-1, keepdims=True)
+    return np.where(stays.reshape(x.shape), 0.0, away)
 
 
 def _moved(x: Array, off: Array | None) -> tuple[Array, Array]:
@@ -226,6 +272,18 @@ def _of_parts(x: Array, off: Array | None, name: str, w: TwoParts) -> Array | No
     for apart, matrix in changes:
         # A rest's steps are small, and each counts: what has not fallen is apart by twice the move at most.
         found = _added(found, _through(_beyond(apart, moved, 2.0), matrix))
+    return found
+
+
+def _of_weights(x: Array, w: Any, reading: str) -> Array | None:
+    """What weights may add that lie in the middle of two numbers, `[n, out]`: a scale's last bit decides."""
+    if reading not in (*INTEGERS, *SCALED):
+        return None
+    rows, falls = undecided(w, reading, lambda values: fallen(values, None, reading))
+    if not len(rows):
+        return None
+    found = np.zeros((len(x), len(w)))
+    found[:, rows] = _at_most(falls, x).T
     return found
 
 

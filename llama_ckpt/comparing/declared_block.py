@@ -48,6 +48,10 @@ class DeclaredBlock(OwnBlock):
         assert self.declared is not None
         return self.declared
 
+    def declaring(self, declared: Declared) -> Self:
+        """The same block with other roundings."""
+        return self._anew(declared=declared)
+
     def _made(self, point: str) -> Array:
         self._unrounded[point] = self._attended(point) if point in ATTENDED else self._stepped(point)
         return rounded(self._unrounded[point], self.by.result(point))
@@ -176,6 +180,9 @@ class DeclaredSpreads(BlockSpreads):
         made, y, run = super()._spread(point), self.run.compute(point), self._block
         if made is None or y is None:
             return None
+        if run.is_product(point):
+            common = run.by.in_common(run.weight(point), stream=point in ("attn_out", "ffn_out"))
+            made = replace(made, everywhere=float(np.hypot(made.everywhere, common)))
         spread = wider(made, self._ties(point), y)
         unrounded = run.unrounded(point)
         if unrounded is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,6 +41,10 @@ class DeclaredHead(HeadRun):
         """The oracle that rounds as declared."""
         return self.by.oracle
 
+    def declaring(self, declared: Declared) -> DeclaredHead:
+        """The same points with other roundings."""
+        return replace(self, declared=declared, _made={})
+
     def _make(self, point: str) -> Array:
         if point == "output_norm":
             return rounded(self.unrounded_norm, self.by.result(point))
@@ -65,6 +69,8 @@ class DeclaredHead(HeadRun):
     def logits_spread(self, part: slice) -> tuple[Array, Spread]:
         """These rows, and what rounding may leave there."""
         made, spread = super().logits_spread(part)
+        common = self.by.in_common(self.weights.output, head=True)
+        spread = replace(spread, everywhere=float(np.hypot(spread.everywhere, common)))
         off = None
         if not self._sees_norm:
             norm = self.spreads["output_norm"]

@@ -21,6 +21,7 @@ from llama_ckpt.arithmetic.parts import (
     PARTS,
     Lines,
     alike_steps,
+    as_right,
     candidates,
     composed,
     in_halves,
@@ -42,7 +43,7 @@ from llama_ckpt.judging.matching import distance
 from llama_ckpt.judging.verdict import PointVerdict, judge
 from llama_ckpt.points import ALL_POINTS, split_name
 
-__all__ = ["Undeclared"]
+__all__ = ["Undeclared", "part_of"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -203,9 +204,12 @@ class Undeclared:
         hidden = {} if wholes else alike_steps({p: parts[p][0] for p in parts if p not in self._unseen})
         parts |= {part: [lines] for part, lines in hidden.items() if part in self._unseen}
         for profile in OTHERS:
-            lines = {part: lines_of(profile, part, self.rows, self.types) for part in PARTS}
-            fits = lines in wholes if wholes else all(lines[part] in parts[part] for part in PARTS)
-            if fits and (self._head is None or self._head == self._head_of(profile)):
+            lines = {part: as_right(profile, part, self.rows, self.types) for part in PARTS}
+            if wholes:
+                fits = any(all(whole[part] in lines[part] for part in PARTS) for whole in wholes)
+            else:
+                fits = all(any(one in parts[part] for one in lines[part]) for part in PARTS)
+            if fits and (self._head is None or self._head in self._head_of(profile)):
                 return profile
         first = wholes[0] if wholes else {part: among[0] for part, among in parts.items()}
         return composed(first, self.rows, self.types, self._head)
@@ -218,8 +222,8 @@ class Undeclared:
     def _agrees(self, whole: Whole) -> bool:
         return all(whole[part] in alive for part, alive in self._alive.items())
 
-    def _head_of(self, profile: Arithmetic) -> Lines:
-        return lines_of(profile.for_rows(self.rows).for_head(), "products", self.rows, self.types)
+    def _head_of(self, profile: Arithmetic) -> list[Lines]:
+        return as_right(profile.for_rows(self.rows).for_head(), "products", self.rows, self.types)
 
     def said(self, arithmetic: Arithmetic) -> str:
         """What is rounded, in words."""

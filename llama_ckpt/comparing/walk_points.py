@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.arithmetic.either import choices
 from llama_ckpt.comparing.block_run import MATRICES
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
 from llama_ckpt.comparing.declared import Declared
@@ -30,7 +31,7 @@ from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.router_ties import RouterTies, judged_at, unjudged
 from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
-from llama_ckpt.comparing.undeclared import Undeclared
+from llama_ckpt.comparing.undeclared import Undeclared, part_of
 from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.gguf.file import GGUFFile
@@ -221,7 +222,7 @@ class PointJudge:
             if point not in theirs:
                 continue
             name = point if number is None else block_point(number, point)
-            since = self.data_flow.nearest(name, {one for one, ok in self.recorded.items() if ok})
+            since = self._since(name)
             self.recorded[name] = self._is_finite(point, theirs[point])
             own, total = self._judge_both(name, theirs[point], right, run, since)
             if own is None and total is None:
@@ -238,6 +239,10 @@ class PointJudge:
         if self.undeclared is not None:
             self.undeclared.look(run, theirs, judged)
         self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
+
+    def _since(self, name: str) -> Nearest:
+        """What was recorded before a point, and can be relied on."""
+        return self.data_flow.nearest(name, {one for one, ok in self.recorded.items() if ok and one != name})
 
     def _judge_both(
         self, name: str, x: Array, right: Mapping[str, Array], run: OwnRun, since: Nearest
@@ -270,6 +275,8 @@ class PointJudge:
             return None
         if not run.is_far(point):
             verdict = self._judge(name, x, run, self._limit(name, "own"), near=True)
+            if verdict.verdict == "fail":
+                run, verdict = self._as_chosen(name, x, run, verdict)
             if isinstance(run, DeclaredBlock | DeclaredHead) and math.isfinite(verdict.err):
                 passes = verdict.verdict == "pass"
                 self.result.note_arithmetic(name, run.costs(point), verdict.err, passes=passes)
@@ -281,6 +288,22 @@ class PointJudge:
             wider = self._widened(name, limit, run, self.rounded_since)
             verdict = self._judge(name, x, run, wider)
         return verdict
+
+    def _as_chosen(
+        self, name: str, x: Array, run: OwnRun, verdict: PointVerdict
+    ) -> tuple[OwnRun, PointVerdict]:
+        """Judged again as a library may have made the step that a program says it rounds in."""
+        if not isinstance(run, DeclaredBlock | DeclaredHead):
+            return run, verdict
+        held, limit = self._limits[name, "own"], limit_for(name, self.sides.dtype, "own")
+        parts = {part_of(split_name(one)[1]) for one in self._since(name).unseen}
+        for other in choices(run.by.arithmetic, parts):
+            tried = run.declaring(replace(run.by, arithmetic=other))
+            again = self._judge(name, x, tried, limit, near=True)
+            if again.verdict == "pass":
+                return tried, again
+        self._limits[name, "own"] = held
+        return run, verdict
 
     def _total(
         self, name: str, x: Array, right: Mapping[str, Array], may_be_rounding: bool = True

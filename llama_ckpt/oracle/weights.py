@@ -89,9 +89,9 @@ class FileMatrix(np.ndarray[Any, np.dtype[np.float64]]):
         return self._always[what]
 
     def kept(self, what: str, make: Callable[[], Any]) -> Any:
-        """Something that is made of the matrix; the last two stay, as each may be as large as the matrix."""
+        """Something made of the matrix; the last three stay, as each may be as large as the matrix."""
         if what not in self._kept:
-            while len(self._kept) > 1:
+            while len(self._kept) > 2:
                 del self._kept[next(iter(self._kept))]
             self._kept[what] = make()
         return self._kept[what]
