@@ -207,8 +207,8 @@ def composed(parts: Mapping[str, Lines], rows: int, types: Sequence[str], head: 
     lines = _shortened({name: value for part in parts.values() for name, value in part.items()})
     made = Arithmetic(about="found out by trying", **lines)
     if head is not None:
-        of_head = {k: v for k, v in _shortened(head).items() if k != "stream_products" and v != lines[k]}
-        made = replace(made, head=of_head)
+        other = {k: v for k, v in _shortened(head).items() if k != "stream_products" and v != lines[k]}
+        made = replace(made, head=other)
     return replace(made, name=" and ".join(in_words(made, rows, types)) or "float32")
 
 

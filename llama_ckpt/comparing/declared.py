@@ -149,7 +149,7 @@ class Declared:
         kind = getattr(w, "weight_type", None) or self.weight_type
         name = lines.activation(kind, stream=stream)
         if name.startswith("tf32"):
-            return TF32_STEP * np.shape(w)[-1] / 8
+            return TF32_STEP * int(np.shape(w)[-1]) / 8
         return SCALES if name in SCALED else 0.0
 
     @staticmethod

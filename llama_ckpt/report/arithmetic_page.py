@@ -55,24 +55,27 @@ so is tried with every profile and with single roundings, place by place: where 
 is named and fails."""
 
 
-TORCH_GPU = "torch on an H200, by hand, for which way ties go"
+ON_GPU = "transformers on a GPU (`comparing/test_right_on_cuda.py`)"
+AS_SEEN = "what an H200 gave (`arithmetic/test_tensor_cores.py`)"
 ENGINE = "the engine's text in Triton's interpreter (`engine/test_interpreted.py`)"
 PORT = "a port in numpy"
 LIVE = "llama.cpp itself (`arithmetic/test_llama_cpp_live.py`)"
 
 RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "float32": ("programs of others (docs/other_llamas.md)", f"{PORT} (`comparing/test_compare_dump.py`)"),
-    "tf32": (f"{PORT} (`comparing/test_declared.py`)", TORCH_GPU),
+    "tf32": (f"{PORT} (`comparing/test_declared.py`)", ON_GPU, AS_SEEN),
     "bfloat16-torch": (
         "transformers (`comparing/test_right_transformers.py`)",
         "a port on torch's own steps (`comparing/test_declared.py`)",
+        ON_GPU,
     ),
     "float16-torch": (
         "transformers (`comparing/test_right_transformers.py`)",
         "a port on torch's own steps (`comparing/test_declared.py`)",
+        ON_GPU,
     ),
-    "bfloat16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)",),
-    "float16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)",),
+    "bfloat16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)", ON_GPU),
+    "float16-torch-sdpa": ("transformers (`comparing/test_right_transformers.py`)", ON_GPU),
     "llama.cpp-cpu": (
         "llama.cpp itself (`comparing/test_declared.py`, `arithmetic/test_llama_cpp.py`)",
         f"{PORT} (`comparing/test_right_rounding.py`)",
@@ -83,11 +86,14 @@ RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
     "w8a8-per-token": (
         "torch._int_mm (`comparing/test_right_rounding.py`)",
         f"{PORT} (`comparing/test_declared.py`)",
+        ON_GPU,
     ),
     "fp8-per-tensor": (
         "torch._scaled_mm (`comparing/test_right_rounding.py`)",
         "a cast of torch's and a product in float32 (`comparing/test_right_rounding.py`)",
     ),
+    "fp8-per-tensor-hopper": (ON_GPU, AS_SEEN, f"{PORT} (`comparing/test_right_rounding.py`)"),
+    "fp8-per-tensor-hopper-fast": (ON_GPU, AS_SEEN),
     "candle-quantized": ("the package gguf's blocks (`comparing/test_right_rounding.py`)",),
     "fast": (ENGINE,),
     "high": (ENGINE,),

@@ -11,8 +11,9 @@ import torch
 from gguf import GGMLQuantizationType, quants
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.arithmetic.tensor_cores import fp8_products
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
-from tests.comparing.rounding_ports import FusedBfloat16Port, FusedFloat16Port, in_int8
+from tests.comparing.rounding_ports import FusedBfloat16Port, FusedFloat16Port, TF32Port, in_int8
 
 
 class IntMmPort(Port):
@@ -94,9 +95,39 @@ class RunPort(Port):
         return np.asarray(positions.astype(F)[:, None] * self.frequencies().astype(F))
 
 
+class HopperPort(Port):
+    """fp8 by the tensor cores of an H200."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        (a, of_a), (b, of_b) = in_fp8(x), in_fp8(weight)
+        wide = [np.asarray(part.float().numpy(), np.float64) for part in (a, b)]
+        return (fp8_products(wide[0], wide[1], "fp8 tensor cores") * float(of_a) * float(of_b)).astype(F)
+
+
+class ByInversePort(Port):
+    """W8A8 as torch computes its scales on a GPU: times 1 / 127."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        scales = [np.abs(part).max(-1, keepdims=True).astype(F) * (F(1) / F(127)) for part in (x, weight)]
+        rows, columns = (np.rint(p.astype(F) / s) for p, s in zip((x, weight), scales, strict=True))
+        return (rows @ columns.T).astype(F) * scales[0] * scales[1].T
+
+
+class ChosenPort(TF32Port):
+    """TF32 as cuBLAS takes it: not for attention's narrow heads, and of products for some sizes alone."""
+
+    def product(self, x: Array, weight: Array) -> Array:
+        return super().product(x, weight) if x.shape[-1] == 64 else Port.product(self, x, weight)
+
+    def multiplied(self, x: Array) -> Array:
+        return x
+
+
 PROGRAMS: dict[str, tuple[type[Port], str, dict[str, Any]]] = {
     "_int_mm": (IntMmPort, "w8a8-per-token", {}),
     "_scaled_mm": (ScaledMmPort, "fp8-per-tensor", {}),
+    "_int_mm on a GPU": (ByInversePort, "w8a8-per-token", {}),
+    "fp8 on a GPU": (HopperPort, "fp8-per-tensor-hopper", {}),
     "fp8 cast": (CastPort, "fp8-per-tensor", {}),
     "runq.c": (RunQPort, "runq.c", {"ffn": 128}),
     "ggml with AVX2": (AvxPort, "llama.cpp-cpu", {"type": "Q8_0"}),
@@ -118,6 +149,28 @@ def test_it_passes_as_declared_and_is_found_out_else(program: str, tmp_path: Pat
     found = compared(port(model), tmp_path, n)
     assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
     assert found.reason.rpartition("--arithmetic ")[2] in ALIKE.get(profile, (profile,))
+
+
+@pytest.mark.parametrize("port", [TF32Port, ChosenPort])
+def test_what_cublas_makes_in_float32_is_as_right_as_tf32(port: type[Port], tmp_path: Path) -> None:
+    program = port(seeded(n_layers=2))
+    declared = compared(program, tmp_path, 12, arithmetic="tf32")
+    assert declared.verdict == "pass", declared.reason
+    found = compared(program, tmp_path, 12)
+    assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
+
+
+class CoarseScores(ChosenPort):
+    """What TF32 is no excuse for: queries in bfloat16."""
+
+    def multiplied(self, x: Array) -> Array:
+        return torch.from_numpy(np.ascontiguousarray(x)).bfloat16().float().numpy()
+
+
+def test_what_is_neither_is_not_right(tmp_path: Path) -> None:
+    report = compared(CoarseScores(seeded(n_layers=2)), tmp_path, 12, arithmetic="tf32")
+    assert report.verdict == "fail" and report.first_wrong is not None
+    assert report.first_wrong.name == "blk.0.attn_scores"
 
 
 def test_habits_of_run_c_are_float32_whether_it_says_so_or_not(tmp_path: Path) -> None:
