@@ -33,6 +33,7 @@ from llama_ckpt.comparing.scan import Scan
 from llama_ckpt.comparing.sides import Sides
 from llama_ckpt.comparing.undeclared import Undeclared, part_of
 from llama_ckpt.comparing.unrounded import Unrounded
+from llama_ckpt.comparing.where_made import compared_point
 from llama_ckpt.dumps.names_map import interleave_halves
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.judging.by_rows import judge_by_rows
@@ -41,7 +42,7 @@ from llama_ckpt.judging.limits import ErrorKind, Limit, limit_for, within
 from llama_ckpt.judging.near_ties import Rows, is_choice
 from llama_ckpt.judging.rounded_run import RoundedRun, at_least
 from llama_ckpt.judging.verdict import PointVerdict, causal_mask, judge
-from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, block_point, split_name
 
 __all__ = ["ENDS", "SAME", "TURNED", "Array", "WORTH_ASKING", "PointJudge"]
 
@@ -227,7 +228,7 @@ class PointJudge:
             own, total = self._judge_both(name, theirs[point], right, run, since)
             if own is None and total is None:
                 continue  # the reference has no such tensor, and there is no model to compute it
-            judged[point] = self._compared(name, own, total, since)
+            judged[point] = compared_point(name, own, total, since, self.data_flow, self.recorded)
             if judged[point].made in ("here", "between", "unknown") and not self.result.wrong_rows:
                 self._draw_first(name, theirs[point], run if own else right)
             self.result.points.append(judged[point])
@@ -394,27 +395,3 @@ class PointJudge:
     def _mask(self, name: str, run: Mapping[str, Array]) -> NDArray[np.bool_] | None:
         """Where a point is judged against a run; None for everywhere."""
         return judged_at(name, run, self.mask)
-
-    # -- where an error is made ----------------------------------------------------------------------
-
-    def _compared(
-        self, name: str, own: PointVerdict | None, total: PointVerdict | None, since: Nearest
-    ) -> ComparedPoint:
-        """One point with what is said of where its error is made."""
-        read = self.data_flow.step_reads(split_name(name)[1])
-        full = dict(zip(read, self.data_flow.reads(name), strict=False))
-        unseen = tuple(one for one in read if full.get(one) in since.unseen and one != BLOCK_INPUT)
-        point = ComparedPoint(name, own, total, read, unseen, since=since)
-        return replace(point, made=self._made(point))
-
-    def _made(self, point: ComparedPoint) -> Any:
-        """Whether the error is made here, and from where on; what follows a NaN was not."""
-        wrong_total = point.total is not None and point.total.verdict == "fail"
-        if point.own is None:
-            return "unknown" if wrong_total else ""
-        if point.own.verdict == "pass":
-            return "inherited" if wrong_total else ""
-        before = self.data_flow.nearest(point.name, self.recorded).recorded
-        if not all(self.recorded[name] for name in before):
-            return "inherited"
-        return "here" if len(point.since.unseen) == 1 else "between"
