@@ -21,7 +21,8 @@ it as the commands do. Each is read, or refused in one line of fewer than 500 pr
 five seconds of the processor's time (a dump that is compared and explained: sixty), in four times its size
 and 200 MB beyond what the program has. What
 shows a new line of the program, or a new refusal, is kept and damaged further. What broke a rule once is a
-file in `tools/fuzz/corpus`, and a test reads it on every run.
+file in `tools/fuzz/corpus`, and a test reads it on every run: what the table counts there was mended, or, of
+two dumps that were compared, the rule had not left an explanation its time.
 
 | what | tried | read | refused | broke a rule | seconds |
 |---|---|---|---|---|---|
