@@ -16,9 +16,11 @@ DOCS = ROOT / "docs"
 
 def test_every_page_is_in_the_contents_once() -> None:
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
-    named = re.findall(r"([\w/]+\.md)$", nav, re.M)
-    pages = sorted(str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md"))
-    assert sorted(named) == pages
+    named = re.findall(r"([\w/.-]+\.md)$", nav, re.M)
+    pages = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md")}
+    assert len(set(named)) == len(named) and set(named) <= pages
+    # A model measured at full size has a page as soon as it is; the others are written by hand.
+    assert all(page.startswith("full_size_") for page in pages - set(named))
 
 
 def test_anchors_of_the_pages_lead_somewhere() -> None:
