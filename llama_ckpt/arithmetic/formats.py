@@ -49,7 +49,7 @@ def check_format(name: object, what: str) -> str:
         return name
     near = get_close_matches(str(name), FORMATS, 3)
     hint = f"the nearest are {', '.join(near)}" if near else "`llama-ckpt explain arithmetic` lists them"
-    raise OptionError(what, got=repr(name), wanted="the name of a rounding, such as float16", hint=hint)
+    raise OptionError(what, got=repr(name)[:60], wanted="the name of a rounding, such as float16", hint=hint)
 
 
 def block_of(name: str) -> int:

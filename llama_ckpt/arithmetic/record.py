@@ -209,9 +209,11 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
 
 def _checked_sums(what: str, value: Any) -> str:
     try:
+        if not isinstance(value, str):
+            raise ValueError
         if value != "float32" and value not in FP8_SUMS:
-            check_format(parsed_sums(str(value))[0], what)
-        return str(value)
+            check_format(parsed_sums(value)[0], what)
+        return value
     except ValueError:
         wanted = '"float32", or such as "float16 every 16"'
         raise OptionError(what, got=quoted(value), wanted=wanted) from None
