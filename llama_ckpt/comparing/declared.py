@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -135,10 +136,12 @@ class Declared:
             found = _through(fallen(x, off, name), rounded_matrix(w, reading))
             found = _added(found, self._sum_ties(x, name, getattr(w, "minima", None)))
         found = _added(found, _of_weights(x if name in UNROUNDED else rounded(x, name), w, reading))
-        if sums in FP8_SUMS:  # what is added up is exact, and where it is cut off follows from it
-            y = None if off is None else np.abs(self.before.linear(x, w)).reshape(len(x), -1)
-            found = _added(found, None if y is None else 2.0**-BITS * np.maximum(y, y.max(-1, keepdims=True)))
-        elif sums != "float32":
+        if sums in FP8_SUMS and found is not None:
+            # What is added up is exact, and where it is cut off follows from it, but where a factor falls.
+            y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
+            most = 2.0**-BITS * np.maximum(y, y.max(axis=-1, keepdims=True))
+            found = found + np.where(found.any(axis=-1, keepdims=True), most, 0.0)
+        if sums != "float32" and sums not in FP8_SUMS:
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
             found = _added(found, _step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
         return found
@@ -175,10 +178,32 @@ class Declared:
         for part in ((cos, zero), (zero, sin)):
             made = RIGHT.turned(x, *part)
             found = _added(found, fallen(made, off, self.arithmetic.rotation))
-        angle = angle_error(positions, frequencies)[:, None, :] / ELEMENT
+        tables = self._tables(positions, frequencies)
+        if tables is None:
+            return found
+        # What is rounded after a cosine that fell falls elsewhere, too: each of the four is turned through.
+        made = self.before.turned(x, cos, sin)
+        apart = [np.abs(self.before.turned(x, *either) - made) for either in product(*tables)]
+        return _added(found, np.max(apart, axis=0))
+
+    def turns_apart(self, positions: Any, frequencies: Array) -> Array | None:
+        """By how many radians cosines and sines that fall turn a pair, in every head alike; `[n, pairs]`."""
+        tables = self._tables(positions, frequencies)
+        if tables is None:
+            return None
+        pairs = len(frequencies)
+        return np.asarray(sum(np.abs(up - down).reshape(-1, pairs) for up, down in tables))
+
+    def _tables(self, positions: Any, frequencies: Array) -> list[tuple[Array, Array]] | None:
+        """The cosines and the sines, each rounded up and down by what angles in float32 leave of them."""
+        name = self.arithmetic.turns
+        if name in UNROUNDED:
+            return None
+        angle = angle_error(positions, frequencies)
+        found = []
         for which in RIGHT.cos_and_sin(positions, frequencies):
-            moved = fallen(which, angle, self.arithmetic.turns)
-            found = _added(found, None if moved is None else np.abs(RIGHT.turned(np.abs(x), moved, zero)))
+            moved = np.hypot(RECORDED * which, angle.reshape(which.shape))
+            found.append((rounded(which + moved, name), rounded(which - moved, name)))
         return found
 
     def gate_ties(self, gate: Array, up: Array, off: Array | None) -> Array | None:

@@ -183,6 +183,9 @@ class DeclaredSpreads(BlockSpreads):
         if run.is_product(point):
             common = run.by.in_common(run.weight(point), stream=point in ("attn_out", "ffn_out"))
             made = replace(made, everywhere=float(np.hypot(made.everywhere, common)))
+        if made.angles is not None:
+            apart = run.by.turns_apart(run.flow.positions, run.frequencies)
+            made = made if apart is None else replace(made, angles=made.angles.off_by(apart))
         spread = wider(made, self._ties(point), y)
         unrounded = run.unrounded(point)
         if unrounded is None:

@@ -63,9 +63,14 @@ class Angles:
         besides = None if self.besides is None else self.besides[part]
         return replace(self, positions=self.positions[part], off=self.off[part], besides=besides)
 
+    def off_by(self, radians: Array) -> Angles:
+        """Where angles may be off by so much more, in every head alike; `[n, pairs]`."""
+        return replace(self, off=self.off + radians)
+
     def wider(self, o: Array, more: Array) -> Angles:
         """Where elements of o may deviate by so much more, in any direction."""
         besides = sideways_deviation(o, more, self.pairs)
+        besides = besides if self.besides is None else np.hypot(besides, self.besides)
         return replace(self, alike=np.full(self.pairs, np.inf), besides=besides)
 
 

@@ -46,3 +46,16 @@ def test_it_rounds_as_its_profile_says(dtype: str, attention: str, exported: Pat
     found = compare_dump(path, model=seeded(n_layers=1), partial=True)
     assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
     assert found.reason.endswith(f"declare it: --arithmetic {profile}")
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("float16", "eager"), ("bfloat16", "sdpa")])
+def test_a_cosine_may_fall_either_way(dtype: str, attention: str, tmp_path: Path) -> None:
+    """Of many positions some lie in the middle of two numbers, and turn every head and all that is rounded."""
+    model = seeded(n_layers=2, width=512, n_heads=8, n_kv_heads=2, ffn=768, vocab=512)
+    export_weights(model, tmp_path / "model.safetensors", layout="hf")
+    options = {"dtype": DTYPES[dtype], "attn_implementation": attention}
+    there = transformers.LlamaForCausalLM.from_pretrained(tmp_path, **options).eval()
+    record(there, prompt(100)).save(tmp_path / "theirs.safetensors")
+    profile = f"{dtype}-torch" + ("-sdpa" if attention == "sdpa" else "")
+    report = compare_dump(tmp_path / "theirs.safetensors", model=model, arithmetic=profile)
+    assert report.verdict == "pass", report.reason
