@@ -63,8 +63,11 @@ _CACHES: Final = ("float16", "bfloat16", "tf32", "q8_0", "q8_0-plain", "fp8_e4m3
 
 ENGINES: Final = ("fast", "high", "high-packed")
 
-OTHERS: Final = tuple(one for name, one in PROFILES.items() if name not in ENGINES)
-"""The profiles of programs that somebody may have written; the others are of the engine here."""
+OTHERS: Final = tuple(
+    sorted((one for name, one in PROFILES.items() if name not in ENGINES), key=lambda one: one.or_float32)
+)
+"""The profiles of programs that somebody may have written; the others are of the engine here. Last those that
+leave open what is rounded: of two that fit, the one that says more is told."""
 
 
 def lines_of(arithmetic: Arithmetic, part: str, rows: int, types: Sequence[str]) -> Lines:

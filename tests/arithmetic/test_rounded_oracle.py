@@ -92,7 +92,7 @@ FIRST_WRONG = {
 
 
 def test_every_line_is_tried() -> None:
-    words = {"name", "about", "source", "keys_at_a_time"}
+    words = {"name", "about", "source", "keys_at_a_time", "or_float32", "scaling"}  # these round nothing
     assert set(FIRST_WRONG) | words == set(vars(Arithmetic()))
 
 
@@ -112,6 +112,16 @@ def test_a_line_is_seen_from_its_place_on(line: str) -> None:
     assert changed[0] == place
     error = np.linalg.norm(got[place] - EXACT[place]) / np.linalg.norm(EXACT[place])
     assert 1e-8 < error < 2e-2
+
+
+def test_where_the_scale_goes_counts_where_something_is_rounded() -> None:
+    before = {"scaling": "queries and keys"}
+    got = points(rounded_oracle(arithmetic_of(before)), 900)["attn_scores"]
+    np.testing.assert_allclose(got, EXACT["attn_scores"], rtol=1e-6, atol=1e-6)
+    tf32 = {"queries": "tf32", "keys": "tf32"}
+    both = [points(rounded_oracle(arithmetic_of(tf32 | one)), 900)["attn_scores"] for one in ({}, before)]
+    apart = np.linalg.norm(both[0] - both[1]) / np.linalg.norm(both[0])
+    assert (apart > 1e-5) == (np.log2(CONFIG.head_dim) % 4 != 0), "the root of 1/16 is a power of two"
 
 
 def test_a_fused_kernel_that_rounds_nothing_is_exact() -> None:
