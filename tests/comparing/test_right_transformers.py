@@ -50,7 +50,7 @@ def test_it_rounds_as_its_profile_says(dtype: str, attention: str, exported: Pat
 
 @pytest.mark.parametrize(("dtype", "attention"), [("float16", "eager"), ("bfloat16", "sdpa")])
 def test_a_cosine_may_fall_either_way(dtype: str, attention: str, tmp_path: Path) -> None:
-    """Of many positions some lie in the middle of two numbers, and turn every head and all that is rounded."""
+    """Of many positions some lie in the middle of two numbers: these turn every head, and what is rounded."""
     model = seeded(n_layers=2, width=512, n_heads=8, n_kv_heads=2, ffn=768, vocab=512)
     export_weights(model, tmp_path / "model.safetensors", layout="hf")
     options = {"dtype": DTYPES[dtype], "attn_implementation": attention}
