@@ -58,6 +58,7 @@ is named and fails."""
 ON_GPU = "transformers on a GPU (`comparing/test_right_on_cuda.py`)"
 AS_SEEN = "what an H200 gave (`arithmetic/test_tensor_cores.py`)"
 ENGINE = "the engine's text in Triton's interpreter (`engine/test_interpreted.py`)"
+ENGINE_ON_GPU = "its kernels on a GPU (`engine/test_engine.py`)"
 PORT = "a port in numpy"
 LIVE = "llama.cpp itself (`arithmetic/test_llama_cpp_live.py`)"
 
@@ -81,8 +82,8 @@ RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
         f"{PORT} (`comparing/test_right_rounding.py`)",
     ),
     "llama.cpp-cuda": ("llama.cpp's CUDA program, recorded (`arithmetic/test_llama_cpp_cuda.py`)",),
-    "llama.cpp-cpu-f16-cache": (LIVE,),
-    "llama.cpp-cpu-flash": (LIVE,),
+    "llama.cpp-cpu-f16-cache": (LIVE, f"{PORT} (`comparing/test_right_rounding.py`)"),
+    "llama.cpp-cpu-flash": (LIVE, f"{PORT} (`comparing/test_right_rounding.py`)"),
     "w8a8-per-token": (
         "torch._int_mm (`comparing/test_right_rounding.py`)",
         f"{PORT} (`comparing/test_declared.py`)",
@@ -94,12 +95,21 @@ RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
     ),
     "fp8-per-tensor-hopper": (ON_GPU, AS_SEEN, f"{PORT} (`comparing/test_right_rounding.py`)"),
     "fp8-per-tensor-hopper-fast": (ON_GPU, AS_SEEN),
-    "candle-quantized": ("the package gguf's blocks (`comparing/test_right_rounding.py`)",),
-    "fast": (ENGINE,),
-    "high": (ENGINE,),
-    "high-packed": (ENGINE,),
-    "run.c": (f"{PORT} (`comparing/test_right_rounding.py`)",),
-    "runq.c": (f"{PORT} (`comparing/test_right_rounding.py`)",),
+    "candle-quantized": (
+        "the package gguf's blocks (`comparing/test_right_rounding.py`)",
+        f"{PORT} (`comparing/test_right_rounding.py`)",
+    ),
+    "fast": (ENGINE, ENGINE_ON_GPU),
+    "high": (ENGINE, ENGINE_ON_GPU),
+    "high-packed": (ENGINE, ENGINE_ON_GPU),
+    "run.c": (
+        f"{PORT} (`comparing/test_right_rounding.py`)",
+        "transformers (`comparing/test_right_transformers.py`)",
+    ),
+    "runq.c": (
+        f"{PORT} (`comparing/test_right_rounding.py`)",
+        "one on torch's integers (`comparing/test_right_rounding.py`)",
+    ),
 }
 """By profile the right programs that pass as it says, each with where in tests/ that is held."""
 

@@ -59,3 +59,11 @@ def test_a_cosine_may_fall_either_way(dtype: str, attention: str, tmp_path: Path
     profile = f"{dtype}-torch" + ("-sdpa" if attention == "sdpa" else "")
     report = compare_dump(tmp_path / "theirs.safetensors", model=model, arithmetic=profile)
     assert report.verdict == "pass", report.reason
+
+
+@pytest.mark.parametrize("declared", ["float32", "run.c"])
+def test_float32_is_right_with_angles_in_float32(declared: str, exported: Path, tmp_path: Path) -> None:
+    there = transformers.LlamaForCausalLM.from_pretrained(exported).eval()
+    record(there, prompt(12)).save(tmp_path / "theirs.safetensors")
+    report = compare_dump(tmp_path / "theirs.safetensors", model=seeded(n_layers=1), arithmetic=declared)
+    assert report.verdict == "pass", report.reason
