@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.dumps.scratch import in_scratch
+
 __all__ = ["Attention", "Look", "Product", "Softmax", "attention_of", "of_one_token"]
 
 Array: TypeAlias = NDArray[np.float32]
@@ -85,7 +87,9 @@ def attention_of(seen: Sequence[Look]) -> Attention | None:
 
     def together(name: str) -> Any:
         each = [getattr(part, name) for part in parts]
-        return None if any(one is None for one in each) else np.concatenate(each)
+        if any(one is None for one in each):
+            return None
+        return each[0] if len(each) == 1 else in_scratch(np.concatenate(each))
 
     names = ("q", "k", "v", "scores", "probs", "context")
     return Attention(**{name: together(name) for name in names}, dtypes=parts[0].dtypes)

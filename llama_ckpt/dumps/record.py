@@ -32,6 +32,7 @@ from llama_ckpt.dumps.masks import Rows
 from llama_ckpt.dumps.program import known_programs
 from llama_ckpt.dumps.recorder import Recorder, as_numpy, computed_in, dtype_name
 from llama_ckpt.dumps.same import run_watched
+from llama_ckpt.dumps.scratch import Scratch, keeping_in
 from llama_ckpt.dumps.settle import Run, settle
 from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.dumps.watching import watching
@@ -54,6 +55,7 @@ class Recorded:
         notes: sentences on what was recognized and how it was recorded.
         points, blocks: what was recorded on purpose; None: all there are.
         rows: the sequence of each row and which are padding; None: one sequence without.
+        scratch: the folder that tensors are kept in, where there is one.
     """
 
     tensors: dict[str, NDArray[Any]]
@@ -64,6 +66,7 @@ class Recorded:
     points: tuple[str, ...] | None = None
     blocks: tuple[int, ...] | None = None
     rows: Rows | None = None
+    scratch: Scratch | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, weights_sha256: str | None = None) -> None:
         """Write it as a dump that `llama-ckpt compare` reads.
@@ -88,7 +91,9 @@ class Recorded:
         )
 
 
-def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) -> Recorded:
+def record(
+    module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None, scratch: str | Path | None = None
+) -> Recorded:
     """Run a module and keep the tensors at the points that the mapping names, and those of attention.
 
     Args:
@@ -99,13 +104,23 @@ def record(module: nn.Module, inputs: Inputs, *, mapping: Mapped | None = None) 
             `tokens`, `idx`, `x`; `position_ids`, `input_pos`, `start_pos`.
         mapping: path of a submodule to a full point name, see `hooks`. None: the module must be of a kind
             that is known (`dumps/programs`), by the paths of its submodules.
+        scratch: a folder with room for twice the recording, where tensors are kept as they come: memory then
+            holds those of a block or two. None: all in memory.
 
     Raises:
-        OptionError: an unknown kind of module without a mapping, a path or point that there is not, or a
-            module that computes something else while it is watched.
+        OptionError: an unknown kind of module without a mapping, no such folder, a path or point that there
+            is not, or a module that computes something else while it is watched.
         ShapeError: a batch of something else than token ids, a point recorded twice, a cache of earlier
             tokens (`recording` takes such).
     """
+    folder = None if scratch is None else Scratch(scratch)
+    with keeping_in(folder):
+        recorded = _recorded(module, inputs, mapping)
+    recorded.scratch = folder
+    return recorded
+
+
+def _recorded(module: nn.Module, inputs: Inputs, mapping: Mapped | None) -> Recorded:
     args, kwargs = arguments_of(inputs, module)
     run = Run()
     if mapping is None:

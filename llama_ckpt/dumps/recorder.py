@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.dumps.scratch import in_scratch
 from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.errors import OptionError, ShapeError
 from llama_ckpt.points import ALL_BLOCK_POINTS, ALL_POINTS, MODEL_POINTS, SAMPLED, split_name
@@ -145,7 +146,9 @@ def as_numpy(array: Any, name: str) -> NDArray[Any]:
     for turn in (np.asarray, lambda x: x.numpy(), lambda x: x.get(), np.from_dlpack):
         try:
             made = np.asarray(turn(array))
-            return np.array(made, np.float64 if made.dtype == np.float64 else np.float32)
+            return in_scratch(np.array(made, np.float64 if made.dtype == np.float64 else np.float32))
+        except OSError:  # no room in the scratch folder
+            raise
         except Exception:  # each library has an error of its own for what it does not do
             continue
     raise ShapeError(f"what {name} is recorded from", got=type(array).__name__, wanted="an array of numbers")

@@ -24,6 +24,7 @@ from llama_ckpt.dumps.batches import CACHE, call_of, rows_of, settled
 from llama_ckpt.dumps.hooks import Mapped
 from llama_ckpt.dumps.record import known_mapping, look_on
 from llama_ckpt.dumps.recorder import computed_in
+from llama_ckpt.dumps.scratch import Scratch, keeping_in
 from llama_ckpt.dumps.settle import Run
 from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.errors import OptionError
@@ -60,6 +61,8 @@ class RecordedRun:
     """Of each sequence that is a copy its first position and the end of what was copied."""
     most: int = 0
     """More than any sequence's number so far."""
+    scratch: Scratch | None = field(default=None, repr=False)
+    """The folder that tensors are kept in, where there is one."""
 
     def reordered(self, order: Sequence[int]) -> None:
         """The cache's lines were put in another order, as a beam search does: what moves is copied.
@@ -115,19 +118,21 @@ class RecordedRun:
 
 
 @contextmanager
-def recording(module: nn.Module, *, mapping: Mapped | None = None) -> Iterator[RecordedRun]:
+def recording(
+    module: nn.Module, *, mapping: Mapped | None = None, scratch: str | Path | None = None
+) -> Iterator[RecordedRun]:
     """While it lasts, every forward call of the module is recorded.
 
     Args:
         module: a live torch module whose forward call takes token ids.
-        mapping: as of `record`.
+        mapping, scratch: as of `record`.
 
     Raises:
         OptionError: an unknown kind of module, or a cache that does not give back what it was given.
     """
     said = Run()
     paths = known_mapping(module, said) if mapping is None else mapping
-    made = RecordedRun(notes=said.notes)
+    made = RecordedRun(notes=said.notes, scratch=None if scratch is None else Scratch(scratch))
     stack, run, seen = ExitStack(), [Run()], ExitStack()
 
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -135,11 +140,13 @@ def recording(module: nn.Module, *, mapping: Mapped | None = None) -> Iterator[R
         _see_order(kwargs.get(CACHE), made, seen)
         run[0] = Run()
         run[0].call = call_of(args, kwargs)
+        stack.enter_context(keeping_in(made.scratch))
         stack.enter_context(look_on(module, paths, run[0]))
 
     def end(*_: Any) -> None:
         stack.close()
-        _add(made, run[0])
+        with keeping_in(made.scratch):
+            _add(made, run[0])
 
     handles = [module.register_forward_pre_hook(begin, with_kwargs=True)]
     handles.append(module.register_forward_hook(end))
