@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -62,18 +62,24 @@ def endings() -> Iterator[None]:
 def say(sentence: str) -> None:
     """One line on standard error, where that can be written."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"llama-ckpt: error: {sentence}", file=sys.stderr, flush=True)
+        print(f"llama-ckpt: error: {sentence}", file=sys.stderr)
+    _written_or_dropped(sys.stderr)
 
 
 def _leave_output(code: int) -> NoReturn:
     """End; what standard output still holds, and Python would flush as it ends, is written if it can be."""
     for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _written_or_dropped(stream)
     raise typer.Exit(code)
+
+
+def _written_or_dropped(stream: TextIO) -> None:
+    """Write what a stream still holds; where that fails it would fail again as Python ends, with code 120."""
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _terminated(_number: int, _frame: FrameType | None) -> None:

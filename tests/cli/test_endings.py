@@ -36,7 +36,7 @@ def run(words: list[str], shell: str, **environment: str) -> tuple[int, str]:
         ["bash", "-c", script, "bash", *COMMAND, *words],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"} | environment,
     )
     return done.returncode, done.stderr
 
