@@ -98,7 +98,10 @@ class Exported:
         """What is written, in float32."""
         if self.source is None:
             return np.zeros(self.shape, np.float32)
-        values = file.float32(self.source) if self.rows is None else file.float32(self.source, self.rows)
+        if self.rows is None or len(file.info(self.source).shape) == 1:  # a bias has no rows to be read alone
+            values = file.float32(self.source)[self.rows or slice(None)]
+        else:
+            values = file.float32(self.source, self.rows)
         return halves_from_pairs(values, self.turned_heads) if self.turned_heads else values
 
 
