@@ -68,6 +68,7 @@ class JobQueue:
         self._telemetry, self._patience = telemetry, waiting
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
+        self._timer: asyncio.TimerHandle | None = None
         self._running: Job | None = None
         self._deadline: asyncio.TimerHandle | None = None
         self._usual = 1.0  # seconds that a job takes, smoothed
@@ -116,8 +117,8 @@ class JobQueue:
         else:
             self._waiting.append(job)
             self._advance()
-            if math.isfinite(self._patience) and job in self._waiting:
-                asyncio.get_running_loop().call_later(self._patience, self._wait_no_longer, job)
+            job.times["queued"] = time.monotonic()
+            self._look_again()
 
     def cancel(self, job_id: str, by: str, owner: int | None = None) -> bool:
         """End a job with CANCELLED: a waiting one now, a running one before its next token.
@@ -148,10 +149,18 @@ class JobQueue:
         job = self._running
         return job is not None and (job.cancelled_by is not None or job.terminal is not None)
 
-    def _wait_no_longer(self, job: Job) -> None:
-        if job in self._waiting:
-            self._waiting.remove(job)
+    def _look_again(self) -> None:
+        """Wake up when the job that waits longest has waited for its limit: one timer, which holds no job."""
+        if self._timer is None and self._waiting and math.isfinite(self._patience):
+            left = self._waiting[0].times["queued"] + self._patience - time.monotonic()
+            self._timer = asyncio.get_running_loop().call_later(max(left, 0.0), self._wait_no_longer)
+
+    def _wait_no_longer(self) -> None:
+        self._timer = None
+        while self._waiting and self._waiting[0].times["queued"] + self._patience <= time.monotonic():
+            job = self._waiting.popleft()
             self._finish(job, Error("TIMEOUT", f"the job waited for its limit of {self._patience:g} seconds"))
+        self._look_again()
 
     def cancel_all(self, by: str) -> None:
         """Cancel every job."""
