@@ -150,14 +150,14 @@ def _of_rows(entry: DumpEntry) -> list[Check]:
     ids = (*entry.token_ids, *entry.greedy_tokens, *entry.continuation.token_ids)
     in_order = all(a < b for a, b in zip(positions, positions[1:], strict=False))
     rising = in_order and all(0 <= one < 1 << 31 for one in positions[:1] + positions[-1:])
-    context = entry.context == 0 or n > 0 and rising and positions[-1] < entry.context < 1 << 31
+    context = entry.context == 0 or n <= entry.context < 1 << 31  # llama.cpp's counts cells, not positions
     return [
         ("token_ids", "none", "at least one", n > 0),
         ("positions", len(positions), n, len(positions) == n),
         ("positions", "numbers that do not rise from 0 on, below 2^31", "positions of one pass", rising),
         ("greedy_tokens", len(entry.greedy_tokens), n, len(entry.greedy_tokens) == n),
         ("token ids", "a number below 0, or from 2^31 on", "ids", all(0 <= one < 1 << 31 for one in ids)),
-        ("context", entry.context, "more than the last position", context),
+        ("context", entry.context, f"{n} or more: a cell for each token", context),
     ]
 
 
