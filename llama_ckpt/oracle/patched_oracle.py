@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from types import FunctionType
+from functools import cache
+from types import CodeType, FunctionType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -110,9 +111,7 @@ _ADDED = {"bq": 0, "bk": 1, "bv": 2, "bo": 0, "b_down": 0}
 
 def bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
     """A wrong function on an oracle, called as the right one is: with what it does not know of as well."""
-    parameters = inspect.signature(patch).parameters.values()
-    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters)
-    known = {one.name for one in parameters}
+    known, takes_all = _taken_by(patch)
 
     def replacement(*args: Any, **options: Any) -> Any:
         rare = (
@@ -121,6 +120,21 @@ def bound(patch: Patch, right: PatchedOracle | None) -> Callable[..., Any]:
         return _with_rare(patch(right, *args, **options), rare)
 
     return replacement
+
+
+def _taken_by(patch: Patch) -> tuple[frozenset[str], bool]:
+    """The names of a function's parameters, and whether it takes any other by name."""
+    code = getattr(patch, "__code__", None)
+    if code is not None and not hasattr(patch, "__wrapped__"):
+        return _taken_by_code(code)  # functions are made anew for each try, of the same few codes
+    parameters = inspect.signature(patch).parameters.values()
+    return frozenset(one.name for one in parameters), any(one.kind is one.VAR_KEYWORD for one in parameters)
+
+
+@cache
+def _taken_by_code(code: CodeType) -> tuple[frozenset[str], bool]:
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return frozenset(names), bool(code.co_flags & inspect.CO_VARKEYWORDS)
 
 
 RARE = frozenset({"magnitude", "b_gate", "b_up", *_ADDED})
