@@ -13,7 +13,9 @@ import pytest
 from llama_ckpt.errors import OptionError
 from tests.draws import draws
 from tools.fuzz.gguf_fields import fields_of
+from tools.fuzz.hunt import Hunt
 from tools.fuzz.mutate import changed_json
+from tools.fuzz.pieces import added, pieces_of_goals
 from tools.fuzz.replay import CORPUS
 from tools.fuzz.rules import held
 from tools.fuzz.targets import TARGETS
@@ -71,3 +73,32 @@ def test_mutants_differ_and_the_seed_decides_them() -> None:
     document = {"a": [1, {"b": 2}]}
     changed_json(document, random.Random(1), 5)
     assert document == {"a": [1, {"b": 2}]}
+
+
+def test_the_pieces_of_several_processes_reach_the_goals_with_seeds_apart_and_add_up() -> None:
+    pieces = pieces_of_goals([*TARGETS], 10, 14, 5)
+    for name, target in TARGETS.items():
+        its = [piece for piece in pieces if piece.target == name]
+        assert sum(piece.most for piece in its) >= target.goal
+        assert len({piece.seed for piece in its}) == len(its)
+    parts = [
+        {"target": "map", "counts": {"read": 2, "refused": 1}, "seconds": 1.0, "found": {"a": "x"}},
+        {
+            "target": "map",
+            "counts": {"read": 1, "broken": 1},
+            "seconds": 2.0,
+            "found": {"b": "y"},
+            "died": "c",
+        },
+    ]
+    whole = added(parts)
+    assert whole["counts"] == {"read": 3, "refused": 1, "broken": 1} and whole["seconds"] == 3.0
+    assert whole["found"] == {"a": "x", "b": "y"} and whole["died"] == "c"
+
+
+def test_most_mutants_of_a_gguf_file_have_a_sound_header(tmp_path: Path) -> None:
+    """What is refused at the first field tries nothing behind it."""
+    hunt = Hunt(TARGETS["gguf"], tmp_path, seed=3)
+    hunt.run(60, 300)
+    hunt.lines.close()
+    assert hunt.counts["header"] > 150

@@ -103,7 +103,7 @@ def _one_run(
                 step = weight - base
                 left = whole - 2 * step * inner + step * step * square
         left = np.where(np.triu(np.ones(left.shape, np.bool_), 1), left, np.inf)
-        if left.min() > (1 - WORTH) * whole:
+        if not left.min() <= (1 - WORTH) * whole:  # nor where sums overflowed
             continue
         first, end = _roundest(sums, left, max(noise * noise, 1e-13 * whole))
         if weight is None:

@@ -144,6 +144,8 @@ def _product(asked: Asked, point: str) -> Product | None:
     a, w = _input(asked, point), _matrix(asked, point)
     if a is None or w is None or len(a) != len(x) or w.shape != (x.shape[1], a.shape[1]):
         return None
+    if not np.isfinite(a).all() or not np.isfinite(one.limit.err):
+        return None  # made of what is no number, it shows nothing of what was done to it
     return Product(asked, one.name, a, w, x, a @ np.asarray(w).T, one.limit, np.shape(one.x))
 
 

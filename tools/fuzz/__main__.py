@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tools.fuzz.hunt import KINDS
 from tools.fuzz.page import write_page
+from tools.fuzz.pieces import added, attack, pieces_for, pieces_of_goals
 from tools.fuzz.targets import TARGETS
 
 ROOT = Path(__file__).parents[2]
@@ -22,19 +23,21 @@ def main() -> int:
     """Run what the command line asks for; 1 where a rule was broken."""
     asked = _asked()
     names = asked.target or list(TARGETS)
-    total = sum(TARGETS[name].share for name in names)
-    broken = 0
-    counted: list[dict[str, Any]] = []
-    for name in names:
-        seconds = asked.seconds * TARGETS[name].share / total
-        found = _attack(name, seconds, asked)
-        counted.append(found)
-        broken += found["counts"].get("broken", 0) + bool(found.get("died"))
+    if asked.goals:
+        pieces = pieces_of_goals(names, asked.seconds, asked.jobs, asked.seed)
+    else:
+        pieces = pieces_for(names, asked.seconds, asked.jobs, asked.seed, asked.most)
+    seconds = asked.seconds if asked.goals else float("inf")
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for one in attack(pieces, asked.jobs, asked.out, seconds):
+        parts.setdefault(one["target"], []).append(one)
+    counted = [added(parts[name]) for name in names]
+    for found in counted:
         _say(found)
     if asked.count:
         _add(counted)
         write_page(json.loads(COUNTS.read_text("utf-8")))
-    return 1 if broken else 0
+    return int(any(found["counts"].get("broken", 0) or "died" in found for found in counted))
 
 
 def _asked() -> argparse.Namespace:
@@ -46,29 +49,20 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"))
     parser.add_argument("--most", type=int, default=10**9, help="mutants of a target, at most")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "fuzz", help="where findings go")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at once, their counts added up")
+    parser.add_argument(
+        "--goals", action="store_true", help="a million GGUF files and so on, as far as the seconds reach"
+    )
     parser.add_argument(
         "--count", action="store_true", help="add the counts to docs/fuzzing.json and its page"
     )
     return parser.parse_args()
 
 
-def _attack(name: str, seconds: float, asked: argparse.Namespace) -> dict[str, Any]:
-    """A target in a process of its own: what kills that is a finding, and not the end."""
-    words = [name, str(seconds), str(asked.seed), str(asked.out), str(asked.most)]
-    command = [sys.executable, "-m", "tools.fuzz.hunt", *words]
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **threads})
-    try:
-        return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
-    except (ValueError, IndexError):
-        died = f"exit code {done.returncode}, seed {asked.seed}: {done.stderr.strip()[-400:]}"
-        return {"target": name, "counts": {}, "seconds": seconds, "found": {}, "died": died}
-
-
 def _say(found: dict[str, Any]) -> None:
     counts = found["counts"]
     print(
-        f"{TARGETS[found['target']].what:28} {sum(counts.values()):9,} tried, "
+        f"{TARGETS[found['target']].what:28} {sum(counts.get(kind, 0) for kind in KINDS):9,} tried, "
         f"{counts.get('read', 0):9,} read, {counts.get('refused', 0):9,} refused, "
         f"{counts.get('broken', 0)} broke a rule",
         flush=True,

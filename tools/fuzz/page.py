@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tools.fuzz.hunt import KINDS
 from tools.fuzz.targets import TARGETS
 
 __all__ = ["page", "write_page"]
@@ -24,8 +25,8 @@ shows a new line of the program, or a new refusal, is kept and damaged further. 
 file in `tools/fuzz/corpus`, and a test reads it on every run: what the table counts there was mended, or, of
 two dumps that were compared, the rule had not left an explanation its time.
 
-| what | tried | read | refused | broke a rule | seconds |
-|---|---|---|---|---|---|
+| what | tried | header sound | read | refused | broke a rule | seconds |
+|---|---|---|---|---|---|---|
 """
 
 
@@ -36,10 +37,10 @@ def page(counts: Mapping[str, Any]) -> str:
         if name not in TARGETS:
             continue
         of = one["counts"]
-        numbers = [sum(of.values()), *(of.get(kind, 0) for kind in ("read", "refused", "broken"))]
-        rows.append(
-            f"| {TARGETS[name].what} | {' | '.join(f'{n:,}' for n in numbers)} | {one['seconds']:,.0f} |"
-        )
+        tried, header = sum(of.get(kind, 0) for kind in KINDS), of.get("header")
+        cells = [f"{tried:,}", "" if header is None else f"{header:,}"]
+        cells += [*(f"{of.get(kind, 0):,}" for kind in KINDS), f"{one['seconds']:,.0f}"]
+        rows.append(f"| {TARGETS[name].what} | {' | '.join(cells)} |")
     return HEAD + "\n".join(rows) + "\n"
 
 

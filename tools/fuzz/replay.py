@@ -6,7 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tools.fuzz.hunt import Hunt
+from tools.fuzz.hunt import KINDS, Hunt
 from tools.fuzz.targets import TARGETS
 
 __all__ = ["CORPUS", "main", "replay"]
@@ -25,8 +25,9 @@ def replay(n_mutants: int) -> list[str]:
                 if outcome.kind == "broken":
                     found.append(f"{path.name}: {outcome.said}")
             one.run(60, n_mutants if name != "compare" else n_mutants // 8)
+            one.lines.close()
             found += [f"{name}, mutated: {said}" for said in one.findings]
-            print(f"{target.what}: {sum(one.counts.values())}")
+            print(f"{target.what}: {sum(one.counts[kind] for kind in KINDS)}")
     return found
 
 

@@ -8,12 +8,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 from llama_ckpt.errors import LlamaCkptError
 
-__all__ = ["Outcome", "held"]
+__all__ = ["Outcome", "header_passed", "held"]
 
 PATIENCE = 300
 """Seconds on the clock after which a mutant is taken to wait for ever."""
@@ -29,10 +29,21 @@ class Outcome:
     Attributes:
         kind: "read", "refused", or "broken", which breaks the rule.
         said: the refusal, or how the rule was broken.
+        header: whether the reader came past the header, as far as it says so (`header_passed`).
     """
 
     kind: str
     said: str = ""
+    header: bool = False
+
+
+_PASSED: list[bool] = []
+"""Of the mutant that is being read."""
+
+
+def header_passed() -> None:
+    """A reader says that the mutant's header was sound: what is damaged lies behind it."""
+    _PASSED.append(True)
 
 
 class _WaitsForEver(BaseException):
@@ -53,6 +64,7 @@ def held(read: Callable[[], object], nbytes: int, seconds: float = 5.0) -> Outco
     signal.signal(signal.SIGALRM, _alarm)
     signal.alarm(PATIENCE)
     began = time.process_time()
+    _PASSED.clear()
     try:
         read()
         outcome = Outcome("read")
@@ -66,7 +78,8 @@ def held(read: Callable[[], object], nbytes: int, seconds: float = 5.0) -> Outco
         signal.alarm(0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     took = time.process_time() - began
-    return outcome if took <= seconds else Outcome("broken", f"takes {took:.1f} s")
+    outcome = outcome if took <= seconds else Outcome("broken", f"takes {took:.1f} s")
+    return replace(outcome, header=bool(_PASSED))
 
 
 def _refused(said: str) -> Outcome:

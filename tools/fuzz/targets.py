@@ -14,6 +14,8 @@ import reference_dumps
 from tools.fuzz.gguf_fields import changed_gguf, fields_of
 from tools.fuzz.mutate import changed_bytes, changed_json, changed_text, json_bytes
 from tools.fuzz.requests import change_request, read_request, request_seeds
+from tools.fuzz.rules import header_passed
+from tools.fuzz.safetensors_fields import changed_safetensors, changed_values
 
 __all__ = ["TARGETS", "Target"]
 
@@ -33,6 +35,7 @@ class Target:
         read: reads a mutant, given an empty folder of its own that stays from one to the next.
         share: of the time that all targets have.
         seconds: of the processor's time, at most, for one.
+        goal: how many `--goals` tries. only_read: only those that could be read count towards it.
     """
 
     name: str
@@ -42,6 +45,8 @@ class Target:
     read: Callable[[bytes, Path], object]
     share: float = 1.0
     seconds: float = 5.0
+    goal: int = 5_000
+    only_read: bool = False
 
 
 def _ggufs() -> list[bytes]:
@@ -64,65 +69,27 @@ def _open_gguf(data: bytes, folder: Path) -> object:
     file = GGUFFile(_written(folder / "model.gguf", data))
     config = LlamaConfig.from_gguf(file)
     check_llama(file, config)
+    header_passed()
     return Tokenizer.from_gguf(file).encode("And God said 12 \u00e9\u4e16")
 
 
 def _load_gguf(data: bytes, folder: Path) -> object:
     from llama_ckpt.generation import generate
+    from llama_ckpt.gguf.file import GGUFFile
     from llama_ckpt.model import load
+    from llama_ckpt.weights.config import LlamaConfig
+    from llama_ckpt.weights.llama_tensors import check_llama
 
-    model = load(_written(folder / "model.gguf", data), device="cpu", dtype="float32")
+    path = _written(folder / "model.gguf", data)
+    file = GGUFFile(path)
+    check_llama(file, LlamaConfig.from_gguf(file))
+    header_passed()
+    model = load(path, device="cpu", dtype="float32")
     return [*generate(model, [1, 2], max_tokens=2)]
 
 
 def _safetensors() -> list[bytes]:
     return [path.read_bytes() for path in sorted((SMALL / "runs").glob("*.safetensors"))]
-
-
-def _change_safetensors(data: bytes, rng: random.Random) -> bytes:
-    n = int.from_bytes(data[:8], "little")
-    try:
-        header = json.loads(data[8 : 8 + n])
-    except (ValueError, RecursionError):
-        return changed_bytes(data, rng)
-    if rng.random() < 0.2:
-        return changed_bytes(data, rng)
-    if rng.random() < 0.4:
-        header = _retyped(header, rng)
-    text = json_bytes(changed_json(header, rng, rng.choice((0, 1, 1, 2))), rng)
-    return struct.pack("<Q", len(text)) + text + data[8 + n :]
-
-
-def _retyped(header: object, rng: random.Random) -> object:
-    """Tensors of the same bytes with other names, types and shapes: what stays a sound file."""
-    if not isinstance(header, dict):
-        return header
-    names = [name for name, one in header.items() if isinstance(one, dict) and "shape" in one]
-    for name in rng.sample(names, min(len(names), rng.choice((1, 2, 5)))):
-        shape, what = header[name]["shape"], rng.randrange(4)
-        if what == 0 and isinstance(shape, list):
-            rng.shuffle(shape)
-        elif what == 1 and isinstance(shape, list):
-            shape.insert(rng.randrange(len(shape) + 1), 1)
-        elif what == 2 and header[name].get("dtype") == "F32":
-            header[name]["dtype"] = rng.choice(("I32", "U32"))
-        else:
-            header[rng.choice((*KEYS, *names))] = header.pop(name)
-    said = header.setdefault("__metadata__", {})
-    if isinstance(said, dict):
-        key = rng.choice(KEYS)
-        said[key] = rng.choice(
-            ("0", "1,2,3", "0,0,0,0,1", "1," * 2000, "0,1,2,3,4", "-1", "9" * 30, "{}", "[]")
-        )
-        if rng.random() < 0.2:
-            said["arithmetic"] = json.dumps(changed_json({"like": "llama.cpp-cpu", "head": {}}, rng))
-    return header
-
-
-KEYS = (
-    *("token_ids", "positions", "sequences", "padding", "calls", "slots", "copies", "blocks", "points"),
-    *("attention_mask", "dtype", "call.0.embd", "call.1.token_ids", "logits", "last_logits", "blk.0.q"),
-)
 
 
 def _open_dump(data: bytes, folder: Path) -> object:
@@ -299,13 +266,17 @@ def _written(path: Path, data: bytes) -> Path:
 TARGETS: dict[str, Target] = {
     one.name: one
     for one in (
-        Target("gguf", "GGUF files opened", _ggufs, _change_gguf, _open_gguf, 3),
-        Target("load", "GGUF files loaded", _ggufs, _change_gguf, _load_gguf, 3),
-        Target("dump", "dumps", _safetensors, _change_safetensors, _open_dump),
-        Target("compare", "dumps compared", _safetensors, _change_safetensors, _compare, 2, 60),
-        Target("manifest", "manifests", _manifests, _change_json, _open_manifest),
-        Target("recorded", "reference dumps", _recorded, _change_safetensors, _open_recorded),
-        Target("map", "maps", _maps, _change_text_safely, _open_map),
+        Target("gguf", "GGUF files opened", _ggufs, _change_gguf, _open_gguf, 3, goal=1_000_000),
+        Target("load", "GGUF files loaded", _ggufs, _change_gguf, _load_gguf, 3, goal=100_000),
+        Target("dump", "dumps", _safetensors, changed_safetensors, _open_dump, goal=50_000),
+        Target(
+            *("compare", "dumps compared", _safetensors, changed_values, _compare, 2, 60),
+            goal=2_000,
+            only_read=True,
+        ),
+        Target("manifest", "manifests", _manifests, _change_json, _open_manifest, goal=30_000),
+        Target("recorded", "reference dumps", _recorded, changed_safetensors, _open_recorded, goal=20_000),
+        Target("map", "maps", _maps, _change_text_safely, _open_map, goal=50_000),
         Target("plan", "plans", lambda: [PLAN], _change_text_safely, _open_plan, 0.5),
         Target(
             "arithmetic",
@@ -315,7 +286,9 @@ TARGETS: dict[str, Target] = {
             _open_arithmetic,
             0.5,
         ),
-        Target("request", "requests to the worker", request_seeds, change_request, read_request),
+        Target(
+            "request", "requests to the worker", request_seeds, change_request, read_request, goal=100_000
+        ),
         Target("folder", "folders of Hugging Face's", _folders, _change_json, _open_folder),
     )
 }
