@@ -16,6 +16,7 @@ from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
+from llama_ckpt.weights.compiled_formats import compiled_formats
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 
 __all__ = ["PIECE", "decode_into", "pays"]
@@ -38,6 +39,10 @@ def decode_into(raw: Tensor, type: T, out: Tensor) -> None:
         type: their format, one of `BLOCK_DECODERS`.
         out: contiguous, as many elements; in another dtype than float32 each is rounded once.
     """
+    compiled = compiled_formats().get(type) if out.dtype == torch.float32 else None
+    if compiled is not None and out.numel() % compiled.block == 0:
+        compiled.write_values(raw, out)
+        return
     block, block_bytes = GGML_QUANT_SIZES[type]
     blocks, values = raw.reshape(-1, block_bytes), out.view(-1, block)
     step = max(1, PIECE // block)

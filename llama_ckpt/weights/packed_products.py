@@ -8,87 +8,30 @@ same from run to run and for any number of threads. For more rows a weight becom
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from functools import cache
-from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import torch
-from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 from torch import Tensor
 
 from llama_ckpt.spare_memory import spare_bytes
+from llama_ckpt.weights.compiled_formats import compiled_formats, in_parts
 from llama_ckpt.weights.decoding import PIECE, decode_into
-from llama_ckpt.weights.native_code import native_code
-from llama_ckpt.weights.quants import PackedWeight, Weight, dequantize
+from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
 __all__ = [
     "FEW_ROWS",
-    "NATIVE_TYPES",
     "FewRowsWeight",
     "all_compiled",
     "packed_product",
     "weights_for_few_rows",
 ]
 
-NATIVE_TYPES: Final[Mapping[T, str]] = MappingProxyType(
-    {T.Q8_0: "q8_0", T.Q4_0: "q4_0", T.Q4_K: "q4_k", T.Q6_K: "q6_k"}
-)
-"""Block formats that `packed_rows.c` reads, and its function for each."""
-
 FEW_ROWS: Final = 16
 """Up to so many rows weights are unpacked in registers; for more it pays to unpack them once for all."""
-
-LEAST_PART: Final = 1 << 20
-"""Elements of a weight that are worth a thread."""
-
-_Function = Callable[..., None]
-
-
-@cache
-def _functions() -> Mapping[T, _Function]:
-    """What was compiled, by type, each of which gave the right products; empty without a compiler."""
-    library = native_code()
-    if library is None:
-        return {}
-    found = {}
-    for type, name in NATIVE_TYPES.items():
-        function = getattr(library, name)
-        number, pointer = ctypes.c_int64, ctypes.c_void_p
-        function.argtypes = [pointer, number, number, number, pointer, number, pointer, number]
-        function.restype = None
-        if _is_right(function, type):
-            found[type] = function
-    return found
-
-
-def _is_right(function: _Function, type: T) -> bool:
-    """Whether some products are those of the values that `dequantize` gives, within float32's roundings."""
-    block, block_bytes = GGML_QUANT_SIZES[type]
-    draw = torch.Generator().manual_seed(1)
-    raw = torch.randint(0, 256, (9, 3 * block_bytes), dtype=torch.uint8, generator=draw)
-    words = raw.view(-1, block_bytes)
-    for at in _SCALES[type]:
-        words[:, at + 1] = words[:, at + 1] & 0x83 | 0x28  # float16 from 2^-5 on, of both signs
-    x = torch.randn(7, 3 * block, generator=draw)
-    w = dequantize(raw, type, (9, 3 * block)).double()
-    y = torch.empty(7, 9)
-    _run(function, raw, x, y, 0, 9)
-    terms = (x.double().abs() @ w.abs().t()).clamp_min(1e-30)
-    return bool(((y.double() - x.double() @ w.t()).abs() / terms).max() < 1e-6)
-
-
-_SCALES: Final = {T.Q8_0: (0,), T.Q4_0: (0,), T.Q4_K: (0, 2), T.Q6_K: (208,)}
-"""Where a block's float16 numbers begin."""
-
-
-def _run(function: _Function, raw: Tensor, x: Tensor, y: Tensor, first: int, last: int) -> None:
-    function(raw.data_ptr(), first, last, x.shape[1], x.data_ptr(), len(x), y.data_ptr(), y.shape[1])
 
 
 def packed_product(raw: Tensor, type: T, x: Tensor) -> Tensor:
@@ -97,23 +40,14 @@ def packed_product(raw: Tensor, type: T, x: Tensor) -> Tensor:
     Raises:
         KeyError: a type that no compiled function reads here.
     """
-    function, out = _functions()[type], len(raw)
+    rows, out = compiled_formats()[type].rows, len(raw)
     y = torch.empty(len(x), out)
-    parts = max(1, min(torch.get_num_threads(), out * x.shape[1] // LEAST_PART))
-    if parts == 1:
-        _run(function, raw, x, y, 0, out)
-        return y
-    ends = [out * part // parts for part in range(parts + 1)]
-    tasks = [_pool().submit(_run, function, raw, x, y, *ends[i : i + 2]) for i in range(1, parts)]
-    _run(function, raw, x, y, *ends[:2])
-    for task in tasks:
-        task.result()
+
+    def part(first: int, last: int) -> None:
+        rows(raw.data_ptr(), first, last, x.shape[1], x.data_ptr(), len(x), y.data_ptr(), out)
+
+    in_parts(part, out, out * x.shape[1])
     return y
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="packed-products")
 
 
 def product_in_pieces(raw: Tensor, type: T, x: Tensor) -> Tensor:
@@ -147,25 +81,21 @@ def weights_for_few_rows(weights: ModelWeights) -> tuple[ModelWeights, str]:
 
     Where types lack a compiled function, half of the free memory may be taken for float32 copies of theirs.
     """
-    functions = _functions()
-    left = [w for w in _packed(weights) if w.type not in functions]
-    missing = sorted({w.type.name for w in left})
+    left = [w for w in _narrow(weights) if not _compiled(w)]
+    missing = sorted({_type(w).name for w in left})
     copies = 4 * sum(w.shape[0] * w.shape[1] for w in left) <= spare_bytes() // 2
     made: dict[int, Weight] = {}
 
     def matrix(w: Weight) -> Weight:
-        if not isinstance(w, PackedWeight):
-            return w
         if id(w) not in made:  # a tied output stays the object that the embedding is
-            few = FewRowsWeight(w.raw.contiguous(), w.type, w.shape) if w.type in functions else w
-            made[id(w)] = w.dequantize() if few is w and copies else few
+            made[id(w)] = _for_few_rows(w) if _compiled(w) else _wide(w) if copies else w
         return made[id(w)]
 
     found = ModelWeights(
-        weights.token_embd if weights.output is not weights.token_embd else matrix(weights.token_embd),
+        weights.token_embd if weights.output is not weights.token_embd else _with_few(weights.output, matrix),
         tuple(_with(block, matrix) for block in weights.blocks),
         weights.output_norm,
-        matrix(weights.output),
+        _with_few(weights.output, matrix),
     )
     if not missing:
         return found, "with packed weights"
@@ -176,20 +106,49 @@ def weights_for_few_rows(weights: ModelWeights) -> tuple[ModelWeights, str]:
 
 
 def all_compiled(weights: ModelWeights) -> bool:
-    """Whether each matrix is of a type that a compiled function reads, or lies unpacked in the file."""
-    functions = _functions()
-    return all(w.type in functions for w in _packed(weights))
+    """Whether each matrix is of a type that a compiled function reads, or lies in float32 in the file."""
+    return all(map(_compiled, _narrow(weights)))
 
 
-def _packed(weights: ModelWeights) -> Iterator[PackedWeight]:
-    """Every packed matrix that a token is multiplied with."""
+_HALF: Final = {torch.float16: T.F16, torch.bfloat16: T.BF16}
+
+
+def _is_narrow(w: object) -> TypeGuard[Weight]:
+    """Whether it is a matrix whose numbers take fewer bytes than float32."""
+    return isinstance(w, PackedWeight) or (isinstance(w, Tensor) and w.dim() == 2 and w.dtype in _HALF)
+
+
+def _type(w: Weight) -> T:
+    return w.type if isinstance(w, PackedWeight) else _HALF[w.dtype]
+
+
+def _compiled(w: Weight) -> bool:
+    compiled = compiled_formats().get(_type(w))
+    return compiled is not None and w.shape[1] % compiled.block == 0
+
+
+def _for_few_rows(w: Weight) -> FewRowsWeight:
+    raw = w.raw if isinstance(w, PackedWeight) else w.contiguous().view(torch.uint8)
+    return FewRowsWeight(raw.contiguous(), _type(w), (w.shape[0], w.shape[1]))
+
+
+def _wide(w: Weight) -> Tensor:
+    return w.dequantize() if isinstance(w, PackedWeight) else w.float()
+
+
+def _narrow(weights: ModelWeights) -> Iterator[Weight]:
+    """Every matrix that a token is multiplied with and that is not in float32."""
     records: tuple[Any, ...] = (*weights.blocks, weights)
     for record in records:
         names = [one.name for one in fields(record) if one.name != "token_embd"]
-        yield from (w for name in names if isinstance(w := getattr(record, name), PackedWeight))
+        yield from filter(_is_narrow, (getattr(record, name) for name in names))
+
+
+def _with_few(w: Weight, matrix: Callable[[Weight], Weight]) -> Weight:
+    return matrix(w) if _is_narrow(w) else w
 
 
 def _with(block: BlockWeights, matrix: Callable[[Weight], Weight]) -> BlockWeights:
-    packed = {one.name: getattr(block, one.name) for one in fields(block)}
-    made: dict[str, Any] = {k: matrix(w) for k, w in packed.items() if isinstance(w, PackedWeight)}
+    there = {one.name: getattr(block, one.name) for one in fields(block)}
+    made: dict[str, Any] = {name: matrix(w) for name, w in there.items() if _is_narrow(w)}
     return replace(block, **made)

@@ -74,7 +74,7 @@ def test_the_verdicts_are_those_of_a_small_model_and_blocks_are_made_once_a_walk
 
 
 def test_texts_are_written_together(path: Path, large: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_products, "_functions", dict)
+    monkeypatch.setattr(packed_products, "compiled_formats", dict)
     assert climbed(path, ["12"]).exit_code == 0
     steps = 16  # of each of two texts, which go through the blocks together; alone they would be 32
     assert len(large) <= 3 * (2 + steps + 2)

@@ -102,6 +102,7 @@ LOADS_TORCH = (
         "weights.codebook_formats",
         "weights.small_formats",
         "weights.decoders",
+        "weights.compiled_formats",
         "weights.decoding",
         "weights.double",
         "weights.quants",

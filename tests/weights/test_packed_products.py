@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,13 @@ from llama_ckpt import generation
 from llama_ckpt.generation import computed_by, generate, quick
 from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.model import load
-from llama_ckpt.weights import native_code, packed_products
-from llama_ckpt.weights.packed_products import FEW_ROWS, NATIVE_TYPES, FewRowsWeight, weights_for_few_rows
+from llama_ckpt.weights import compiled_formats, native_code, packed_products
+from llama_ckpt.weights.block_formats import PLAIN_DTYPES
+from llama_ckpt.weights.compiled_formats import NATIVE_TYPES
+from llama_ckpt.weights.decoders import BLOCK_DECODERS
+from llama_ckpt.weights.packed_products import FEW_ROWS, FewRowsWeight, weights_for_few_rows
 from llama_ckpt.weights.quants import PackedWeight, linear, weight_rows
+from llama_ckpt.weights.records import ModelWeights
 from tests.gguf_files import HALF_FIELDS, random_rows
 
 compiled = pytest.mark.skipif(native_code.native_code() is None, reason="needs a C compiler")
@@ -33,10 +38,14 @@ def threads() -> Iterator[None]:
 
 
 def packed(type: T, out: int, blocks: int, seed: int = 1) -> PackedWeight:
-    width = blocks * GGML_QUANT_SIZES[type][0]
+    block, block_bytes = GGML_QUANT_SIZES[type]
+    width = blocks * (32 if block == 1 else block)
     draw = np.random.default_rng(seed)
     raw = random_rows(type, (out, width), draw)
-    words = raw.reshape(-1, GGML_QUANT_SIZES[type][1])
+    if type in PLAIN_DTYPES:
+        values = torch.from_numpy(draw.uniform(-0.1, 0.1, (out, width))).to(PLAIN_DTYPES[type])
+        return PackedWeight(values.view(torch.uint8), type, (out, width))
+    words = raw.reshape(-1, block_bytes)
     for at in HALF_FIELDS[type]:
         scales = draw.uniform(-0.1, 0.1, (len(words), 1)).astype(np.float16)
         words[:, at : at + 2] = scales.view(np.uint8)
@@ -67,7 +76,7 @@ def test_products_are_those_of_the_values(type: T, rows: int, monkeypatch: pytes
 def test_one_thread_and_two_give_the_same_bits(
     type: T, monkeypatch: pytest.MonkeyPatch, threads: None
 ) -> None:
-    monkeypatch.setattr(packed_products, "LEAST_PART", 1)
+    monkeypatch.setattr(compiled_formats, "LEAST_PART", 1)
     weight, found = few_rows(packed(type, 41, 2)), []
     x = torch.randn(5, weight.shape[1], generator=torch.Generator().manual_seed(1))
     for number in (1, 2, 3, 1):
@@ -88,9 +97,40 @@ def test_half_precision_and_no_rows_go_the_long_way() -> None:
 
 @compiled
 def test_a_function_that_is_wrong_is_not_taken() -> None:
-    functions = packed_products._functions()
-    assert set(functions) == set(NATIVE_TYPES)
-    assert not packed_products._is_right(functions[T.Q4_0], T.Q4_K)
+    found = compiled_formats.compiled_formats()
+    assert set(found) == set(NATIVE_TYPES)
+    assert not compiled_formats.is_right(replace(found[T.Q4_0], rows=found[T.Q4_1].rows), T.Q4_0)
+    assert not compiled_formats.is_right(replace(found[T.Q4_K], values=found[T.Q6_K].values), T.Q4_K)
+
+
+@compiled
+@pytest.mark.parametrize("type", TYPES, ids=[one.name for one in TYPES])
+def test_values_are_the_decoders_to_the_bit(type: T, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
+    torch.set_num_threads(3)
+    monkeypatch.setattr(compiled_formats, "LEAST_PART", 1)
+    found = compiled_formats.compiled_formats()[type]
+    raw = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (67, found.block_bytes), dtype=np.uint8))
+    if type in PLAIN_DTYPES:  # every number that there is
+        raw = torch.arange(-(1 << 15), 1 << 15).to(torch.int16).view(torch.uint8).view(-1, found.block_bytes)
+        wanted = raw.view(PLAIN_DTYPES[type]).float()
+    else:  # scales too: denormal, infinite and none at all
+        wanted = BLOCK_DECODERS[type](raw)
+    values = torch.full((len(raw), found.block), 7.0)
+    found.write_values(raw, values)
+    assert torch.equal(values.isnan(), wanted.isnan())
+    assert torch.equal(values.nan_to_num(7).view(torch.int32), wanted.nan_to_num(7).view(torch.int32))
+
+
+@compiled
+@pytest.mark.parametrize("type", [T.F16, T.BF16])
+def test_plain_numbers_of_two_bytes_are_multiplied_as_they_lie(type: T) -> None:
+    values = torch.randn(24, 64, generator=torch.Generator().manual_seed(1)).to(PLAIN_DTYPES[type])
+    weights = ModelWeights(values, (), torch.ones(64), values)
+    found, said = weights_for_few_rows(weights)
+    assert said == "with packed weights" and found.output is found.token_embd
+    assert isinstance(found.output, FewRowsWeight) and found.output.raw.data_ptr() == values.data_ptr()
+    odd = replace(weights, output=values[:, :48])  # 48 columns are no whole blocks of 32
+    assert weights_for_few_rows(odd)[1] == f"with float32 copies of {type.name}"
 
 
 @pytest.fixture
@@ -120,7 +160,7 @@ def test_a_large_model_writes_with_them_the_text_of_the_layers(large: Path, thre
 def test_without_a_compiler_there_are_copies_where_memory_allows(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed_products, "_functions", dict)
+    monkeypatch.setattr(packed_products, "compiled_formats", dict)
     model = load(large, device="cpu")
     for spare, kind, said in (
         (1 << 40, torch.Tensor, "with float32 copies of Q8_0"),
