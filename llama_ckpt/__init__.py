@@ -24,6 +24,7 @@ from llama_ckpt.version import __version__
 if TYPE_CHECKING:
     from llama_ckpt.arithmetic.record import Arithmetic as Arithmetic
     from llama_ckpt.comparing.compare_dump import compare_dump as compare_dump
+    from llama_ckpt.comparing.side_by_side import side_by_side as side_by_side
     from llama_ckpt.dumps.record import record as record
     from llama_ckpt.dumps.recorder import Recorder as Recorder
     from llama_ckpt.dumps.recording import recording as recording
@@ -63,6 +64,7 @@ __all__ = [
     "open_gguf",
     "record",
     "recording",
+    "side_by_side",
     "validate",
 ]
 
@@ -85,6 +87,7 @@ _HOMES = {
     "open_gguf": "gguf.file",
     "record": "dumps.record",
     "recording": "dumps.recording",
+    "side_by_side": "comparing.side_by_side",
     "validate": "ladder.climb",
 }
 """Public name to the module of this package that defines it."""

@@ -15,20 +15,24 @@ import importlib
 import json
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from llama_ckpt.errors import MissingPartError, OptionError
 from llama_ckpt.outside import read_json
 from llama_ckpt.whole_files import write_whole
 
-__all__ = ["Result", "SavedResult", "load_result"]
+__all__ = ["SIDE_BY_SIDE", "Result", "SavedResult", "load_result", "worst_exit_code"]
+
+SIDE_BY_SIDE = "side_by_side"
+"""The kind of a report of several dumps."""
 
 KINDS = {
     "comparison": frozenset(
         {"verdict", "reason", "points", "layers", "findings", "diagnoses", "next", "yours"}
     ),
     "ladder": frozenset({"checkpoints", "model", "dtype", "device", "notes"}),
+    SIDE_BY_SIDE: frozenset({"verdict", "reason", "dumps", "points"}),
 }
 """What a report is of, and fields that it has at least."""
 
@@ -105,7 +109,7 @@ class SavedResult(Result):
     """A result that was read from its JSON.
 
     Args:
-        record: the JSON of a comparison's or a ladder's report.
+        record: the JSON of a comparison's, a ladder's or several dumps' report.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -115,8 +119,8 @@ class SavedResult(Result):
     def exit_code(self) -> int:
         """As of the run that was saved."""
         record = self._record
-        if record["kind"] == "comparison":
-            return {"pass": 0, "arithmetic": 3}.get(record["verdict"], 1)
+        if record["kind"] != "ladder":
+            return _exit_code(record)
         shown = [one["verdict"] for one in record["checkpoints"] if one["verdict"] != "hidden"]
         return 0 if shown and set(shown) == {"pass"} else 1
 
@@ -134,6 +138,16 @@ class SavedResult(Result):
     def to_json(self) -> dict[str, Any]:
         """The record as it was read."""
         return self._record
+
+
+def worst_exit_code(reports: Iterable[Mapping[str, Any]]) -> int:
+    """Of several comparisons' JSON: 1 where any fails, else 3 where any differs by arithmetic, else 0."""
+    codes = {_exit_code(report) for report in reports}
+    return 1 if 1 in codes else max(codes, default=0)
+
+
+def _exit_code(comparison: Mapping[str, Any]) -> int:
+    return {"pass": 0, "arithmetic": 3}.get(comparison["verdict"], 1)
 
 
 def load_result(path: str | os.PathLike[str]) -> SavedResult:

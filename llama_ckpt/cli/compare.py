@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 import typer
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.cli.compare_several import compare_several
 from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.options import file_of
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import HtmlFile, JsonFile, JunitFile, MarkdownFile, ReportFiles
-from llama_ckpt.comparing.two_dumps import compare_two
 from llama_ckpt.errors import OptionError
 from llama_ckpt.outside import whole_number
 from llama_ckpt.ranks.any_run import compare
 from llama_ckpt.report.comparison import comparison_lines
-from llama_ckpt.whole_files import write_whole
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -30,12 +27,11 @@ EXAMPLE = (
 
 
 def command(
-    theirs: Annotated[
-        Path | None, typer.Argument(metavar="DUMP", help="A safetensors file of your tensors.")
-    ] = None,
-    other: Annotated[
-        Path | None,
-        typer.Argument(metavar="OTHER", help="Another one of the same program: where they first differ."),
+    dumps: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="DUMP", help="A safetensors file of your tensors; several: see above.", show_default=False
+        ),
     ] = None,
     reference: Annotated[
         Path | None, typer.Option(metavar="DIR", help="llama.cpp's dumps, from llama-ckpt capture.")
@@ -80,61 +76,36 @@ def command(
     The first wrong point, whether the error is made there or inherited, who is off, and the bug that it
     looks like. Without --reference and --model: a dump of the embedded model.
 
-    With OTHER, a second dump of one program, it says where the two first differ.
+    Two dumps of one program, and no more: where they first differ. Three and more, or with --html or a model:
+    side by side, who is nearest to what is exact where.
 
     Exit code 0 when all is right, 1 when not, 2 for bad input, 3 where all that differs is arithmetic that
     was not declared.
     """
     files = ReportFiles(json_file, junit_file, html_file, markdown_file)
-    if other is not None:
-        pages = any(one is not None for one in (junit_file, html_file, markdown_file))
-        _two(theirs, other, names, files, pages=pages, model=model)
+    rounded = None if arithmetic is None else read_arithmetic(arithmetic)
+    options: dict[str, Any] = {
+        "reference": reference,
+        "model": None if model is None else file_of(model),
+        "dump": dump,
+        "dtype": dtype,
+        "arithmetic": rounded,
+        "partial": partial,
+    }
     ranks = ranks_of(rank)
+    several = dumps is not None and len(dumps) > 1
+    if several and (ranks or plan):
+        raise OptionError("--rank", got=f"{len(dumps or ())} dumps as well", wanted="the dumps of one run")
     with ProgressBar() as bar:
-        report = compare(
-            theirs,
-            ranks=ranks,
-            plan=plan,
-            reference=reference,
-            model=None if model is None else file_of(model),
-            names=names,
-            dump=dump,
-            dtype=dtype,
-            arithmetic=None if arithmetic is None else read_arithmetic(arithmetic),
-            partial=partial,
-            progress=bar,
-        )
+        options["progress"] = bar
+        if dumps is not None and several:
+            raise typer.Exit(compare_several(dumps, names, files, options))
+        report = compare(dumps[0] if dumps else None, ranks=ranks, plan=plan, names=names, **options)
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
     for line in comparison_lines(report, verbose=verbose):
         console.say(*line)
     files.write(report.to_json())
     raise typer.Exit(report.exit_code)
-
-
-def _two(
-    first: Path | None,
-    second: Path,
-    names: Path | None,
-    files: ReportFiles,
-    *,
-    pages: bool,
-    model: Path | None,
-) -> NoReturn:
-    """Two dumps of one program: where they first differ, and nothing of who is right."""
-    if first is None or pages or model is not None:
-        got = "a page or a model" if pages or model is not None else "one"
-        wanted = "the two alone, with --map and --json at most"
-        raise OptionError("two dumps", got=got, wanted=wanted, hint="compare each by itself for the rest")
-    found = compare_two(first, second, names)
-    console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
-    for line in found.lines():
-        console.say(line)
-    text = json.dumps(found.to_json(), indent=1, allow_nan=False) + "\n"
-    if files.to_stdout:
-        sys.stdout.write(text)
-    elif files.json is not None:
-        write_whole(files.json, text)
-    raise typer.Exit(found.exit_code)
 
 
 def ranks_of(given: list[str] | None) -> dict[int, Path] | None:

@@ -13,7 +13,7 @@ from itertools import groupby
 
 from llama_ckpt.report.view import Curve
 
-__all__ = ["LEVELS", "curves", "heat_map", "histogram", "level"]
+__all__ = ["LEVELS", "curves", "heat_map", "histogram", "letter_map", "level"]
 
 WIDTH = 420
 LEVELS = ("≤ 0.1", "≤ 0.5", "≤ 1", "≤ 10", "≤ 100", "≤ 1000", "more")
@@ -55,7 +55,7 @@ def curves(lines: Sequence[Curve], label: str) -> str:
         return ""
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     high += high == low
-    left, top, right, bottom = 38.0, 8.0, WIDTH - 10.0, 220.0
+    left, top, right, bottom = 38.0, 8.0, WIDTH - 14.0, 220.0
 
     def x(block: int) -> float:
         return left + (right - left) * (block / max(n - 1, 1))
@@ -73,16 +73,19 @@ def curves(lines: Sequence[Curve], label: str) -> str:
         parts.append(_text(x(block), bottom + 15, str(block), "middle", "axis"))
     parts.append(_text((left + right) / 2, bottom + 30, "block", "middle", "axis"))
     for line in lines:
-        css = line.name
+        css = line.css or line.name
         for run in _runs(line.values):
             points = " ".join(f"{x(block):.1f},{y(value):.1f}" for block, value in run)
             parts.append(f'<polyline points="{points}" class="line {css}"/>')
-            if len(run) == 1 or line.name in ("own", "total"):
+            if len(run) == 1 or line.css or line.name in ("own", "total"):
                 parts += [
                     f'<circle cx="{x(b):.1f}" cy="{y(v):.1f}" r="2" class="dot {css}">'
                     f"<title>{escape(line.name)}, block {b}: {v:.2e}</title></circle>"
                     for b, v in run
                 ]
+        last = [(block, value) for block, value in enumerate(line.values) if value]
+        if line.css and last:
+            parts.append(_text(x(last[-1][0]) + 4, y(last[-1][1] or 1.0) + 4, line.name, css="axis"))
     return _svg(bottom + 36, parts, label)
 
 
@@ -109,27 +112,55 @@ def heat_map(
         label: of the whole, for those who cannot see it.
         across: what the columns count.
     """
-    n = max((len(cells) for _, cells in rows), default=0)
+    cells = [[(level(ratio), tip, "") for ratio, tip in row] for _, row in rows]
+    return _map([name for name, _ in rows], cells, label, across, range(0))
+
+
+def letter_map(
+    rows: Sequence[tuple[str, Sequence[tuple[str, str, str]]]], label: str, *, blocks: range
+) -> str:
+    """A map of cells with a letter in each.
+
+    Args:
+        rows: a label, and for each block the class of the cell, the text of its tip, and what stands in it.
+        label: of the whole, for those who cannot see it.
+        blocks: the numbers of the columns.
+    """
+    return _map([name for name, _ in rows], [cells for _, cells in rows], label, "block", blocks)
+
+
+def _map(
+    names: Sequence[str],
+    rows: Sequence[Sequence[tuple[str, str, str]]],
+    label: str,
+    across: str,
+    columns: range,
+) -> str:
+    n = max(map(len, rows), default=0)
     if not n:
         return ""
     left, top = 84.0, 4.0
-    width, height = (WIDTH - left - 2) / n, 15.0
+    width, height = (WIDTH - left - 2) / max(n, len(columns)), 15.0
+    gap = 0.8 if width > 4 else 0.0
     parts = []
-    for place, (name, cells) in enumerate(rows):
+    for place, (name, cells) in enumerate(zip(names, rows, strict=True)):
         y = top + place * height
         parts.append(_text(left - 5, y + 11, name, "end", "axis"))
-        for column, (ratio, tip) in enumerate(cells):
-            css = level(ratio)
+        for column, (css, tip, letter) in enumerate(cells):
             if css == "none":
                 continue
-            gap = 0.8 if width > 4 else 0.0
+            x = left + column * width
             parts.append(
-                f'<rect x="{left + column * width:.2f}" y="{y:.1f}" width="{width - gap:.2f}" '
+                f'<rect x="{x:.2f}" y="{y:.1f}" width="{width - gap:.2f}" '
                 f'height="{height - 1:.1f}" class="{css}"><title>{escape(tip)}</title></rect>'
             )
+            if letter:
+                parts.append(_text(x + (width - gap) / 2, y + 11, letter, "middle", "in"))
     bottom = top + len(rows) * height
     for column in _ticks(n):
-        parts.append(_text(left + (column + 0.5) * width, bottom + 13, str(column), "middle", "axis"))
+        at = left + (column + 0.5) * width
+        number = columns[column] if columns else column
+        parts.append(_text(at, bottom + 13, str(number), "middle", "axis"))
     parts.append(_text(left - 5, bottom + 13, across, "end", "axis"))
     return _svg(bottom + 18, parts, label)
 

@@ -6,8 +6,10 @@ JUnit, annotations and the Markdown summary all begin with it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
+
+from llama_ckpt.results import SIDE_BY_SIDE
 
 __all__ = ["Failure", "Record", "failures", "headline"]
 
@@ -27,9 +29,9 @@ def headline(report: Record) -> str:
     """The verdict and its reason in one line.
 
     Args:
-        report: the JSON of a ladder's or of a comparison's report.
+        report: the JSON of a ladder's, a comparison's or several dumps' report.
     """
-    if report.get("kind") == "comparison":
+    if report.get("kind") in ("comparison", SIDE_BY_SIDE):
         return f"{report['verdict']}: {report['reason']}"
     failed = list(failures(report))
     tried = [one for one in report["checkpoints"] if one["verdict"] in ("pass", "fail")]
@@ -42,6 +44,11 @@ def failures(report: Record) -> Iterator[Failure]:
     """What is wrong, what to look at first at the front; what is only inherited is left out."""
     if report.get("kind") == "comparison":
         yield from _of_a_dump(report)
+        return
+    if report.get("kind") == SIDE_BY_SIDE:
+        for one in report["dumps"]:
+            of_it = list(failures(one["report"]))[:1]
+            yield from (replace(found, where=f"{one['name']}: {found.where}") for found in of_it)
         return
     for one in report["checkpoints"]:
         if one["verdict"] == "fail":

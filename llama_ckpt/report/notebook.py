@@ -13,6 +13,8 @@ from typing import Any
 
 from llama_ckpt.report.comparison import cell
 from llama_ckpt.report.headline import Record, headline
+from llama_ckpt.report.side_by_side import NEAREST, by_checkpoint
+from llama_ckpt.results import SIDE_BY_SIDE
 
 __all__ = ["fragment", "rows"]
 
@@ -36,14 +38,17 @@ def fragment(report: Record) -> str:
     """A piece of HTML.
 
     Args:
-        report: the JSON of a ladder's or of a comparison's report.
+        report: the JSON of a ladder's, a comparison's or several dumps' report.
     """
-    parts = _compared(report) if report.get("kind") == "comparison" else _ladder(report)
+    drawn = {"comparison": _compared, SIDE_BY_SIDE: _side_by_side}.get(report.get("kind", ""), _ladder)
+    parts = drawn(report)
     return f'<div style="max-width: 60em; line-height: 1.45">{"".join(parts)}</div>'
 
 
 def rows(report: Record) -> list[dict[str, Any]]:
     """A flat record for each point and kind of error."""
+    if report.get("kind") == SIDE_BY_SIDE:
+        return [{"dump": one["name"], **row} for one in report["dumps"] for row in rows(one["report"])]
     if report.get("kind") != "comparison":
         return [
             {"checkpoint": one["id"], "made": "", **_flat(point, point["name"], point["error_kind"])}
@@ -89,6 +94,15 @@ def _compared(report: Record) -> Iterator[str]:
     yield from _steps((step["why"], step["command"]) for step in report["next"])
     counted = f"compared {report['compared']} of {report['of']} points, {report['dtype']}"
     yield f"<p><small>{escape(report['yours']['path'])}: {counted}</small></p>"
+
+
+def _side_by_side(report: Record) -> Iterator[str]:
+    yield from _head(report)
+    dumps = [(one["name"], one["report"]["verdict"], one["report"]["reason"]) for one in report["dumps"]]
+    yield from _table(("dump", "verdict", ""), dumps)
+    heads, lines = by_checkpoint(report)
+    yield from _table(heads, lines)
+    yield f"<p><small>{escape(NEAREST)}</small></p>"
 
 
 def _steps(steps: Iterable[tuple[str, str]]) -> Iterator[str]:

@@ -64,10 +64,15 @@ class DrawnPoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """A line of the chart of growth: a name and a value for each block, None where there is none."""
+    """A line of the chart of growth: a name and a value for each block, None where there is none.
+
+    Attributes:
+        css: the class that colours it; "" for one of its name.
+    """
 
     name: str
     values: Sequence[float | None]
+    css: str = ""
 
 
 @dataclass
@@ -90,6 +95,7 @@ class View:
         first: the first wrong point and maps of where in it the error lies.
         checkpoints: rows of the ladder.
         provenance: name and text.
+        about: points, or a checkpoint's id, that the first errors are made at.
         notes: sentences.
     """
 
@@ -114,6 +120,7 @@ class View:
     first: Record | None = None
     checkpoints: list[Record] = field(default_factory=list)
     provenance: list[tuple[str, str]] = field(default_factory=list)
+    about: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -164,6 +171,7 @@ def _comparison(report: Record) -> View:
     if report["first_wrong"]:
         made.facts += [("first wrong", report["first_wrong"]), ("made", _made(report))]
         made.facts.append(("off", WHO[report["blame"]]))
+        made.about = [split_name(report["first_wrong"])[1]]
     made.steps = [(step["why"], step["command"]) for step in report["next"]]
     made.findings = [(one["kind"], one["message"], one["hint"]) for one in report["findings"]]
     made.explained = list(report["diagnoses"])
@@ -196,9 +204,17 @@ def _comparison(report: Record) -> View:
         made.provenance += [(f"reference: {key}", _text(value)) for key, value in reference.items()]
     if model is not None:
         made.provenance += [(f"model: {key}", _text(value)) for key, value in model.items()]
-    made.provenance += [("token ids", _text(report["token_ids"])), ("positions", _text(report["positions"]))]
+    made.provenance += [("tokens", _tokens(report)), ("positions", _text(report["positions"]))]
     made.notes = [f"cannot tell: {line}" for line in report["cannot_tell"]] + list(report["notes"])
     return made
+
+
+def _tokens(report: Record) -> str:
+    """Each token's number, and its text where that is known."""
+    texts = report.get("token_texts") or ()
+    ids = report["token_ids"]
+    named = [f"{one} {text!r}" for one, text in zip(ids, texts, strict=True)] if texts else ids
+    return some(named, 64)
 
 
 def _made(report: Record) -> str:
@@ -241,6 +257,7 @@ def _ladder(report: Record) -> View:
     made.steps = [
         (f"what people get wrong in {one['title']}", f"llama-ckpt explain {one['id']}") for one in failed[:1]
     ]
+    made.about = [one["id"] for one in failed[:1]]
     made.checkpoints = list(checkpoints)
     for checkpoint in checkpoints:
         for point in checkpoint["points"]:

@@ -127,3 +127,34 @@ def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
 def test_the_embedded_models_own_files_are_found_without_options(tmp_path: Path) -> None:
     hello = reference_dumps.dump_folder("f32") / "hello.safetensors"
     assert compared(hello)[0] == 0
+
+
+def test_several_dumps_side_by_side(tmp_path: Path) -> None:
+    right = write(tmp_path, right_run()).rename(tmp_path / "right.safetensors")
+    wrong = write(tmp_path, run(wrong=bug("rope-half-split"), blocks=[3])).rename(
+        tmp_path / "wrong.safetensors"
+    )
+    page, record = tmp_path / "page.html", tmp_path / "report.json"
+    code, shown = compared(right, wrong, right, "--html", page, "--json", record)
+    figures = shown[shown.index("checkpoint ") : shown.index("the largest error of each")].splitlines()
+    assert code == 1 and len(figures) == 9 and all(len(line) <= 80 for line in figures)
+    assert "they part at blk.3.q_rope, where 2: wrong is off" in " ".join(shown.split())
+    assert json.loads(record.read_text())["kind"] == "side_by_side"
+    assert "Everything about C" in page.read_text()
+    for words, said in (
+        ((right, wrong, "--junit", tmp_path / "x.xml"), "--junit: got 2 dumps, wanted --html or --json"),
+        (
+            (right, wrong, right, "--rank", f"0={right}"),
+            "--rank: got 3 dumps as well, wanted the dumps of one run",
+        ),
+    ):
+        done = CliRunner().invoke(app, ["compare", *map(str, words)])
+        assert done.exit_code == 2 and said in done.output, done.output
+
+
+def test_two_dumps_alone_are_held_against_each_other_and_with_a_page_side_by_side(tmp_path: Path) -> None:
+    right = write(tmp_path, right_run()).rename(tmp_path / "right.safetensors")
+    code, shown = compared(right, right)
+    assert code == 0 and "equal, bit for bit" in shown
+    code, shown = compared(right, right, "--html", tmp_path / "page.html")
+    assert code == 0 and "1: right and 2: right pass" in shown and (tmp_path / "page.html").is_file()

@@ -75,7 +75,7 @@ ARROWS: dict[str, str] = {
     # what people run
     "report": (
         "arithmetic comparing diagnose errors gguf identify judging ladder listing mutants points precisions "
-        "shadowing tokens version weights"
+        "results shadowing tokens version weights"
     ),
     "worker": (
         "checkpoints engine errors generation gguf judging model plain_text precisions shadowing spawning "
