@@ -111,6 +111,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], css: str = "") ->
 
 
 def number(value: float | None) -> str:
+    """A figure in two digits; "—" for none."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "—"
     return "0" if value == 0 else f"{value:.1e}"
