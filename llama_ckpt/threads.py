@@ -22,22 +22,26 @@ _CPUS: Final = Path("/sys/devices/system/cpu")
 
 
 @contextmanager
-def fitted_threads(n_bytes: int) -> Iterator[None]:
+def fitted_threads(n_bytes: int) -> Iterator[int]:
     """Within it torch computes with as many threads as a model of so many bytes is worth.
 
     A number that the user set is left alone, in `OMP_NUM_THREADS` or by `torch.set_num_threads`; 0 bytes are
     those of no model.
+
+    Yields:
+        how many processes the cores that are left have room for, this one counted.
     """
     import torch
 
     before = torch.get_num_threads()
     chosen = "OMP_NUM_THREADS" in os.environ or before not in {physical_cores(), os.cpu_count()}
     if chosen or not n_bytes:
-        yield
+        yield 1
         return
-    torch.set_num_threads(1 if n_bytes < SMALL_MODEL else physical_cores())
+    small = n_bytes < SMALL_MODEL
+    torch.set_num_threads(1 if small else physical_cores())
     try:
-        yield
+        yield physical_cores() if small else 1
     finally:
         torch.set_num_threads(before)
 

@@ -36,15 +36,16 @@ def four_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 )
 def test_as_many_as_the_model_is_worth(n_bytes: int, wanted: int, four_cores: None) -> None:
     assert physical_cores() == 4
-    with fitted_threads(n_bytes):
+    with fitted_threads(n_bytes) as processes:
         assert torch.get_num_threads() == wanted
+        assert processes == (4 if wanted == 1 else 1)
     assert torch.get_num_threads() == 8
 
 
 def test_the_user_s_own_number_stays(four_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(3)
-    with fitted_threads(1):
-        assert torch.get_num_threads() == 3
+    with fitted_threads(1) as processes:
+        assert (torch.get_num_threads(), processes) == (3, 1)
     torch.set_num_threads(8)
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     with fitted_threads(1):

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +21,10 @@ from llama_ckpt.arithmetic.profiles import arithmetic_of
 from llama_ckpt.arithmetic.record import Arithmetic, arithmetic_lines
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.errors import OptionError
+from llama_ckpt.judging.verdict import PointVerdict
 from llama_ckpt.ladder.block_by_block import BlockByBlock
 from llama_ckpt.ladder.discovery import discover, normalize_ids
+from llama_ckpt.ladder.hands import many_hands
 from llama_ckpt.ladder.implementation import Implementation, load_implementation
 from llama_ckpt.ladder.observer import Observer
 from llama_ckpt.ladder.recorded_runs import run_trials
@@ -100,7 +103,7 @@ def validate(
     pick_dtype(dtype)
     check_engine(engine, precision, own, device=picked, dtype=dtype)
     size = model_bytes(embedded_model() if model is None else Path(model))
-    with fitted_threads(size), tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
+    with fitted_threads(size) as room, tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
         selection = select(
             model,
             dumps,
@@ -125,7 +128,9 @@ def validate(
             otherwise = _in_situations(trials, own, report, observer, thorough=thorough)
             trials += otherwise
             refusals = otherwise[0].refusals if otherwise else []
-        for result in climb_all(ladder, trials, observer, stop_on_failure, progress):
+        alone = own is not None or report.engine is not None or maps or picked != "cpu"
+        processes = 1 if alone else room  # figures for a page are collected in one
+        for result in climb_all(ladder, trials, observer, stop_on_failure, progress, processes):
             report.checkpoints.append(result)
             if on_checkpoint:
                 on_checkpoint(result)
@@ -231,23 +236,25 @@ def climb_all(
     observer: Observer,
     stop_on_failure: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    processes: int = 1,
 ) -> Iterator[CheckpointResult]:
-    """Every checkpoint's result as soon as it stands."""
+    """Every checkpoint's result as soon as it stands; by several processes, where they may be forked."""
     failed: list[str] = []
     rungs = list(ladder)
     ahead = BlockByBlock(rungs, trials, stop_on_failure, progress)
-    for checkpoint in rungs:
-        result = CheckpointResult(checkpoint.id, checkpoint.title)
-        if stop_on_failure and failed:
-            result.reason = f"skipped: checkpoint {failed[0]} failed"
-        else:
-            ahead.before(checkpoint)
-            climb(checkpoint, trials, result, progress)
-            conclude(result, checkpoint, failed)
-            result.diagnoses = observer.take()
-        if result.verdict == "fail":
-            failed.append(result.id)
-        yield result
+    with many_hands(rungs, trials, processes) as hands:
+        for place, checkpoint in enumerate(rungs):
+            result = CheckpointResult(checkpoint.id, checkpoint.title)
+            if stop_on_failure and failed:
+                result.reason = f"skipped: checkpoint {failed[0]} failed"
+            else:
+                ahead.before(checkpoint)
+                climb(checkpoint, trials, result, progress, partial(hands.judged, place) if hands else None)
+                conclude(result, checkpoint, failed)
+                result.diagnoses = observer.take()
+            if result.verdict == "fail":
+                failed.append(result.id)
+            yield result
 
 
 def implemented(
@@ -278,13 +285,16 @@ def climb(
     trials: Sequence[Trial | SituationTrial | EngineTrial],
     result: CheckpointResult,
     progress: Callable[[str, int, int], None] | None,
+    judged: Callable[[int], list[PointVerdict] | None] | None = None,
 ) -> None:
-    """Run one checkpoint on every recording and keep what it says."""
+    """Run one checkpoint on every recording and keep what it says; `judged`: what others found of a trial."""
     began = time.perf_counter()
     for number, trial in enumerate(trials):
         if progress:
             progress(f"checkpoint {checkpoint.id} on {trial.recording.label}", number, len(trials))
-        result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in trial.run(checkpoint)]
+        there = None if judged is None else judged(number)
+        found = trial.run(checkpoint) if there is None else there
+        result.points += [JudgedPoint(trial.recording.label, verdict) for verdict in found]
         if not isinstance(trial, Trial | SituationTrial):
             result.hidden = trial.hidden_points(checkpoint)
     result.seconds = time.perf_counter() - began
