@@ -17,6 +17,7 @@
 #   make vocabularies     fetch real vocabularies (90 MB) for the tests of the tokenizer, which skip them else
 #   make docs             write docs/ again from the checkpoints and the command line's help, and what README.md
 #                         and docs/diagnosis.md show of a terminal
+#   make screenshots      the pictures in docs/reports.md, with a Chromium that is installed; look at them
 #   make site             build the documentation as a site, in site/; strict, read without a network
 #   make try-install      the built wheel in empty environments of PYTHONS (default: PYTHON)
 #   make help             this text, as a bare `make`
@@ -53,7 +54,7 @@ REFERENCE := $(VENV)/.reference
 # With the default, GGML_NATIVE, quantized models crash on some virtual CPUs.
 REFERENCE_CMAKE_ARGS ?= -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
 
-.PHONY: help site try-install setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model fuzz vocabularies docs clean
+.PHONY: help site screenshots try-install setup validate-all test cuda test-cuda validate-7b lint reference reference-dumps other-llamas real-model fuzz vocabularies docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -131,6 +132,9 @@ vocabularies: setup
 site: setup
 	$(PIP) install --quiet -r requirements/site.txt
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+screenshots: setup
+	$(BIN)/python -m tools.screenshots
 
 try-install: setup
 	$(BIN)/python -m tools.try_install --python $(PYTHONS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from llama_ckpt.report.page_drawings import first_tensor, growth, histograms, maps, tokens_map
 from llama_ckpt.report.page_parts import Section, badge, contents, document, folded, marked, section
-from llama_ckpt.report.page_words import explained, findings, ladder, verdicts
+from llama_ckpt.report.page_words import explained, findings, ladder, next_tokens, verdicts
 from llama_ckpt.report.view import View, view
 from llama_ckpt.report.words import WORDS
 from llama_ckpt.version import __version__
@@ -24,6 +24,7 @@ PARTS = (
     growth,
     maps,
     tokens_map,
+    next_tokens,
     histograms,
 )
 

@@ -13,7 +13,7 @@ from llama_ckpt.report.page_parts import Section, folded, marked, number, sectio
 from llama_ckpt.report.view import DrawnPoint, View
 from llama_ckpt.report.words import MEASURES, WHO
 
-__all__ = ["explained", "findings", "ladder", "verdicts"]
+__all__ = ["explained", "findings", "ladder", "next_tokens", "verdicts"]
 
 MOST_ROWS = 40
 """So many rows of the table of verdicts; the JSON has them all."""
@@ -122,7 +122,7 @@ HEADS = ("point", "verdict", "your error", "reference's error", "allowed", "who 
 
 
 def verdicts(seen: View) -> list[Section]:
-    """What failed, or where somebody else is off, what is only inherited folded; then the next tokens."""
+    """What failed, or where somebody else is off, what is only inherited folded."""
     listed = [one for one in seen.judged if one.failed or one.verdict["blame"] in ("reference", "tie")]
     listed.sort(key=lambda one: (not one.failed, one.kind != "own"))
     own = {(one.name, one.dump) for one in listed if one.kind == "own" and one.failed}
@@ -136,15 +136,22 @@ def verdicts(seen: View) -> list[Section]:
         inherited = sum(one.made == "inherited" for one in others)
         word = f"{len(others)} more, of which {inherited} inherit an error"
         parts.append(folded(word, "".join(_rows(others))))
+    text = "What failed, and where the reference is off: each error is against what is exact."
+    return section("Who is off", text, parts)
+
+
+def next_tokens(seen: View) -> list[Section]:
+    """The likeliest token after each row, and who is off."""
+    return section("Likeliest next tokens", "", _next_tokens(seen))
+
+
+def _next_tokens(seen: View) -> Iterator[str]:
     if seen.tokens:
         heads = ("after row", "yours", "wanted", "exact", "margin", "noise", "who is off")
-        wrong = sum(bool(token["blame"]) for token in seen.tokens)
-        inner = table(heads, _tokens(seen))
-        parts.append("<h3>Likeliest next tokens</h3>")
-        n = len(seen.tokens)
-        parts.append(folded(f"{wrong} of {n} are others" if wrong else f"all {n} as wanted", inner))
-    text = "What failed, and where the reference is off: each error is against what is exact."
-    return section("Who is off", text if listed or seen.tokens else "", parts)
+        wrong, n = sum(bool(token["blame"]) for token in seen.tokens), len(seen.tokens)
+        yield folded(
+            f"{wrong} of {n} are others" if wrong else f"all {n} as wanted", table(heads, _tokens(seen))
+        )
 
 
 def _rows(listed: Sequence[DrawnPoint]) -> Iterator[str]:

@@ -35,6 +35,18 @@ def slug(heading: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
+def test_pictures_are_there_described_and_small() -> None:
+    shown = [
+        found
+        for page in DOCS.rglob("*.md")
+        for found in re.findall(r"!\[([^\]]*)\]\(([^)]*)\)", page.read_text("utf-8"))
+    ]
+    assert all(len(said) > 20 for said, _ in shown if not _.endswith(".svg"))
+    pictures = {path.name: path.stat().st_size for path in (DOCS / "images").iterdir()}
+    assert len(pictures) == 3 and max(pictures.values()) <= 20_000
+    assert set(pictures) <= {Path(target).name for _, target in shown}
+
+
 def test_links_out_of_the_pages_become_names() -> None:
     page = SimpleNamespace(file=SimpleNamespace(src_uri="checkpoints/c01.md"))
     text = "[norm](../../checkpoints/c01.py) and [words](../glossary.md#own), [top](#x), [web](https://a.b/c)"

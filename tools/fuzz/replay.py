@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import sys
 import tempfile
 from pathlib import Path
@@ -21,7 +22,7 @@ def replay(n_mutants: int) -> list[str]:
         with tempfile.TemporaryDirectory(prefix="llama-ckpt-fuzz-") as folder:
             one = Hunt(target, Path(folder), seed=7)
             for path in sorted(CORPUS.glob(f"{name}-*")):
-                outcome = one.try_one(path.read_bytes())
+                outcome = one.try_one(_kept(path))
                 if outcome.kind == "broken":
                     found.append(f"{path.name}: {outcome.said}")
             one.run(60, n_mutants if name != "compare" else n_mutants // 8)
@@ -29,6 +30,12 @@ def replay(n_mutants: int) -> list[str]:
             found += [f"{name}, mutated: {said}" for said in one.findings]
             print(f"{target.what}: {sum(one.counts[kind] for kind in KINDS)}")
     return found
+
+
+def _kept(path: Path) -> bytes:
+    """A file of the corpus; the large ones are compressed."""
+    data = path.read_bytes()
+    return lzma.decompress(data) if path.suffix == ".xz" else data
 
 
 def main() -> None:
