@@ -33,7 +33,7 @@ def replay(n_mutants: int) -> list[str]:
 
 
 def _kept(path: Path) -> bytes:
-    """A file of the corpus; the large ones are compressed."""
+    """A file of the corpus; most are compressed."""
     data = path.read_bytes()
     return lzma.decompress(data) if path.suffix == ".xz" else data
 
