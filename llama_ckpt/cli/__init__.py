@@ -8,7 +8,9 @@ error; 3 a dump differs by rounding that it does not declare, and by nothing els
 from __future__ import annotations
 
 import importlib
-from typing import Annotated, Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -18,11 +20,26 @@ from llama_ckpt.version import __version__
 
 __all__ = ["COMMANDS", "app", "main"]
 
-COMMANDS: tuple[str, ...] = (
-    *("validate", "compare", "compare-weights", "explain", "generate", "tokenize", "inspect"),
-    *("export", "capture", "make-seeded", "mutants", "bench", "check-worker", "report-bug"),
+COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "validate": "Hold the checkpoints, or your layer, against references.",
+        "compare": "Judge the tensors that your program wrote.",
+        "compare-weights": "Say which tensors of two models differ, and by how much.",
+        "explain": "Print the page of a checkpoint, a point or a bug.",
+        "generate": "Continue a prompt, printing as it goes.",
+        "tokenize": "Print the token ids of texts as JSON.",
+        "inspect": "Show what a GGUF file holds.",
+        "export": "Write a model's weights as safetensors.",
+        "capture": "Record llama.cpp's tensors on a prompt.",
+        "make-seeded": "Make a model of any shape from a seed.",
+        "mutants": "Show that every known bug is caught and named.",
+        "bench": "Measure loading, prefill and decoding on the GPU.",
+        "check-worker": "Start a worker, try it, and stop it.",
+        "report-bug": "Collect what to attach to a report of a fault.",
+    }
 )
-"""The names of the commands, in the order of the help; the module of "make-seeded" is `cli.make_seeded`."""
+"""The names of the commands, in the order of the help, and the first line of each one's own, so that the list
+appears at once; the module of "make-seeded" is `cli.make_seeded`."""
 
 STYLE: dict[str, Any] = {
     "add_completion": False,
@@ -37,6 +54,11 @@ class Commands(CommandGroup):
     def list_commands(self, ctx: Any) -> list[str]:
         """The names of all commands, in the order of the help."""
         return list(COMMANDS)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The list of commands in the help, for which none is loaded."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """The command of that name, or None."""

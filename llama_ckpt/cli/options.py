@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import typer
 
 from llama_ckpt.errors import OptionError
-from llama_ckpt.hugging_face.folder import model_file
 from reference_dumps import embedded_model
 
 __all__ = ["Device", "Dtype", "ModelFile", "Precision", "file_of", "integers", "model_path"]
@@ -41,9 +40,12 @@ def model_path(model: Path | None) -> Path:
 
 def file_of(model: Path) -> Path:
     """A model's GGUF file; of a folder, one for as long as this process lives, and that is said."""
+    if not model.is_dir():
+        return model
+    from llama_ckpt.hugging_face.folder import model_file  # loads what no file needs
+
     file = model_file(model)
-    if file != model:
-        print(f"{model}: read as the GGUF file of the same model, {file}", file=sys.stderr)
+    print(f"{model}: read as the GGUF file of the same model, {file}", file=sys.stderr)
     return file
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
+from typing import TYPE_CHECKING
 
-from llama_ckpt.arithmetic.profiles import PROFILES
-from llama_ckpt.diagnose.bugs import catalogue
-from llama_ckpt.diagnose.bugs.record import Bug
 from llama_ckpt.errors import OptionError
 from llama_ckpt.points import ALL_POINTS, POINTS, split_name
-from llama_ckpt.report.arithmetic_page import arithmetic_page, profile_page
 from llama_ckpt.report.checkpoint_sources import CheckpointSource, checkpoint_sources
 from llama_ckpt.report.pages import limits_table, markdown_table, page
+
+if TYPE_CHECKING:
+    from llama_ckpt.diagnose.bugs.record import Bug
 
 __all__ = ["explanation"]
 
@@ -39,23 +39,34 @@ def explanation(word: str) -> str:
     for checkpoint in checkpoint_sources():
         if asked in map(_plain, _names(checkpoint)):
             return page(checkpoint)
+    point = split_name(word.strip().lower())[1].split(".")[0]  # "sampling.2" is a point "sampling"
+    for name in _points():
+        if _plain(point) == _plain(name):
+            return _text(_point(name))
+    return _of_catalogues(word, point)
+
+
+def _of_catalogues(word: str, point: str) -> str:
+    """The page of arithmetic or of a bug: they load a good part of the program, which others need not."""
+    from llama_ckpt.arithmetic.profiles import PROFILES
+    from llama_ckpt.diagnose.bugs import catalogue
+    from llama_ckpt.report.arithmetic_page import arithmetic_page, profile_page
+
+    asked, bugs = _plain(word), catalogue()
     if asked == "arithmetic":
         return arithmetic_page()
     for name in PROFILES:
         if asked == _plain(name):
             return profile_page(name)
-    point = split_name(word.strip().lower())[1].split(".")[0]  # "sampling.2" is a point "sampling"
-    for name in _points():
-        if _plain(point) == _plain(name):
-            return _text(_point(name))
-    for bug in catalogue():
+    for bug in bugs:
         if asked == _plain(bug.name):
-            return _text(_bug(bug))
+            return _text(_bug(bug, bugs))
+    others = [*(bug.name for bug in bugs), "arithmetic", *PROFILES]
     raise OptionError(
         "explain",
         got=word,
         wanted="one of " + ", ".join(one.id for one in checkpoint_sources()) + ", a point's name or a bug's",
-        hint=_suggestion(point),
+        hint=_suggestion(point, others),
     )
 
 
@@ -74,9 +85,9 @@ def _points() -> Iterable[str]:
     return dict.fromkeys([*POINTS, *(name for one in checkpoint_sources() for name in one.points)])
 
 
-def _suggestion(word: str) -> str:
+def _suggestion(word: str, others: Iterable[str]) -> str:
     known = [name for one in checkpoint_sources() for name in _names(one)]
-    known += [*_points(), *(bug.name for bug in catalogue()), "arithmetic", *PROFILES]
+    known += [*_points(), *others]
     shown = {name.lower(): name for name in known}
     near = [shown[one] for one in get_close_matches(word.lower(), shown, NEAREST)]
     if near:
@@ -114,7 +125,7 @@ def _point(name: str) -> Iterator[str]:
         yield from _mistakes(one)
 
 
-def _bug(bug: Bug) -> Iterator[str]:
+def _bug(bug: Bug, bugs: Iterable[Bug]) -> Iterator[str]:
     """The page of one bug: what the wrong program does, and where that is seen."""
     judge = next(one for one in checkpoint_sources() if one.id == bug.checkpoint)
     yield f"# Bug `{bug.name}`"
@@ -124,7 +135,7 @@ def _bug(bug: Bug) -> Iterator[str]:
     yield f"It changes `{bug.function}`. The first checkpoint that fails is {judge.id}, {judge.title}."
     yield ""
     yield "Points judged there: " + ", ".join(f"`{name}`" for name in judge.points) + "."
-    others = [one.name for one in catalogue() if one.function == bug.function and one != bug]
+    others = [one.name for one in bugs if one.function == bug.function and one != bug]
     if others:
         yield ""
         yield f"Other bugs of `{bug.function}`: " + ", ".join(f"`{name}`" for name in others) + "."

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -54,8 +54,12 @@ class SpmMerger:
         self._ids = ids
         self._ranks: dict[bytes, int] = dict(zip(ids, ranks, strict=True))
         self._byte_ids = [_byte_token(ids, byte) for byte in range(256)]
-        self._neighbours = {pair for text in ids for pair in pairwise(_SYMBOL.findall(text))}
         self._remembered = lru_cache(_REMEMBERED_CHUNKS)(self._chunk_ids)
+
+    @cached_property
+    def _neighbours(self) -> frozenset[tuple[bytes, bytes]]:
+        """Every two symbols that some token has side by side; whoever encodes nothing need not wait."""
+        return frozenset(pair for text in self._ids for pair in pairwise(_SYMBOL.findall(text)))
 
     def ids(self, text: bytes) -> list[int]:
         """The token ids of a fragment whose spaces are already U+2581.
