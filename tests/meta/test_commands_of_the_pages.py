@@ -56,7 +56,7 @@ NOT_RUN = {
     r"python -m (tools|tests)\.": "measures for minutes and writes the page that names it",
     r"llama-ckpt capture .": "needs llama.cpp: tests/capture, where it is installed",
     r"llama-ckpt validate .*--device cuda": "needs a GPU: tests marked cuda",
-    r"llama-ckpt validate 1 --impl": "tests/cli/test_validate.py, with layers of its own",
+    r"llama-ckpt validate 1 --impl": "tests/test_pytest_plugin.py repeats one of its layers so",
     r"llama-ckpt (mutants|bench|check-worker)": "takes minutes; tests/mutants, tests/engine, tests/cli",
     r"llama-ckpt compare .*--rank ": "two processes' dumps: tests/ranks runs the example of two ranks",
     r"pytest ": "tests/test_pytest_plugin.py, on examples/pytest_project",
