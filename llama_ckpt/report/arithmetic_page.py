@@ -81,7 +81,10 @@ RIGHT_PROGRAMS: Mapping[str, tuple[str, ...]] = {
         "llama.cpp itself (`comparing/test_declared.py`, `arithmetic/test_llama_cpp.py`)",
         f"{PORT} (`comparing/test_right_rounding.py`)",
     ),
-    "llama.cpp-cuda": ("llama.cpp's CUDA program, recorded (`arithmetic/test_llama_cpp_cuda.py`)",),
+    "llama.cpp-cuda": (
+        "llama.cpp's CUDA program, recorded (`arithmetic/test_llama_cpp_cuda.py`)",
+        f"{PORT} for few rows and one for many (`comparing/test_right_rounding.py`)",
+    ),
     "llama.cpp-cpu-f16-cache": (LIVE, f"{PORT} (`comparing/test_right_rounding.py`)"),
     "llama.cpp-cpu-flash": (LIVE, f"{PORT} (`comparing/test_right_rounding.py`)"),
     "w8a8-per-token": (

@@ -178,6 +178,41 @@ class ByInversePort(Port):
         return (rows @ columns.T).astype(F) * scales[0] * scales[1].T
 
 
+class CudaPort(TF32Port):
+    """ggml's on a GPU, more than 16 rows (mmq.cuh): blocks of 32 with float32 scales, attention by cuBLAS."""
+
+    def in_blocks(self, x: Array) -> Array:
+        blocks = x.astype(F).reshape(len(x), -1, 32)
+        inverse = F(127) * (F(1) / np.abs(blocks).max(-1, keepdims=True))
+        return (self.whole(blocks * inverse) * (F(1) / inverse)).reshape(x.shape)
+
+    def whole(self, ratio: Array) -> Array:
+        """C's `roundf`."""
+        return np.copysign(np.floor(np.abs(ratio) + F(0.5)), ratio)
+
+    def product(self, x: Array, weight: Array) -> Array:
+        return self.in_blocks(x) @ weight.astype(F).T
+
+    def angles(self, positions: Array) -> Array:
+        c = self.config
+        ratio = F(c.rope_theta ** (-2 / c.head_dim))
+        powers = np.power(np.float64(ratio), np.arange(c.head_dim // 2)).astype(F)  # powf of a pair's number
+        return np.asarray(positions.astype(F)[:, None] * powers)
+
+
+class FewRowsCudaPort(CudaPort):
+    """Up to 8 rows (mmvq.cu, quantize.cu): the scale in float16 beside the integers; TF32 loses its tail."""
+
+    def in_blocks(self, x: Array) -> Array:
+        blocks = x.astype(F).reshape(len(x), -1, 32)
+        scale = np.abs(blocks).max(-1, keepdims=True) / F(127)
+        whole = self.whole(blocks * (F(1) / scale))
+        return (whole * scale.astype(np.float16).astype(F)).reshape(x.shape)
+
+    def multiplied(self, x: Array) -> Array:
+        return (np.ascontiguousarray(x, F).view(np.uint32) & np.uint32(0xFFFFE000)).view(F)
+
+
 class ChosenPort(TF32Port):
     """TF32 as cuBLAS takes it: not for attention's narrow heads, and of products for some sizes alone."""
 
@@ -199,6 +234,8 @@ PROGRAMS: dict[str, tuple[type[Port], str, dict[str, Any]]] = {
     "runq.c in torch": (TorchRunQPort, "runq.c", {"ffn": 128}),
     "ggml with a half cache": (HalfCacheAvxPort, "llama.cpp-cpu-f16-cache", {"type": "Q8_0"}),
     "ggml with flash attention": (FlashAvxPort, "llama.cpp-cpu-flash", {"type": "Q8_0"}),
+    "ggml on a GPU": (CudaPort, "llama.cpp-cuda", {"type": "Q8_0"}),
+    "ggml on a GPU, few rows": (FewRowsCudaPort, "llama.cpp-cuda", {"type": "Q8_0"}),
     "candle": (CandlePort, "candle-quantized", {"type": "Q8_0"}),
     "gguf": (GgufPort, "candle-quantized", {"type": "Q8_0"}),
 }
@@ -211,7 +248,8 @@ ALIKE = {"candle-quantized": ("candle-quantized", "llama.cpp-cpu")}
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_it_passes_as_declared_and_is_found_out_else(program: str, tmp_path: Path) -> None:
     port, profile, sizes = PROGRAMS[program]
-    model, n = seeded(n_layers=1, **sizes), 24  # torch's integer product wants more than 16 rows
+    n = 6 if port is FewRowsCudaPort else 24  # torch's integer product wants more than 16 rows
+    model = seeded(n_layers=1, **sizes)
     partial = port is FlashAvxPort  # a fused kernel shows no scores
     declared = compared(port(model), tmp_path, n, arithmetic=profile, partial=partial)
     assert declared.verdict == "pass", declared.reason
