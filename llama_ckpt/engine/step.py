@@ -34,6 +34,7 @@ from llama_ckpt.kernels.fused import (
     embed_kernel,
     gate_up_kernel,
     matvec_kernel,
+    mixed_qkv_kernel,
     qkv_kernel,
     residual_kernel,
 )
@@ -211,8 +212,7 @@ class Step:
         w, gains = self.weights.blocks[number], self._gains()
         ffn_gain, next_gain = gains[2 * number + 1], gains[2 * number + 2]
         see = block_tap(number, tap)
-        for first_row, planes in w.qkv:  # one, or one for each type where a mixed file keeps v in another
-            self._qkv(number, first_row, planes, n)
+        self._qkv(number, w.qkv, n)
         self._attention(number, n, splits)
         if see:
             self._show_attention(number, n, see)
@@ -235,15 +235,36 @@ class Step:
         see("v", b.values[number][:, slots].transpose(0, 1).float())
         see("attn_context", from_pieces(b.context[:n]).clone())
 
-    def _qkv(self, number: int, first_row: int, planes: Planes, n: int) -> None:
+    def _qkv(self, number: int, segments: tuple[tuple[int, Planes], ...], n: int) -> None:
+        """Queries, keys and values: of one type, or in segments where a mixed file keeps v in another."""
+        tiles = [tile_for(planes, fine=self.fine) for _, planes in segments]
+        if len(segments) == 2 and _launched_alike(*tiles):
+            self._mixed_qkv(number, segments[0][1], segments[1][1], n)
+            return
+        for (first_row, planes), tile in zip(segments, tiles, strict=True):
+            _, reading = self._reading(planes)
+            rows = planes.shape[0]
+            qkv_kernel[(n, -(-rows // tile.rows))](
+                planes.q, planes.scale, planes.super, first_row, rows, *self._written(number),
+                HEAD=self.config.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading,
+            )  # fmt: skip
+
+    def _mixed_qkv(self, number: int, first: Planes, second: Planes, n: int) -> None:
+        (tile, reading), (tile2, reading2) = self._reading(first), self._reading(second)
+        both = {f"{name}2": reading2[name] for name in OF_A_SEGMENT}
+        programs = [-(-p.shape[0] // t.rows) for p, t in ((first, tile), (second, tile2))]
+        mixed_qkv_kernel[(n, sum(programs))](
+            first.q, first.scale, first.super, first.shape[0],
+            second.q, second.scale, second.super, second.shape[0], *self._written(number),
+            HEAD=self.config.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading, **both,
+        )  # fmt: skip
+
+    def _written(self, number: int) -> tuple[Any, ...]:
+        """What a kernel of queries, keys and values reads beside weights, and writes."""
         b, c = self.buffers, self.config
-        tile, reading = self._reading(planes)
-        rows = planes.shape[0]
-        qkv_kernel[(n, -(-rows // tile.rows))](
-            planes.q, planes.scale, planes.super, b.xg, b.squares, b.turns, b.positions, b.slots,
-            b.query, b.keys[number], b.values[number], first_row, rows, c.q_width, c.kv_width,
-            b.keys.shape[2], c.rms_norm_eps,
-            HEAD=c.head_dim, PARTS=self.parts, PARTS2=self.parts2, **reading,
+        return (
+            b.xg, b.squares, b.turns, b.positions, b.slots, b.query, b.keys[number], b.values[number],
+            c.q_width, c.kv_width, b.keys.shape[2], c.rms_norm_eps,
         )  # fmt: skip
 
     def _attention(self, number: int, n: int, splits: int) -> None:
@@ -287,6 +308,15 @@ class Step:
             b.logits.stride(0), c.rms_norm_eps,
             NORM=True, PARTS=self.parts, PARTS2=self.parts2, **reading,
         )  # fmt: skip
+
+
+OF_A_SEGMENT = ("PACK", "MODE", "OFFSET", "R", "PASSES", "STEPS", "AHEAD")
+"""What a kernel of two segments is told of each."""
+
+
+def _launched_alike(first: Tile, second: Tile) -> bool:
+    """Whether programs of both may stand in one launch, which has one number of threads and of registers."""
+    return (first.threads, first.registers) == (second.threads, second.registers)
 
 
 LEAST_ROWS = 4  # of any tile: the buffer of sums of squares must do for the tile with the most programs

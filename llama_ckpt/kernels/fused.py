@@ -109,21 +109,18 @@ def gate_up_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, h_ptr, ffn, eps, U: tl.c
 
 
 @jit
-def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr, query_ptr,
-               key_ptr, value_ptr, first_row, n_rows, q_width, kv_width, capacity, eps, U: tl.constexpr,
-               HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
-               R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
-               AHEAD: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
-               ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
-    """Queries, keys and values; queries and keys turned, keys and values written to the cache.
+def project(q_ptr, s_ptr, f_ptr, row, first_row, n_rows, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr,
+            query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity, eps, U: tl.constexpr,
+            HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
+            R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
+            AHEAD: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
+            ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Rows `row` to `row + R` of a segment: queries and keys turned, keys and values written to the cache.
 
-    The weights are rows `first_row` on of q, k and v under one another. A cache is
+    The segment is rows `first_row` on of q, k and v under one another. A cache is
     [n_kv_heads, capacity, HEAD]; turns are cos and sin, [positions, HEAD / 2, 2].
     """
     token = tl.program_id(0)
-    row = tl.program_id(1) * R
-    if PDL:
-        gdc_launch_dependents()
     words = first_words(q_ptr, s_ptr, f_ptr, row, U, PACK, MODE, R, PASSES, NT, AHEAD, ASM)
     if PDL:
         gdc_wait()
@@ -154,6 +151,51 @@ def qkv_kernel(q_ptr, s_ptr, f_ptr, xg_ptr, ss_ptr, turns_ptr, positions_ptr, sl
     tl.store(key_ptr + cell + 1, second.to(key_ptr.dtype.element_ty), is_k)
     tl.store(value_ptr + cell, first.to(value_ptr.dtype.element_ty), is_v)
     tl.store(value_ptr + cell + 1, second.to(value_ptr.dtype.element_ty), is_v)
+
+
+@jit
+def qkv_kernel(q_ptr, s_ptr, f_ptr, first_row, n_rows, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr,
+               query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity, eps, U: tl.constexpr,
+               HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr, OFFSET: tl.constexpr,
+               R: tl.constexpr, PASSES: tl.constexpr, NT: tl.constexpr, STEPS: tl.constexpr,
+               AHEAD: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
+               ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Queries, keys and values, or a segment of their rows: see `project`."""
+    if PDL:
+        gdc_launch_dependents()
+    project(q_ptr, s_ptr, f_ptr, tl.program_id(1) * R, first_row, n_rows, xg_ptr, ss_ptr, turns_ptr,
+            positions_ptr, slots_ptr, query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity, eps,
+            U, HEAD, PACK, MODE, OFFSET, R, PASSES, NT, STEPS, AHEAD, PARTS, PARTS2, FINE, ASM,
+            PDL)  # fmt: skip
+
+
+@jit
+def mixed_qkv_kernel(q_ptr, s_ptr, f_ptr, n_rows, q2_ptr, s2_ptr, f2_ptr, n_rows2, xg_ptr, ss_ptr, turns_ptr,
+                     positions_ptr, slots_ptr, query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity,
+                     eps, U: tl.constexpr, HEAD: tl.constexpr, PACK: tl.constexpr, MODE: tl.constexpr,
+                     OFFSET: tl.constexpr, R: tl.constexpr, PASSES: tl.constexpr, STEPS: tl.constexpr,
+                     AHEAD: tl.constexpr, PACK2: tl.constexpr, MODE2: tl.constexpr, OFFSET2: tl.constexpr,
+                     R2: tl.constexpr, PASSES2: tl.constexpr, STEPS2: tl.constexpr, AHEAD2: tl.constexpr,
+                     NT: tl.constexpr, PARTS: tl.constexpr, PARTS2: tl.constexpr, FINE: tl.constexpr,
+                     ASM: tl.constexpr, PDL: tl.constexpr):  # fmt: skip
+    """Two segments of different types in one launch, the second one's programs behind the first one's.
+
+    A few hundred rows of v on their own fill the machine for a moment and wait for q and k before; a file
+    with grouped heads that keeps v in another type has such rows in half of its blocks.
+    """
+    if PDL:
+        gdc_launch_dependents()
+    before = (n_rows + R - 1) // R
+    i = tl.program_id(1)
+    if i < before:
+        project(q_ptr, s_ptr, f_ptr, i * R, 0, n_rows, xg_ptr, ss_ptr, turns_ptr, positions_ptr, slots_ptr,
+                query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity, eps, U, HEAD, PACK, MODE,
+                OFFSET, R, PASSES, NT, STEPS, AHEAD, PARTS, PARTS2, FINE, ASM, PDL)  # fmt: skip
+    else:
+        project(q2_ptr, s2_ptr, f2_ptr, (i - before) * R2, n_rows, n_rows2, xg_ptr, ss_ptr, turns_ptr,
+                positions_ptr, slots_ptr, query_ptr, key_ptr, value_ptr, q_width, kv_width, capacity, eps,
+                U, HEAD, PACK2, MODE2, OFFSET2, R2, PASSES2, NT, STEPS2, AHEAD2, PARTS, PARTS2, FINE, ASM,
+                PDL)  # fmt: skip
 
 
 @jit

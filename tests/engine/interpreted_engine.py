@@ -9,8 +9,10 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
+from unittest.mock import patch
 
 import torch
 from gguf import GGMLQuantizationType as T
@@ -83,6 +85,24 @@ def points(type: str, precision: str, n: int) -> None:
     assert found.keys() == {name for name in seen if name.startswith("blk.")}
     for name, tensor in seen.items():
         assert torch.equal(tensor, kept[name]), name
+
+
+def mixed_types(n: int) -> None:
+    """Values of another type than queries and keys: in one launch as in two, to the bit, and right."""
+    model, ids = tiny(T.F16, n_layers=1), token_ids(n)
+    (block,) = model.weights.blocks
+    object.__setattr__(model.weights, "blocks", (replace(block, wv=cast("torch.Tensor", block.wv).float()),))
+    wanted = model.logits(ids)
+    engine = Engine(model, "fast", capacity=CAPACITY)
+    assert len(engine.weights.blocks[0].qkv) == 2
+    launches: list[str] = []
+    together = engine.launcher._mixed_qkv
+    engine.launcher._mixed_qkv = lambda *a: (launches.append("one"), together(*a))[1]  # type: ignore[method-assign]
+    one = engine.logits(ids)
+    hold("logits", one, wanted, "fast")
+    with patch("llama_ckpt.engine.step._launched_alike", lambda *_: False):
+        assert torch.equal(engine.logits(ids), one)
+    assert launches == ["one"]
 
 
 def sequence(type: str, precision: str) -> None:

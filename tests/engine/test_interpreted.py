@@ -36,6 +36,13 @@ def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
     assert not interpreter_failure(code)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_two_types_in_one_launch_are_as_in_two(n: int) -> None:
+    assert not interpreter_failure(
+        f"from tests.engine.interpreted_engine import mixed_types; mixed_types({n})"
+    )
+
+
 def test_generate_says_the_same_as_with_the_layers() -> None:
     assert not interpreter_failure("from tests.engine.interpreted_engine import text; text()")
 
