@@ -22,7 +22,7 @@ from torch import Tensor
 
 from checkpoints.c08_logits import Tap
 from llama_ckpt.engine.prefill import Prefill
-from llama_ckpt.engine.step import FEW, SPLIT, Buffers, Step, parts_of
+from llama_ckpt.engine.step import FEW, Buffers, Step, parts_of
 from llama_ckpt.engine.weights import EngineWeights
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError, UnsupportedModelError
 from llama_ckpt.kernels.compiler import HAS_TRITON, INTERPRETED, MISSING
@@ -225,7 +225,7 @@ class Engine:
         self._room(n)
         if n <= FEW:
             self.place(token_ids, at)
-            self.launcher.run(n, -(-(self.used + n) // SPLIT), tap)
+            self.launcher.run(n, self.buffers.splits(self.used + n), tap)
             rows = self.buffers.logits[n - 1 : n] if last_only else self.buffers.logits[:n]
             rows = rows.clone()
         else:
@@ -263,7 +263,7 @@ class Engine:
     def _replay(self) -> None:
         """One step from the state on the device, which moves on to the next token."""
         bucket = slots_looked_at(self.used + 1, self.capacity)
-        splits = -(-bucket // SPLIT)
+        splits = self.buffers.splits(bucket)
         if not self.graphs:
             self.launcher.run(1, splits)
             self.launcher.choose()

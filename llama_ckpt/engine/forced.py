@@ -11,7 +11,7 @@ from torch import Tensor
 
 from checkpoints.c08_logits import Tap
 from llama_ckpt.engine.engine import Engine
-from llama_ckpt.engine.step import FEW, SPLIT
+from llama_ckpt.engine.step import FEW
 from llama_ckpt.errors import ShapeError
 
 __all__ = ["forced_block", "forced_logits"]
@@ -36,7 +36,7 @@ def forced_block(engine: Engine, number: int, x: Tensor, positions: list[int], t
     if n <= FEW:
         engine.place([0] * n, positions)
         engine.launcher.enter(number, _rows(engine, n), x, n)
-        engine.launcher.block(number, n, -(-n // SPLIT), tap)
+        engine.launcher.block(number, n, engine.buffers.splits(n), tap)
         return engine.buffers.x[:n].clone()
     return engine.prefill.block(number, x, positions, tap)
 

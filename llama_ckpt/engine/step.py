@@ -38,6 +38,7 @@ from llama_ckpt.kernels.fused import (
     qkv_kernel,
     residual_kernel,
 )
+from llama_ckpt.kernels.grouped_attention import grouped_attention_kernel
 from llama_ckpt.kernels.launching import (
     WARP,
     Tile,
@@ -50,7 +51,7 @@ from llama_ckpt.kernels.launching import (
 from llama_ckpt.kernels.planes import Planes
 from llama_ckpt.weights.config import LlamaConfig
 
-__all__ = ["FEW", "SPLIT", "Buffers", "Step"]
+__all__ = ["FEW", "Buffers", "Step"]
 
 FEW = 16
 """Most tokens that go through the step's kernels together; longer prompts take the tensor cores (`prefill`).
@@ -74,6 +75,13 @@ Tokens a second with a float16 cache: 796 (4 warps), 820 (2), 780 (1); with a fl
 """
 
 
+MOST_GROUPED = 16
+"""Queries of a head of keys that `grouped_attention` takes together; more would want other tiles."""
+
+GROUPED_SPLIT, GROUPED_WARPS = 64, 4
+"""As SPLIT, and warps of a program, of `grouped_attention_kernel`."""
+
+
 class Buffers:
     """What steps read and write, at fixed addresses: a captured step would go on using the old ones.
 
@@ -86,7 +94,10 @@ class Buffers:
         squares: float32 [FEW, parts], sums of squares of x, one for each program that wrote a part of it.
         query: float32 [FEW, q_width], after RoPE, in order; context: as large, in pieces.
         hidden: float32 [FEW, ffn], in pieces: silu(gate) * up.
-        parts, stats, counters: scratch of `attention_kernel`.
+        parts, stats, counters: scratch of attention.
+        group: queries that share a head of keys.
+        on_tensor_cores: whether attention is `grouped_attention_kernel`, which is for a cache in float16.
+        split: slots that a program of attention looks at; max_splits: programs that look at all.
         history: int32 [capacity + 1], the token chosen for each slot.
         keys, values: [n_layers, n_kv_heads, capacity in whole splits, head_dim], float16 or float32.
         logits: float32 [FEW, vocab].
@@ -105,7 +116,11 @@ class Buffers:
         self.tokens, self.history = ints(3, FEW), ints(capacity + 1)
         self.token_ids, self.positions, self.slots = self.tokens
         # Whole splits, and zeros: a masked slot has probability 0, and 0 times a stray NaN would be NaN.
-        cache = (config.n_layers, config.n_kv_heads, -(-capacity // SPLIT) * SPLIT, config.head_dim)
+        self.group = config.n_heads // config.n_kv_heads
+        self.on_tensor_cores = kv == torch.float16 and 1 < self.group <= MOST_GROUPED
+        self.split = GROUPED_SPLIT if self.on_tensor_cores else SPLIT
+        self.max_splits = self.splits(capacity)
+        cache = (config.n_layers, config.n_kv_heads, self.max_splits * self.split, config.head_dim)
         self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
         # x twice: in order and plain for the sum, in pieces and times the gain for the product that reads it.
         self.x, self.xg, self.squares = (
@@ -115,7 +130,6 @@ class Buffers:
         )
         self.query, self.context = floats(FEW, config.q_width), floats(FEW, config.q_width)
         self.hidden, self.logits = floats(FEW, config.ffn), floats(FEW, config.vocab_size)
-        self.max_splits = -(-capacity // SPLIT)
         splits = (FEW, config.n_heads, self.max_splits)
         self.parts, self.stats = floats(*splits, config.head_dim), floats(*splits, 2)
         self.counters = ints(FEW, config.n_heads)
@@ -125,6 +139,10 @@ class Buffers:
         angles = positions[:, None] * rope_frequencies(config, device)
         turns = torch.stack((angles.cos(), angles.sin()), dim=-1) * rope_magnitude(config)
         self.turns = turns.float().contiguous()
+
+    def splits(self, slots: int) -> int:
+        """Programs of attention a head that look at so many slots."""
+        return -(-slots // self.split)
 
 
 class Step:
@@ -269,12 +287,29 @@ class Step:
 
     def _attention(self, number: int, n: int, splits: int) -> None:
         b, c = self.buffers, self.config
+        buffers = (
+            b.query,
+            b.keys[number],
+            b.values[number],
+            b.slots,
+            b.parts,
+            b.stats,
+            b.counters,
+            b.context,
+        )
+        scale, cache = c.head_dim**-0.5, b.keys.shape[2]
+        sizes = {"HEAD": c.head_dim, "HEAD2": power_of_two(c.head_dim), "SPLIT": b.split}
+        sizes["MAX_SPLITS"] = b.max_splits
+        if b.on_tensor_cores:
+            together = power_of_two(b.group)
+            grouped_attention_kernel[(c.n_kv_heads, splits, n)](
+                *buffers, cache, scale, GROUP=b.group, G2=together, M=max(16, 2 * together),
+                **sizes, **self._plain(GROUPED_WARPS),
+            )  # fmt: skip
+            return
         attention_kernel[(c.n_heads, splits, n)](
-            b.query, b.keys[number], b.values[number], b.slots, b.parts, b.stats, b.counters, b.context,
-            b.keys.shape[2], c.n_heads // c.n_kv_heads, c.head_dim**-0.5,
-            HEAD=c.head_dim, HEAD2=power_of_two(c.head_dim), SPLIT=SPLIT, MAX_SPLITS=b.max_splits,
-            **self._plain(ATTENTION_WARPS[b.keys.dtype]),
-        )  # fmt: skip
+            *buffers, cache, b.group, scale, **sizes, **self._plain(ATTENTION_WARPS[b.keys.dtype])
+        )
 
     def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
         b, c = self.buffers, self.config

@@ -8,17 +8,37 @@ from torch import Tensor
 
 from tests.kernels.interpreter import interpreter_failure, needs_triton
 
-HEADS, GROUP, SPLIT, SLOTS = 4, 2, 16, 64
+HEADS, GROUP, GROUP2, SPLIT, SLOTS = 6, 3, 4, 16, 64
 
 
-def attended(slots: list[int], head: int, kv: torch.dtype, splits: int, device: str) -> tuple[Tensor, Tensor]:
-    """The kernel's context of tokens in `slots` and the exact one, [tokens, HEADS * head]."""
+def launch(kv: torch.dtype, grouped: bool, splits: int, head: int, buffers: tuple[Tensor, ...]) -> None:
+    """One of the two kernels on those buffers; a head of keys serves GROUP queries."""
     from llama_ckpt.kernels.decode_attention import attention_kernel
-    from llama_ckpt.kernels.launching import from_pieces, launch_options
+    from llama_ckpt.kernels.grouped_attention import grouped_attention_kernel
+    from llama_ckpt.kernels.launching import launch_options
+
+    options = {name: value for name, value in launch_options(64, False).items() if name != "ASM"}
+    sizes = {"HEAD": head, "HEAD2": 1 << (head - 1).bit_length(), "SPLIT": SPLIT, "MAX_SPLITS": 4}
+    n = buffers[0].shape[0]
+    if grouped:
+        grouped_attention_kernel[(HEADS // GROUP, splits, n)](
+            *buffers, SLOTS, head**-0.5, GROUP=GROUP, G2=GROUP2, M=16, **sizes, **options
+        )
+        return
+    attention_kernel[(HEADS, splits, n)](*buffers, SLOTS, GROUP, head**-0.5, **sizes, **options)
+
+
+def attended(
+    slots: list[int], head: int, kv: torch.dtype, splits: int, device: str, grouped: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The kernel's context of tokens in `slots` and the exact one, [tokens, HEADS * head]."""
+    from llama_ckpt.kernels.launching import from_pieces
 
     n, width = len(slots), HEADS * head
-    options = {name: value for name, value in launch_options(64, False).items() if name != "ASM"}
-    query = torch.randn(n, HEADS, head, device=device)
+    query = (
+        torch.randn(n, HEADS, head, device=device)
+        * torch.tensor([1e-6, 1.0, 30.0, 1e5, 2, 3], device=device)[:, None]
+    )
     # Slots that no token sees hold numbers too large to go unnoticed.
     keys, values = (torch.full((HEADS // GROUP, SLOTS, head), 1e4, device=device).to(kv) for _ in range(2))
     for cache in (keys, values):
@@ -26,11 +46,8 @@ def attended(slots: list[int], head: int, kv: torch.dtype, splits: int, device: 
     context = torch.full((n, width), float("nan"), device=device)
     parts, stats = (torch.full((n, HEADS, 4, k), float("nan"), device=device) for k in (head, 2))
     counters = torch.zeros(n, HEADS, dtype=torch.int32, device=device)
-    attention_kernel[(HEADS, splits, n)](
-        query, keys, values, torch.tensor(slots, dtype=torch.int32, device=device), parts, stats, counters,
-        context, SLOTS, GROUP, head**-0.5,
-        HEAD=head, HEAD2=1 << (head - 1).bit_length(), SPLIT=SPLIT, MAX_SPLITS=4, **options,
-    )  # fmt: skip
+    at = torch.tensor(slots, dtype=torch.int32, device=device)
+    launch(kv, grouped, splits, head, (query, keys, values, at, parts, stats, counters, context))
     assert not counters.any()
     exact = torch.empty(n, HEADS, head, dtype=torch.float64, device=device)
     for i, slot in enumerate(slots):
@@ -45,9 +62,14 @@ def check_all(device: str) -> None:
     torch.manual_seed(1)
     cases = (([0], 1), ([15], 1), ([15], 4), ([16], 2), ([5, 6, 7], 1), ([62, 63], 4), ([14, 15, 16], 2))
     for slots, splits in cases:
-        for head, kv in ((16, torch.float16), (24, torch.float32)):
-            found, exact = attended(slots, head, kv, splits, device)
-            assert (found - exact).norm() <= 2e-6 * exact.norm(), (slots, splits, head)
+        for head, kv, grouped in (
+            (16, torch.float16, False),
+            (48, torch.float32, False),
+            (16, torch.float16, True),
+            (48, torch.float16, True),
+        ):
+            found, exact = attended(slots, head, kv, splits, device, grouped)
+            assert (found - exact).norm() <= 2e-6 * exact.norm(), (slots, splits, head, grouped)
 
 
 @pytest.mark.cuda
@@ -56,11 +78,12 @@ def test_attention_is_near_float64() -> None:
 
 
 @pytest.mark.cuda
-def test_more_splits_than_needed_change_no_bit() -> None:
+@pytest.mark.parametrize("grouped", [False, True])
+def test_more_splits_than_needed_change_no_bit(grouped: bool) -> None:
     found = []
     for splits in (2, 4):
         torch.manual_seed(2)
-        found.append(attended([20, 21], 64, torch.float16, splits, "cuda")[0])
+        found.append(attended([20, 21], 64, torch.float16, splits, "cuda", grouped)[0])
     assert torch.equal(*found)
 
 
