@@ -225,7 +225,7 @@ class Engine:
         self._room(n)
         if n <= FEW:
             self.place(token_ids, at)
-            self.launcher.run(n, self.buffers.splits(self.used + n), tap)
+            self.launcher.run(n, slots_looked_at(self.used + n, self.capacity), tap)
             rows = self.buffers.logits[n - 1 : n] if last_only else self.buffers.logits[:n]
             rows = rows.clone()
         else:
@@ -263,25 +263,24 @@ class Engine:
     def _replay(self) -> None:
         """One step from the state on the device, which moves on to the next token."""
         bucket = slots_looked_at(self.used + 1, self.capacity)
-        splits = self.buffers.splits(bucket)
         if not self.graphs:
-            self.launcher.run(1, splits)
+            self.launcher.run(1, bucket)
             self.launcher.choose()
             return
         if bucket not in self._captured:
-            self._captured[bucket] = self._capture(splits)
+            self._captured[bucket] = self._capture(bucket)
         self._captured[bucket].replay()
 
-    def _capture(self, splits: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, slots: int) -> torch.cuda.CUDAGraph:
         """Record a step. Its kernels run once before, to be compiled; then the state is put back."""
         b = self.buffers
         saved = b.tokens.clone(), b.history.clone()
-        self.launcher.run(1, splits)
+        self.launcher.run(1, slots)
         self.launcher.choose()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.launcher.run(1, splits)
+            self.launcher.run(1, slots)
             self.launcher.choose()
         b.tokens.copy_(saved[0])
         b.history.copy_(saved[1])

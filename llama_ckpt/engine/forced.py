@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints.c08_logits import Tap
-from llama_ckpt.engine.engine import Engine
+from llama_ckpt.engine.engine import Engine, slots_looked_at
 from llama_ckpt.engine.step import FEW
 from llama_ckpt.errors import ShapeError
 
@@ -36,7 +36,7 @@ def forced_block(engine: Engine, number: int, x: Tensor, positions: list[int], t
     if n <= FEW:
         engine.place([0] * n, positions)
         engine.launcher.enter(number, _rows(engine, n), x, n)
-        engine.launcher.block(number, n, engine.buffers.splits(n), tap)
+        engine.launcher.block(number, n, slots_looked_at(n, engine.capacity), tap)
         return engine.buffers.x[:n].clone()
     return engine.prefill.block(number, x, positions, tap)
 

@@ -78,8 +78,46 @@ Tokens a second with a float16 cache: 796 (4 warps), 820 (2), 780 (1); with a fl
 MOST_GROUPED = 16
 """Queries of a head of keys that `grouped_attention` takes together; more would want other tiles."""
 
-GROUPED_SPLIT, GROUPED_WARPS = 64, 4
-"""As SPLIT, and warps of a program, of `grouped_attention_kernel`."""
+PARTS = 32
+"""Programs of a head of keys in `grouped_attention`, at most: the last to end adds up what all have made."""
+
+CHUNK, GROUPED_WARPS = 64, 4
+"""Slots that such a program takes at a time, and its warps."""
+
+FEW_SLOTS = 4096
+"""Slots times queries of a head of keys, up to which one head a program is the faster.
+
+Microseconds at 500 and 2,048 slots: 5.2 and 11.9, on tensor cores 6.2 and 9.6, where four queries share a
+head; 8.3 and 9.8 at 2,048 where two do (docs/speed_steps.md, step 22).
+"""
+
+
+class Attention:
+    """Which of the two kernels attends, and in how many programs; the same for the same slots.
+
+    Args:
+        group: queries that share a head of keys.
+        kv: the cache's type.
+        capacity: of the cache.
+
+    Attributes:
+        whole: slots of a cache are a multiple of it.
+        parts: for how many parts of a head there must be room.
+    """
+
+    def __init__(self, group: int, kv: torch.dtype, capacity: int) -> None:
+        on_tensor_cores = kv == torch.float16 and 1 < group <= MOST_GROUPED
+        self.plain_up_to = FEW_SLOTS // group if on_tensor_cores else capacity
+        self.whole = max(SPLIT, CHUNK)
+        self.parts = max(PARTS, -(-min(self.plain_up_to, capacity) // SPLIT))
+
+    def grouped(self, slots: int) -> bool:
+        """Whether heads that share keys are one program."""
+        return slots > self.plain_up_to
+
+    def programs(self, slots: int) -> int:
+        """Programs of a head, or of a head of keys, for so many slots."""
+        return min(PARTS, -(-slots // CHUNK)) if self.grouped(slots) else -(-slots // SPLIT)
 
 
 class Buffers:
@@ -96,8 +134,7 @@ class Buffers:
         hidden: float32 [FEW, ffn], in pieces: silu(gate) * up.
         parts, stats, counters: scratch of attention.
         group: queries that share a head of keys.
-        on_tensor_cores: whether attention is `grouped_attention_kernel`, which is for a cache in float16.
-        split: slots that a program of attention looks at; max_splits: programs that look at all.
+        attention: which kernel of attention, and how many programs.
         history: int32 [capacity + 1], the token chosen for each slot.
         keys, values: [n_layers, n_kv_heads, capacity in whole splits, head_dim], float16 or float32.
         logits: float32 [FEW, vocab].
@@ -115,12 +152,12 @@ class Buffers:
 
         self.tokens, self.history = ints(3, FEW), ints(capacity + 1)
         self.token_ids, self.positions, self.slots = self.tokens
-        # Whole splits, and zeros: a masked slot has probability 0, and 0 times a stray NaN would be NaN.
+        # Whole splits and chunks, and zeros: a masked slot has probability 0, and 0 times a stray NaN would
+        # be NaN.
         self.group = config.n_heads // config.n_kv_heads
-        self.on_tensor_cores = kv == torch.float16 and 1 < self.group <= MOST_GROUPED
-        self.split = GROUPED_SPLIT if self.on_tensor_cores else SPLIT
-        self.max_splits = self.splits(capacity)
-        cache = (config.n_layers, config.n_kv_heads, self.max_splits * self.split, config.head_dim)
+        self.attention = Attention(self.group, kv, capacity)
+        whole = self.attention.whole
+        cache = (config.n_layers, config.n_kv_heads, -(-capacity // whole) * whole, config.head_dim)
         self.keys, self.values = (torch.zeros(cache, dtype=kv, device=device) for _ in range(2))
         # x twice: in order and plain for the sum, in pieces and times the gain for the product that reads it.
         self.x, self.xg, self.squares = (
@@ -130,7 +167,7 @@ class Buffers:
         )
         self.query, self.context = floats(FEW, config.q_width), floats(FEW, config.q_width)
         self.hidden, self.logits = floats(FEW, config.ffn), floats(FEW, config.vocab_size)
-        splits = (FEW, config.n_heads, self.max_splits)
+        splits = (FEW, config.n_heads, self.attention.parts)
         self.parts, self.stats = floats(*splits, config.head_dim), floats(*splits, 2)
         self.counters = ints(FEW, config.n_heads)
         # In float64: an angle is position times frequency; in float32 it is off by up to 2^-24 of itself, and
@@ -139,10 +176,6 @@ class Buffers:
         angles = positions[:, None] * rope_frequencies(config, device)
         turns = torch.stack((angles.cos(), angles.sin()), dim=-1) * rope_magnitude(config)
         self.turns = turns.float().contiguous()
-
-    def splits(self, slots: int) -> int:
-        """Programs of attention a head that look at so many slots."""
-        return -(-slots // self.split)
 
 
 class Step:
@@ -165,14 +198,14 @@ class Step:
         # in order.
         self.parts = self.parts2 = 1
 
-    def run(self, n: int, splits: int, tap: Tap | None = None) -> None:
-        """Bring `n` tokens from `token_ids` to `logits`; `splits` programs a head look at the cache."""
+    def run(self, n: int, slots: int, tap: Tap | None = None) -> None:
+        """Bring `n` tokens from `token_ids` to `logits`; `slots` of the cache are looked at."""
         b = self.buffers
         self.enter(0, b.token_ids, self.weights.embedding, n)
         if tap:
             tap("embd", b.x[:n].clone())
         for number in range(self.config.n_layers):
-            self.block(number, n, splits, tap)
+            self.block(number, n, slots, tap)
         self.head(n)
 
     def enter(self, number: int, rows: Tensor, table: Tensor, n: int) -> None:
@@ -215,15 +248,15 @@ class Step:
             "U": planes.shape[1] // 32,
         }
 
-    def block(self, number: int, n: int, splits: int, tap: Tap | None) -> None:
+    def block(self, number: int, n: int, slots: int, tap: Tap | None) -> None:
         """One block on the residual stream in the buffers.
 
         Args:
             number: which block.
             n: tokens in progress, up to FEW.
-            splits: programs of attention for each head, enough for the slots of the last token. More of them
-                change no bit; a captured step has one number for a range of lengths (docs/speed_steps.md,
-                step 17).
+            slots: of the cache that are looked at, as many as the last token needs or more: a captured step
+                has one number for a range of lengths (docs/speed_steps.md, step 17), and a step that is
+                launched takes the same, as the kernel of attention goes by it.
             tap: called with a name and a copy of each inner point. Copies, as the next kernel overwrites.
         """
         # Every norm's weight is multiplied in by the kernel before the one that it belongs to.
@@ -231,7 +264,7 @@ class Step:
         ffn_gain, next_gain = gains[2 * number + 1], gains[2 * number + 2]
         see = block_tap(number, tap)
         self._qkv(number, w.qkv, n)
-        self._attention(number, n, splits)
+        self._attention(number, n, slots)
         if see:
             self._show_attention(number, n, see)
         self._residual(w.wo, self.buffers.context, ffn_gain, n)
@@ -285,7 +318,7 @@ class Step:
             c.q_width, c.kv_width, b.keys.shape[2], c.rms_norm_eps,
         )  # fmt: skip
 
-    def _attention(self, number: int, n: int, splits: int) -> None:
+    def _attention(self, number: int, n: int, slots: int) -> None:
         b, c = self.buffers, self.config
         buffers = (
             b.query,
@@ -297,19 +330,19 @@ class Step:
             b.counters,
             b.context,
         )
-        scale, cache = c.head_dim**-0.5, b.keys.shape[2]
-        sizes = {"HEAD": c.head_dim, "HEAD2": power_of_two(c.head_dim), "SPLIT": b.split}
-        sizes["MAX_SPLITS"] = b.max_splits
-        if b.on_tensor_cores:
+        scale, cache, programs = c.head_dim**-0.5, b.keys.shape[2], b.attention.programs(slots)
+        sizes = {"HEAD": c.head_dim, "HEAD2": power_of_two(c.head_dim)}
+        if b.attention.grouped(slots):
             together = power_of_two(b.group)
-            grouped_attention_kernel[(c.n_kv_heads, splits, n)](
-                *buffers, cache, scale, GROUP=b.group, G2=together, M=max(16, 2 * together),
-                **sizes, **self._plain(GROUPED_WARPS),
+            grouped_attention_kernel[(c.n_kv_heads, programs, n)](
+                *buffers, cache, scale, GROUP=b.group, G2=together, M=max(16, 2 * together), **sizes,
+                CHUNK=CHUNK, PARTS=b.attention.parts, **self._plain(GROUPED_WARPS),
             )  # fmt: skip
             return
-        attention_kernel[(c.n_heads, splits, n)](
-            *buffers, cache, b.group, scale, **sizes, **self._plain(ATTENTION_WARPS[b.keys.dtype])
-        )
+        attention_kernel[(c.n_heads, programs, n)](
+            *buffers, cache, b.group, scale, **sizes, SPLIT=SPLIT, MAX_SPLITS=b.attention.parts,
+            **self._plain(ATTENTION_WARPS[b.keys.dtype]),
+        )  # fmt: skip
 
     def _residual(self, planes: Planes, h: Tensor, gain: Tensor, n: int) -> None:
         b, c = self.buffers, self.config

@@ -125,6 +125,12 @@ def sequence(type: str, precision: str) -> None:
     hold("logits", engine.step(ids[52]), model.logits(ids[:53])[-1], precision)
 
 
+def sequence_of_groups() -> None:
+    """The same with the attention of heads that share keys, which is for longer contexts than these."""
+    with patch("llama_ckpt.engine.step.FEW_SLOTS", 0):
+        sequence("F16", "fast")
+
+
 def text() -> None:
     """`generate` chooses the same tokens with the engine as with the layers, greedy, drawn and penalized."""
     model = tiny(T.F16, n_layers=1)

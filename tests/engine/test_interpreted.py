@@ -36,6 +36,10 @@ def test_prompts_and_steps_are_one_sequence(precision: str) -> None:
     assert not interpreter_failure(code)
 
 
+def test_they_are_with_attention_of_heads_that_share_keys() -> None:
+    assert not interpreter_failure("from tests.engine.interpreted_engine import sequence_of_groups as s; s()")
+
+
 @pytest.mark.parametrize("n", [1, 3])
 def test_two_types_in_one_launch_are_as_in_two(n: int) -> None:
     assert not interpreter_failure(
