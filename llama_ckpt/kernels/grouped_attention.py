@@ -80,14 +80,14 @@ def grouped_combined(part_ptr, stats_ptr, inside, n_splits, HEAD: tl.constexpr, 
                      G2: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
     """The contexts [G2, HEAD2] that the parts of n_splits splits add up to, always in their order."""
     # The largest first, so that the sums below do not wait for one another's.
-    TOGETHER: tl.constexpr = 8
+    TOGETHER: tl.constexpr = 16
     g = tl.arange(0, G2)
     d = tl.arange(0, HEAD2)
-    i = tl.arange(0, PARTS)
+    every = tl.arange(0, PARTS)
     # ".cg" reads past the L1 cache of this multiprocessor: other ones have written these since.
-    t = tl.load(stats_ptr + (g[:, None] * PARTS + i[None, :]) * 2,
-                inside[:, None] & (i[None, :] < n_splits), float("-inf"), cache_modifier=".cg")  # fmt: skip
-    top = tl.max(t, axis=1)
+    tops = tl.load(stats_ptr + (g[:, None] * PARTS + every[None, :]) * 2,
+                   inside[:, None] & (every[None, :] < n_splits), float("-inf"), cache_modifier=".cg")  # fmt: skip
+    top = tl.max(tops, axis=1)
     total = tl.zeros((G2,), tl.float32)
     context = tl.zeros((G2, HEAD2), tl.float32)
     start = 0
