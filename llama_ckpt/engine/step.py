@@ -81,7 +81,7 @@ MOST_GROUPED = 16
 PARTS = 32
 """Programs of a head of keys in `grouped_attention`, at most: the last to end adds up what all have made."""
 
-CHUNK, GROUPED_WARPS = 64, 4
+CHUNK, GROUPED_WARPS = 128, 4
 """Slots that such a program takes at a time, and its warps."""
 
 FEW_SLOTS = 4096

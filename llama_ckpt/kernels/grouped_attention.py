@@ -85,8 +85,9 @@ def grouped_combined(part_ptr, stats_ptr, inside, n_splits, HEAD: tl.constexpr, 
     d = tl.arange(0, HEAD2)
     every = tl.arange(0, PARTS)
     # ".cg" reads past the L1 cache of this multiprocessor: other ones have written these since.
-    tops = tl.load(stats_ptr + (g[:, None] * PARTS + every[None, :]) * 2,
-                   inside[:, None] & (every[None, :] < n_splits), float("-inf"), cache_modifier=".cg")  # fmt: skip
+    all_there = inside[:, None] & (every[None, :] < n_splits)
+    cells = g[:, None] * PARTS + every[None, :]
+    tops = tl.load(stats_ptr + cells * 2, all_there, float("-inf"), cache_modifier=".cg")
     top = tl.max(tops, axis=1)
     total = tl.zeros((G2,), tl.float32)
     context = tl.zeros((G2, HEAD2), tl.float32)

@@ -17,10 +17,12 @@ from llama_ckpt.engine.engine import (
     unsupported,
 )
 from llama_ckpt.engine.forced import forced_block, forced_logits
+from llama_ckpt.engine.step import FEW_SLOTS
 from llama_ckpt.errors import ContextLengthError, DeviceError, OptionError, ShapeError
 from llama_ckpt.generation import generate
 from llama_ckpt.judging.limits import limit_for
 from llama_ckpt.making.derive import derive
+from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.model import Model, load
 from llama_ckpt.points import POINTS
 
@@ -83,6 +85,30 @@ def test_prompt_and_steps_are_the_whole_sequence(model: Model, precision: Precis
     rows = [engine.prompt(ids[:100]), *(engine.step(token).clone() for token in ids[100:])]
     for row, exact in zip(rows, wanted[99:], strict=True):
         assert relative(row, exact) <= LIMITS[precision]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["high", "fast"])
+@pytest.mark.parametrize("group", [2, 4])
+def test_long_contexts_of_heads_that_share_keys(precision: Precision, group: int, tmp_path: Path) -> None:
+    """Past some slots another kernel attends; tokens before and after are one sequence, twice the same bits."""
+    sizes = {"width": 256, "n_heads": 8, "ffn": 256, "n_layers": 2, "vocab": 320, "context_length": 4096}
+    make_seeded(tmp_path / "m.gguf", **sizes, n_kv_heads=8 // group, type="Q8_0", seed=1)  # type: ignore[arg-type]
+    model = load(tmp_path / "m.gguf", device="cuda")
+    ids = [(37 * i) % 300 + 3 for i in range(2600)]
+    wanted = model.logits(ids)
+    engine = Engine(model, precision, capacity=4000)
+    for start in (FEW_SLOTS // group - 3, 2500):
+        found = []
+        for _ in range(2):
+            engine.reset()
+            engine.prompt(ids[:start])
+            rows = [engine.step(token).clone() for token in ids[start : start + 6]]
+            rows.append(engine.prompt(ids[start + 6 : start + 18]))
+            found.append(torch.stack(rows))
+        at = [*range(start, start + 6), start + 17]
+        assert relative(found[0], wanted[at]) <= LIMITS[precision]
+        assert torch.equal(*found)
 
 
 @pytest.mark.cuda
