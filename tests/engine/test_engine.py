@@ -91,7 +91,7 @@ def test_prompt_and_steps_are_the_whole_sequence(model: Model, precision: Precis
 @pytest.mark.parametrize("precision", ["high", "fast"])
 @pytest.mark.parametrize("group", [2, 4])
 def test_long_contexts_of_heads_that_share_keys(precision: Precision, group: int, tmp_path: Path) -> None:
-    """Past some slots another kernel attends; tokens before and after are one sequence, twice the same bits."""
+    """Past some slots another kernel attends: tokens before and after are one sequence, twice the same."""
     sizes = {"width": 256, "n_heads": 8, "ffn": 256, "n_layers": 2, "vocab": 320, "context_length": 4096}
     make_seeded(tmp_path / "m.gguf", **sizes, n_kv_heads=8 // group, type="Q8_0", seed=1)  # type: ignore[arg-type]
     model = load(tmp_path / "m.gguf", device="cuda")
