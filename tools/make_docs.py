@@ -27,6 +27,7 @@ from llama_ckpt.report.checkpoint_sources import checkpoint_sources
 from llama_ckpt.report.planted import planted_page
 from tools.arithmetic_tables import arithmetic_tables
 from tools.full_size_page import full_size_page
+from tools.kept_reports import kept_report, pack_reports
 from tools.mutant_pages import bugs_page, metrics_page
 from tools.real_bugs_page import real_bugs_page
 from tools.transcripts import bring_up_to_date
@@ -44,11 +45,11 @@ def documents() -> dict[str, str]:
     found["torch_functions.md"] = "# The torch function of each layer, and why\n\n" + pages.torch_functions()
     found["cli.md"] = "# The command line\n\n" + "\n".join(command_help())
     measured = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
-    planted = json.loads((DOCS / "arithmetic_bugs.json").read_text(encoding="utf-8"))
+    planted = kept_report("arithmetic_bugs")
     found["arithmetic.md"] = "\n".join(
         [arithmetic_page(), arithmetic_tables(measured), planted_page(planted)]
     )
-    mutants = json.loads((DOCS / "mutants.json").read_text(encoding="utf-8"))
+    mutants = kept_report("mutants")
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)
     real = DOCS / "real_bugs.json"
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     if parser.parse_args().check:
         sys.exit("\n".join(f"docs/{name} is out of date: make docs" for name in stale()) or None)
+    pack_reports()
     for name in stale():
         (DOCS / name).unlink(missing_ok=True)
     for name, text in documents().items():

@@ -17,6 +17,7 @@ from llama_ckpt.mutants.right_programs.catalogue import ROUNDING, VARIANTS
 from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.mutants.trial import run_bug
 from tests.comparing.prompts import bench
+from tools.kept_reports import kept_report
 from tools.mutant_pages import bugs_page, metrics_page
 
 TOTALS = ("bugs", "killed", "killed_by_named_checkpoint", "named_first")
@@ -26,9 +27,7 @@ TOTALS += ("indistinguishable", "benign", "false_alarms", "seeds")
 @pytest.fixture(scope="module")
 def recorded() -> dict[str, Any]:
     """The report that the documentation is made of."""
-    path = Path(__file__).parents[2] / "docs" / "mutants.json"
-    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return report
+    return kept_report("mutants")
 
 
 def test_prints_the_matrix_and_writes_the_totals(tmp_path: Path) -> None:

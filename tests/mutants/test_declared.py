@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from llama_ckpt.mutants.declared.report import PROMPTS, WANTED, PlantedProgram, 
 from llama_ckpt.mutants.declared.trial import DeclaredBench, run_declared, run_right
 from llama_ckpt.mutants.real.models import Models
 from llama_ckpt.report.planted import planted_page
+from tools.kept_reports import kept_report
 
-PAGE = Path(__file__).parents[2] / "docs" / "arithmetic_bugs.json"
 ARITHMETICS: dict[str, Any] = {
     "w8a8": "w8a8-per-token",
     "tf32": "tf32",
@@ -59,7 +58,7 @@ def test_a_rounding_of_the_programs_own_is_no_bug_there(tmp_path: Path) -> None:
 
 
 def test_what_the_page_says_is_kept() -> None:
-    found = json.loads(PAGE.read_text("utf-8"))
+    found = kept_report("arithmetic_bugs")
     assert len(found["programs"]) == 3
     for one in found["programs"]:
         counts = one["figures"]
