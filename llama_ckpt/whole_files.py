@@ -28,6 +28,7 @@ __all__ = [
     "folder_beside",
     "locked",
     "scratch_folder",
+    "temporary_folder",
     "write_whole",
 ]
 
@@ -67,15 +68,26 @@ def folder_beside(path: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def scratch_folder(purpose: str) -> Path:
+def scratch_folder(purpose: str, place: Path | None = None) -> Path:
     """A new folder for large files that are used and thrown away; what dead processes left is removed.
 
-    Whoever takes it removes it; the system's own place for temporary files has it.
+    Whoever takes it removes it; the system's own place for temporary files has it, where no other is given.
     """
-    start, place = f"llama-ckpt-{purpose}.", Path(tempfile.gettempdir())
+    start = f"llama-ckpt-{purpose}." if place is None else f".llama-ckpt-{purpose}."
+    place = place or Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
         _sweep(place, start)
     return Path(tempfile.mkdtemp(prefix=f"{start}{os.getpid()}.", suffix=_PARTIAL, dir=place))
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """A `scratch_folder` that is removed at the end."""
+    folder = scratch_folder(purpose)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from llama_ckpt.errors import DumpError, OptionError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
 from llama_ckpt.hugging_face.folder import model_file
 from llama_ckpt.weights.config import LlamaConfig
+from llama_ckpt.whole_files import temporary_folder
 
 __all__ = ["Take", "capture", "capture_takes", "dump_name", "request_for"]
 
@@ -143,14 +143,14 @@ def capture_takes(
         for take in takes
     ]
     names = [_checked_name(take.name or dump_name(one)) for take, one in zip(takes, requests, strict=True)]
-    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch, ThreadPoolExecutor(1) as pool:
+    with temporary_folder("capture") as scratch, ThreadPoolExecutor(1) as pool:
         if (Path(out) / "manifest.json").exists():  # fail before the recording, not after it
             _check_folder(Path(out), _model_record(file, derived_from))
         hashing = pool.submit(_model_record, file, derived_from)
-        results = run_recorder(requests, Path(scratch))
+        results = run_recorder(requests, scratch)
         record, entries = hashing.result(), []
         for number, (name, request, found) in enumerate(zip(names, requests, results, strict=True)):
-            tensors = load_file(Path(scratch) / f"{number}.safetensors")
+            tensors = load_file(scratch / f"{number}.safetensors")
             entry, producer = _entry(name, request, found, config), _producer(request, found)
             if takes[number].last_logits_only:
                 del tensors["logits"]

@@ -8,10 +8,8 @@ Such a dump is no reference that others are held against; a recording of one pas
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from safetensors.numpy import load_file
 
@@ -22,6 +20,7 @@ from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import weights_sha256
 from llama_ckpt.points import POINTS
+from llama_ckpt.whole_files import temporary_folder
 
 __all__ = ["capture_run"]
 
@@ -57,9 +56,9 @@ def capture_run(
     if any(not 0 <= token < config.vocab_size for token in tokens):
         raise OptionError("tokens", got=max(tokens), wanted=f"ids from 0 to {config.vocab_size - 1}")
     request = replace(request, plan=plan, points=tuple(points or POINTS), max_tokens=0)
-    with tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
-        (found,) = run_recorder([request], Path(scratch))
-        tensors = load_file(Path(scratch) / "0.safetensors")
+    with temporary_folder("capture") as scratch:
+        (found,) = run_recorder([request], scratch)
+        tensors = load_file(scratch / "0.safetensors")
     version = str(found["version"]).replace("llama.cpp llama.cpp", "llama.cpp")
     save_dump(
         out,

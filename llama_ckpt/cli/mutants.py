@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -14,7 +13,7 @@ import typer
 from llama_ckpt.cli.console import Console
 from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.errors import OptionError
-from llama_ckpt.whole_files import write_whole
+from llama_ckpt.whole_files import temporary_folder, write_whole
 
 __all__ = ["EXAMPLE", "NAME", "command"]
 
@@ -102,8 +101,8 @@ def _run_corpus(names: Sequence[str], json_file: Path | None) -> NoReturn:
             raise OptionError("an entry of the corpus", got=name, wanted="a name from docs/real_bugs.md")
     _touch(json_file)
     chosen = [known[name] for name in names] if names else None
-    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_real") as folder:
-        report = run_real(Path(folder), bugs=chosen, right=() if names else None, progress=bar)
+    with ProgressBar() as bar, temporary_folder("real") as folder:
+        report = run_real(folder, bugs=chosen, right=() if names else None, progress=bar)
     _show(lines(report), report.to_json(), json_file)
     raise typer.Exit(report.exit_code)
 
@@ -122,8 +121,8 @@ def _run_planted(arithmetic: Sequence[str], names: Sequence[str], json_file: Pat
             raise OptionError("bug behind an arithmetic", got=name, wanted=wanted)
     _touch(json_file)
     chosen = [known[name] for name in names] if names else None
-    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_planted") as folder:
-        report = run_planted(programs, Path(folder), bugs=chosen, progress=bar)
+    with ProgressBar() as bar, temporary_folder("planted") as folder:
+        report = run_planted(programs, folder, bugs=chosen, progress=bar)
     _show(planted_lines(report), report.to_json(), json_file)
     raise typer.Exit(report.exit_code)
 
@@ -133,8 +132,8 @@ def _run_runs(json_file: Path | None) -> NoReturn:
     from llama_ckpt.mutants.runs.report import run_runs
 
     _touch(json_file)
-    with ProgressBar() as bar, TemporaryDirectory(prefix="llama_ckpt_runs") as folder:
-        report = run_runs(Path(folder), progress=bar)
+    with ProgressBar() as bar, temporary_folder("runs") as folder:
+        report = run_runs(folder, progress=bar)
     _show(report.lines(), report.to_json(), json_file)
     raise typer.Exit(report.exit_code)
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -18,6 +17,7 @@ from llama_ckpt.dumps.recorder import Recorder, as_numpy
 from llama_ckpt.dumps.run_facts import RUN
 from llama_ckpt.dumps.theirs import save_dump
 from llama_ckpt.errors import OptionError
+from llama_ckpt.whole_files import temporary_folder
 
 __all__ = ["Dump", "Recording", "dump_file"]
 
@@ -54,8 +54,8 @@ def dump_file(theirs: Dump, facts: Mapping[str, Sequence[int] | None]) -> Iterat
     if isinstance(theirs, str | os.PathLike):
         yield Path(theirs)
         return
-    with TemporaryDirectory(prefix="llama-ckpt-dump-") as folder:
-        path = Path(folder) / "in memory.safetensors"
+    with temporary_folder("dump") as folder:
+        path = folder / "in memory.safetensors"
         if isinstance(theirs, Recorder):
             theirs.save(path, **given)  # type: ignore[arg-type]
         elif isinstance(theirs, Mapping):

@@ -9,18 +9,19 @@ is short. numpy only.
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
+from llama_ckpt.whole_files import scratch_folder
 
 __all__ = ["Scratch", "in_scratch", "keeping_in"]
 
@@ -40,19 +41,18 @@ class Scratch:
 
     def __init__(self, folder: str | Path) -> None:
         try:
-            self._folder = TemporaryDirectory(
-                dir=folder, prefix=".llama-ckpt-recording-", ignore_cleanup_errors=True
-            )
+            self._folder = scratch_folder("recording", Path(folder))
         except OSError as error:
             wanted = "a folder with room for the recording"
             raise OptionError("scratch", got=f"{folder}: {error.strerror}", wanted=wanted) from None
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._count = 0
 
     def kept(self, array: NDArray[Any]) -> NDArray[Any]:
         """The same numbers, in a file."""
         if array.nbytes < SMALL:
             return array
-        path = Path(self._folder.name) / str(self._count)
+        path = self._folder / str(self._count)
         self._count += 1
         np.ascontiguousarray(array).tofile(path)
         mapped = np.memmap(path, array.dtype, "r", shape=array.shape)

@@ -9,7 +9,6 @@ report.exit_code                          # 0 all pass, 1 one fails
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +36,7 @@ from llama_ckpt.ladder.trials import check_engine, open_trials
 from llama_ckpt.model import pick_device, pick_dtype
 from llama_ckpt.points import Checkpoint
 from llama_ckpt.threads import fitted_threads, model_bytes
+from llama_ckpt.whole_files import temporary_folder
 from reference_dumps import embedded_model
 
 if TYPE_CHECKING:
@@ -103,14 +103,14 @@ def validate(
     pick_dtype(dtype)
     check_engine(engine, precision, own, device=picked, dtype=dtype)
     size = model_bytes(embedded_model() if model is None else Path(model))
-    with fitted_threads(size) as room, tempfile.TemporaryDirectory(prefix="llama-ckpt-") as scratch:
+    with fitted_threads(size) as room, temporary_folder("recorded") as scratch:
         selection = select(
             model,
             dumps,
             device=picked,
             dtype=dtype,
             oracle_only=oracle_only,
-            scratch=Path(scratch),
+            scratch=scratch,
             progress=progress,
         )
         if own is None and declared is not None:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from llama_ckpt.comparing.compare_dump import compare_dump
@@ -32,6 +31,7 @@ from llama_ckpt.ranks.place import RankDump, placed
 from llama_ckpt.ranks.plan import Plan, read_plan
 from llama_ckpt.ranks.record import ranks_of
 from llama_ckpt.ranks.run import Run, open_run
+from llama_ckpt.whole_files import temporary_folder
 
 __all__ = ["compare_ranks"]
 
@@ -61,14 +61,14 @@ def compare_ranks(
     their_names = DumpMap() if names is None else read_map(names)
     chosen = plan if isinstance(plan, Plan) else Plan() if plan is None else read_plan(plan)
     of_model = {key: options.get(key) for key in ("reference", "model", "dump", "dtype")}
-    with TemporaryDirectory(prefix="llama_ckpt_ranks") as folder:
-        dumps = [in_one(open_their_dump(path, their_names), Path(folder)) for path in paths]
+    with temporary_folder("ranks") as folder:
+        dumps = [in_one(open_their_dump(path, their_names), folder) for path in paths]
         opened = placed(dumps, chosen)
         run = open_run(opened, chosen, **of_model)
         views = list(run.views())
         results: dict[int, Comparison] = {}
         for rank in views:
-            path = Path(folder) / f"rank_{rank}.safetensors"
+            path = folder / f"rank_{rank}.safetensors"
             if not run.write_whole(path, rank):
                 raise DumpError("the ranks' dumps", got=_first_of(run), wanted="points that make a whole")
             results[rank] = compare_dump(path, **options)

@@ -13,10 +13,12 @@ import platform
 import shutil
 import stat
 import subprocess
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Final
+
+from llama_ckpt.errors import OptionError
+from llama_ckpt.whole_files import folder_beside
 
 __all__ = ["SWITCH", "native_code"]
 
@@ -46,7 +48,7 @@ def native_code() -> ctypes.CDLL | None:
         if not library.exists():
             _compile(compiler, library)
         return ctypes.CDLL(str(library))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, OptionError):
         return None
 
 
@@ -91,10 +93,10 @@ def _compile(compiler: str, library: Path) -> None:
     """Make it beside its place and move it there, so that nobody finds half of it.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be made.
+        OSError, subprocess.SubprocessError, OptionError: it cannot be made.
     """
-    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        made = Path(scratch) / library.name
+    with folder_beside(library) as scratch:
+        made = scratch / library.name
         for machine in FOR_THIS_MACHINE:
             command = [compiler, *FLAGS, *machine, "-o", str(made), str(SOURCE)]
             if subprocess.run(command, capture_output=True, timeout=SECONDS, check=False).returncode == 0:

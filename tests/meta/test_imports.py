@@ -37,7 +37,7 @@ ARROWS: dict[str, str] = {
     "results": "errors outside whole_files",
     # bytes, weights, tokens
     "gguf": "bus_errors errors whole_files",
-    "weights": "errors gguf outside precisions spare_memory",
+    "weights": "errors gguf outside precisions spare_memory whole_files",
     "tokens": "errors gguf",
     "hugging_face": "errors gguf outside weights whole_files",
     "kernels": "errors weights",
@@ -46,7 +46,7 @@ ARROWS: dict[str, str] = {
     "arithmetic": "errors oracle outside points",
     "judging": "errors json_values oracle points precisions",
     "dumps": "bus_errors errors judging listing outside plain_text points precisions whole_files",
-    "capture": "hugging_face dumps errors gguf points spawning weights",
+    "capture": "hugging_face dumps errors gguf points spawning weights whole_files",
     "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights whole_files",
     "checkpoints": "errors points tokens weights",
     "model": "hugging_face checkpoints errors gguf points precisions tokens weights",
@@ -60,13 +60,14 @@ ARROWS: dict[str, str] = {
         "points precisions reference_dumps results spare_memory weights"
     ),
     "ranks": (
-        "comparing diagnose dumps errors gguf judging listing oracle outside points reference_dumps weights"
+        "comparing diagnose dumps errors gguf judging listing oracle outside points reference_dumps weights "
+        "whole_files"
     ),
     # the ladder, and the catalogues on trial
     "ladder": (
         "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
         "judging kernels making model oracle points precisions reference_dumps results shadowing "
-        "spare_memory threads tokens weights"
+        "spare_memory threads tokens weights whole_files"
     ),
     "mutants": (
         "arithmetic checkpoints comparing diagnose dumps errors gguf judging ladder making model oracle "

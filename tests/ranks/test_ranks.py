@@ -64,7 +64,7 @@ def test_the_public_function_takes_ranks_by_number_and_says_how_to_type_it(tmp_p
     assert report.first_wrong is not None and report.first_wrong.name == "blk.0.v"
     assert [one.verdict for one in report.ranks] == ["pass", "fail"]
     assert report.ranks[1].first_wrong == "blk.0.v" and report.ranks[1].blocks == (0, 3)
-    assert "llama_ckpt_ranks" not in str(report.to_json())
+    assert "llama-ckpt-ranks" not in str(report.to_json())
     assert report.to_json()["ranks"][1]["path"] == str(b)
     assert "rank 1 is off; rank 0 is right" in " ".join(one.message for one in report.findings)
 

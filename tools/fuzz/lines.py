@@ -21,7 +21,7 @@ class NewLines:
     """
 
     def __init__(self) -> None:
-        self._new: list[tuple[str, int]] = []
+        self._new: set[tuple[str, int]] = set()
         self._seen: set[tuple[str, int]] = set()
         self._n = 0
         if sys.version_info >= (3, 12):
@@ -40,8 +40,8 @@ class NewLines:
         """Whether a line was reached for the first time since the last call."""
         if sys.version_info < (3, 12):
             sys.settrace(None)
-        fresh = bool(set(self._new) - self._seen)
-        self._seen |= set(self._new)
+        fresh = not self._new <= self._seen
+        self._seen |= self._new
         self._new.clear()
         return fresh
 
@@ -53,7 +53,7 @@ class NewLines:
 
     def _of_code(self, code: CodeType, line: int) -> Any:
         if OURS in code.co_filename:
-            self._new.append((code.co_filename, line))
+            self._new.add((code.co_filename, line))
         return sys.monitoring.DISABLE
 
     def _of_call(self, frame: FrameType, _event: str, _argument: Any) -> Any:
@@ -61,5 +61,5 @@ class NewLines:
 
     def _of_line(self, frame: FrameType, event: str, _argument: Any) -> Any:
         if event == "line":
-            self._new.append((frame.f_code.co_filename, frame.f_lineno))
+            self._new.add((frame.f_code.co_filename, frame.f_lineno))
         return self._of_line

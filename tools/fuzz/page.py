@@ -20,10 +20,13 @@ HEAD = """<!-- Made by `python -m tools.fuzz --count`; edit tools/fuzz/page.py i
 `make fuzz SECONDS=600` damages sound files, a field, a value or some bytes at a time, and reads what comes of
 it as the commands do. Each is read, or refused in one line of fewer than 500 printable characters, within
 five seconds of the processor's time (a dump that is compared and explained: sixty), in four times its size
-and 200 MB beyond what the program has. What
-shows a new line of the program, or a new refusal, is kept and damaged further. What broke a rule once is a
-file in `tools/fuzz/corpus`, and a test reads it on every run: what the table counts there was mended, or, of
-two dumps that were compared, the rule had not left an explanation its time.
+and 200 MB beyond what the program has after its imports. What shows a new line of the program, or a new
+refusal, is kept and damaged further. What broke a rule once is a file in `tools/fuzz/corpus`, and a test
+reads it on every run.
+
+The table is of `make fuzz SECONDS=520 FUZZ_ARGS="--goals --jobs 14 --count"`, whose goals are what "tried"
+says; of dumps that are compared only those count that were read and compared to the end. A header is sound
+where it is read and says what a Llama needs: what is damaged there lies behind it.
 
 | what | tried | header sound | read | refused | broke a rule | seconds |
 |---|---|---|---|---|---|---|
