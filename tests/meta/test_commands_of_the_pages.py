@@ -25,6 +25,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = sorted(set(DOCS.rglob("*.md")) - {DOCS / "cli.md", DOCS / "worker.md"})
 PROGRAMS = r"(?:llama-ckpt|python|pip|make|pytest|curl)(?= )"
 
+SEEDED = (
+    "llama-ckpt make-seeded --width 64 --heads 4 --kv-heads 2 --layers 4 --ffn 128 --vocab 2000 "
+    "--out gqa.gguf"
+)
 RUN = {
     'python -c "from reference_dumps import embedded_model; print(embedded_model())"': (0, "model.gguf"),
     "llama-ckpt export --out weights.safetensors": (0, "weights.safetensors: "),
@@ -42,6 +46,7 @@ RUN = {
     "llama-ckpt compare before.safetensors after.safetensors --html page.html": (1, "they part at blk.7"),
     "llama-ckpt compare cpu.safetensors cuda.safetensors metal.safetensors --html page.html": (0, "pass"),
     "llama-ckpt compare v1.safetensors v2.safetensors v3.safetensors --html page.html": (1, "v3 is off"),
+    SEEDED: (0, "gqa.gguf: 854112 bytes"),
     "llama-ckpt compare-weights A B": (0, "equal"),
     "llama-ckpt explain 1": (0, "RMSNorm"),
     "llama-ckpt explain q_rope": (0, "RoPE"),
