@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from llama_ckpt.cli.adapters import Command
 from llama_ckpt.cli.boundary import CommandGroup
 from llama_ckpt.cli.endings import prepared
 from llama_ckpt.version import __version__
@@ -66,7 +67,7 @@ class Commands(CommandGroup):
             return None
         module = importlib.import_module(f"{__name__}.{cmd_name.replace('-', '_')}")
         alone = typer.Typer(**STYLE)
-        alone.command(module.NAME, epilog=module.EXAMPLE)(module.command)
+        alone.command(module.NAME, cls=Command, epilog=module.EXAMPLE)(module.command)
         return typer.main.get_command(alone)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from llama_ckpt.cli.adapters import SparedAdapters
 from llama_ckpt.cli.endings import BAD_INPUT, BROKEN_PIPE, INTERRUPTED, endings, say
 from llama_ckpt.errors import LlamaCkptError
 from llama_ckpt.parts import missing_part
@@ -16,7 +17,7 @@ from llama_ckpt.shadowing import check_checkpoints
 __all__ = ["BAD_INPUT", "BROKEN_PIPE", "INTERRUPTED", "CommandGroup"]
 
 
-class CommandGroup(TyperGroup):
+class CommandGroup(SparedAdapters, TyperGroup):
     """Commands in the order in which they are given, and no traceback for what a user caused."""
 
     def make_context(self, *words: Any, **extra: Any) -> Any:

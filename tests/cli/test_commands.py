@@ -72,6 +72,23 @@ def test_what_computes_nothing_does_not_load_torch(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "spared"),
+    [
+        (["--help"], {"numpy", "gguf", "rich", "pydantic"}),
+        (["explain", "attn_probs"], {"gguf", "rich", "pydantic"}),
+        (["inspect"], {"rich", "pydantic", "llama_ckpt.hugging_face"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_text_waits_for_nothing_that_it_does_not_need(words: list[str], spared: set[str]) -> None:
+    code = "import sys\nfrom llama_ckpt.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    code += "print(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert not spared & set(done.stderr.split())
+    assert len(done.stdout) > 500
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ["validate", "--model"],
