@@ -139,4 +139,4 @@ def test_a_command_does_what_its_page_says(
 @pytest.mark.parametrize("page", [*PAGES, DOCS / "worker.md"], ids=lambda path: path.stem)
 def test_programs_on_the_pages_are_python(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
-        ast.parse(block)
+        assert ast.parse(block).body
