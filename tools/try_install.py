@@ -46,6 +46,7 @@ LIGHT = (
     ("tokenize", "Hello"),
     ("explain", "1"),
     ("explain", "arithmetic"),
+    ("example", "c++"),
 )
 LACKING = (
     ("validate", 'pip install "llama_ckpt[torch]"'),

@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "mutants": "Show that every known bug is caught and named.",
         "bench": "Measure loading, prefill and decoding on the GPU.",
         "check-worker": "Start a worker, try it, and stop it.",
+        "example": "Print a writer of dumps to copy into your program.",
         "report-bug": "Collect what to attach to a report of a fault.",
     }
 )

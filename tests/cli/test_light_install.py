@@ -41,6 +41,8 @@ def test_what_judges_and_reads_needs_neither_torch_nor_a_server(tmp_path: Path) 
         (("tokenize", "--model", MODEL, "Hello world"), 0, "[1, 15043, 3186]"),
         (("explain", "3"), 0, "attention"),
         (("compare-weights", MODEL, MODEL), 0, "291 equal"),
+        (("example", "C++"), 0, "class DumpWriter"),
+        (("example", "cobol"), 2, ""),
     ):
         done = command(*arguments)
         assert done.returncode == code and said in done.stdout, (arguments, done.stdout, done.stderr)

@@ -48,7 +48,7 @@ ARROWS: dict[str, str] = {
     "dumps": "bus_errors errors judging listing outside plain_text points precisions whole_files",
     "capture": "hugging_face dumps errors gguf points spawning weights whole_files",
     "making": "hugging_face capture errors gguf oracle reference_dumps spawning weights whole_files",
-    "checkpoints": "errors points tokens weights",
+    "checkpoints": "errors points shadowing tokens weights",
     "model": "hugging_face checkpoints errors gguf points precisions tokens weights",
     "engine": "checkpoints errors kernels model precisions tokens weights",
     "generation": "checkpoints engine errors model precisions threads tokens weights",
@@ -94,11 +94,13 @@ ARROWS: dict[str, str] = {
     ),
     "__main__": "cli",
     "reference_dumps": "",
+    "example_files": "",
 }
 """A room of the house, package or module, to the rooms that it may import; any deeper arrow is a mistake."""
 
 LOADS_TORCH = (
     *(
+        "checkpoints",
         "weights.block_formats",
         "weights.codebook_formats",
         "weights.small_formats",

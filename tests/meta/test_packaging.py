@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     copy, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("wheel")
     for name in ("llama_ckpt", "checkpoints", "reference_dumps"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "PACKAGE.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, copy / name)
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*build, "--disable-pip-version-check", "-w", str(out), str(copy)], check=True)
@@ -44,7 +44,7 @@ def test_wheel_carries_the_model_the_dumps_and_every_module(wheel: zipfile.ZipFi
         wanted = {
             str(path.relative_to(ROOT))
             for path in (ROOT / package).rglob("*")
-            if path.suffix in (".py", ".gguf", ".json", ".safetensors", ".typed", ".css")
+            if path.suffix in (".py", ".gguf", ".json", ".safetensors", ".typed", ".css", ".hpp")
         }
         assert wanted and wanted <= packed, sorted(wanted - packed)
     assert any(name.endswith("licenses/LICENSE") for name in packed)
@@ -144,6 +144,30 @@ def test_a_users_own_checkpoints_is_told_apart(
     importlib.invalidate_caches()
     with pytest.raises(OptionError, match="which hides it, wanted the one that is installed.*; rename"):
         check_checkpoints()
+
+
+def test_the_layers_have_a_name_that_nothing_hides(tmp_path: Path) -> None:
+    """Theirs keeps its name, before and after."""
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "__init__.py").write_text("mine = 1", encoding="utf-8")
+    code = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}]
+{{theirs}}
+from llama_ckpt.checkpoints import rms_norm
+from llama_ckpt.checkpoints.c07_block import block
+import checkpoints
+print(checkpoints.mine, rms_norm.__name__, block.__globals__["rms_norm"] is rms_norm)
+"""
+    for theirs in ("", "import checkpoints"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(theirs=theirs)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.split() == ["1", "rms_norm", "True"], done.stderr
+    import checkpoints
+    from llama_ckpt.checkpoints import rope
+
+    assert rope is checkpoints.rope and sys.modules["llama_ckpt.checkpoints"] is checkpoints
 
 
 def test_our_own_checkpoints_is_accepted() -> None:

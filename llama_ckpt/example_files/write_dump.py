@@ -2,10 +2,15 @@
 
 import json
 import struct
+from typing import Any
+
+__all__ = ["write_dump"]
 
 
-def write_dump(path, tensors, **facts):  # facts: token_ids="1,15043", positions="0,1", calls="0,1", …
-    header, place = {"__metadata__": facts}, 0
+def write_dump(path: str, tensors: dict[str, Any], **facts: str) -> None:
+    """Facts: token_ids="1,15043", positions="0,1", calls="0,1", …"""
+    header: dict[str, Any] = {"__metadata__": facts}
+    place = 0
     for name, array in tensors.items():
         end = place + 4 * array.size
         header[name] = {"dtype": "F32", "shape": list(array.shape), "data_offsets": [place, end]}
