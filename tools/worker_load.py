@@ -5,7 +5,7 @@
 
 Every job's text is held against the same request run alone before; every terminal event is counted,
 for a client that hung up in the worker's log; health is asked all the while. The exit code is 1 when
-something is not as it should be.
+something is not as it should be. What a worker does when things go wrong: `tools/worker_scenarios.py`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class Load:
         plain: nobody hangs up and nothing is malformed.
         seed: of the mix.
         prompts: what is continued.
+        key: sent with every request but those for health, where the worker wants one.
     """
 
     url: str
@@ -58,6 +59,12 @@ class Load:
     plain: bool = False
     seed: int = 0
     prompts: tuple[str, ...] = PROMPTS
+    key: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What shows the key."""
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,9 @@ async def run_load(load: Load) -> Report:
     """Send everything; hold every text against a lone run of the same request."""
     report, mix = Report(), random.Random(load.seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=load.clients)
-    async with httpx.AsyncClient(base_url=load.url, trust_env=False, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(
+        base_url=load.url, trust_env=False, timeout=120, limits=limits, headers=load.headers
+    ) as client:
         kinds = _kinds(load)
         mix.shuffle(kinds)
         bodies = [(kind, _body(load, number, kind, mix)) for number, kind in enumerate(kinds)]

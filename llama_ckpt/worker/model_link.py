@@ -86,6 +86,7 @@ class ModelLink:
 
     Attributes:
         heard: how many messages have come since it loaded, those that it sends of itself included.
+        worked: how many of them show that it computes.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class ModelLink:
         self._reading: asyncio.Task[None] | None = None
         self._relaying: asyncio.Task[None] | None = None
         self._stopped = False
-        self.heard = 0
+        self.heard = self.worked = 0
 
     @property
     def pid(self) -> int | None:
@@ -199,6 +200,7 @@ class ModelLink:
     async def _read(self) -> None:
         while (message := await self._message()) is not None:
             self.heard += 1
+            self.worked += message.get("works", True)
             if message["is"] == "alive":
                 continue
             if message["is"] in ("encoded", "unencodable"):

@@ -7,7 +7,7 @@
     out   {"is":"loaded", …}   or {"is":"refused", message, code}
           {"is":"encoded", id, count, token_ids}   or {"is":"unencodable", id, message}
           {"is":"token", id, text}   {"is":"metrics", id, vram_bytes}
-          {"is":"alive"}                                            twice a second
+          {"is":"alive","works":…}                                  twice a second
           {"is":"done", id, reason, stop_string, tokens}   or {"is":"failed", id, code, message}
 
 Four threads: one reads, one tokenizes, one says that the process runs, the main one computes. When
@@ -44,6 +44,7 @@ __all__ = ["ServedModel", "Outbox", "serve"]
 
 METRICS_EVERY = 1.0  # seconds
 BEAT_EVERY = 0.5  # seconds
+IDLE = 0.01  # seconds of the processor's time between two beats that are nobody's work
 Message = Mapping[str, Any]
 
 
@@ -292,10 +293,17 @@ def _encode(engine: ServedModel, texts: queue.SimpleQueue[Message]) -> None:
 
 
 def _beat(outbox: Outbox) -> None:
-    """Say again and again that this process runs: one that is stopped, or starved of memory, does not."""
+    """Say again and again that this process runs, and whether it computes.
+
+    One that is stopped, or starved of memory, says nothing; one whose threads wait for each other for ever
+    says that it computes nothing. A count of layers or tokens would not tell a stuck one from a long prompt,
+    of which a single layer takes a minute.
+    """
+    spent = time.process_time()
     while True:
         time.sleep(BEAT_EVERY)
-        outbox.send("alive")
+        before, spent = spent, time.process_time()
+        outbox.send("alive", works=spent - before > IDLE)
 
 
 def main() -> None:

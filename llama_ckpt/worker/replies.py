@@ -13,6 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -101,6 +102,10 @@ class UnavailableError(Exception):
         self.constraint, self.retry_after = constraint, retry_after
 
 
+_LONG_BODIES = ThreadPoolExecutor(1, "long-bodies")
+"""One at a time: reading a megabyte holds the interpreter, and several would keep the event loop in line."""
+
+
 async def body_of(request: Request, kind: type[Body], *, within: float) -> Body:
     """A request's body, checked.
 
@@ -135,7 +140,9 @@ async def body_of(request: Request, kind: type[Body], *, within: float) -> Body:
 
 async def _off_the_loop(data: bytes, call: Callable[[Any], Any], given: Any) -> Any:
     """What takes long of a long body is no turn of the event loop's, where everybody else waits."""
-    return call(given) if len(data) < LONG else await asyncio.to_thread(call, given)
+    if len(data) < LONG:
+        return call(given)
+    return await asyncio.get_running_loop().run_in_executor(_LONG_BODIES, call, given)
 
 
 def _parsed(data: bytes) -> Any:

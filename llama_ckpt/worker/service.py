@@ -228,7 +228,9 @@ class Service:
                 self.state = "faulted"
             link.kill()
 
-        dog = Watchdog(lambda: link.heard, lambda: self.queue.unobeyed, stuck, self.options.watchdog)
+        dog = Watchdog(
+            lambda: link.heard, lambda: link.worked, lambda: self.queue.unobeyed, stuck, self.options.watchdog
+        )
         self._watching = asyncio.create_task(dog.run())
 
     async def stop(self) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -32,6 +32,8 @@ class RunningWorker:
         options: further words of its command line.
         callback_url: test mode unless told otherwise.
         environment: variables to set for it.
+        stderr: where its log goes; without it, it is read.
+        port: 0 takes a free one, which the log says.
     """
 
     def __init__(
@@ -40,16 +42,19 @@ class RunningWorker:
         *options: str,
         callback_url: str = TEST_MODE,
         environment: Mapping[str, str] | None = None,
+        stderr: IO[bytes] | None = None,
+        port: int = 0,
     ) -> None:
-        command = [sys.executable, "-m", "llama_ckpt.worker", "--worker-id", "test", "--port", "0"]
+        command = [sys.executable, "-m", "llama_ckpt.worker", "--worker-id", "test", "--port", str(port)]
         command += ["--model", str(model), "--callback-url", callback_url, *options]
         variables = {**os.environ, **(environment or {})}
         self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, env=variables
+            command, stderr=stderr or subprocess.PIPE, stdin=subprocess.DEVNULL, env=variables
         )
         self.log: list[Json] = []
         self._news, self._closed = threading.Condition(), False
-        threading.Thread(target=self._read, daemon=True).start()
+        if stderr is None:
+            threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self.process.stderr is not None

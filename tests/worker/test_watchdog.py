@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -15,16 +16,19 @@ import httpx
 from llama_ckpt.worker.events import Error
 from llama_ckpt.worker.job_queue import JobQueue
 from llama_ckpt.worker.jobs import Job
+from llama_ckpt.worker.model_process import _beat
 from llama_ckpt.worker.telemetry import Telemetry
 from llama_ckpt.worker.watchdog import LONG, NEVER, TURN, Watchdog
 from tests.worker.running_worker import RunningWorker, execute, request, running
 
 
-def looks(heard: list[int], unobeyed: list[bool], patience: float = 2.0) -> list[str | None]:
-    """What each look at such a process says."""
-    turn = iter(zip(heard, unobeyed, strict=True))
-    now: list[tuple[int, bool]] = []
-    dog = Watchdog(lambda: now[-1][0], lambda: now[-1][1], lambda _why: None, patience)
+def looks(
+    heard: list[int], unobeyed: list[bool], patience: float = 2.0, worked: list[int] | None = None
+) -> list[str | None]:
+    """What each look at such a process says; it computes whenever it is heard, where no more is said."""
+    turn = iter(zip(heard, worked or heard, unobeyed, strict=True))
+    now: list[tuple[int, int, bool]] = []
+    dog = Watchdog(lambda: now[-1][0], lambda: now[-1][1], lambda: now[-1][2], lambda _why: None, patience)
     said = []
     for one in turn:
         now.append(one)
@@ -50,6 +54,39 @@ def test_one_that_says_that_it_runs_and_never_obeys() -> None:
     turns = int(NEVER * 2.0 / TURN)
     said = looks(list(range(turns)), [True] * turns)
     assert not any(said[:-1]) and said[-1] == "a cancelled job did not end for 48 seconds"
+
+
+def test_one_that_says_that_it_runs_and_computes_nothing() -> None:
+    """Threads that wait for each other for ever; without a cancel nobody knows better."""
+    said = looks(list(range(12)), [False, False] + [True] * 10, worked=[1, 2] + [2] * 10)
+    first = next(i for i, one in enumerate(said) if one)
+    assert (first - 1) * TURN == 2.0 and "computed nothing for 2 seconds" in str(said[first])
+    assert not any(looks(list(range(90)), [False] * 90, worked=[1] * 90))
+
+
+def test_a_beat_says_whether_anything_is_computed() -> None:
+    said: list[bool] = []
+
+    class Told:
+        def send(self, _kind: str, *, works: bool) -> None:
+            said.append(works)
+            if len(said) == 2:
+                raise SystemExit
+
+    def beat() -> None:
+        with contextlib.suppress(SystemExit):
+            _beat(Told())  # type: ignore[arg-type]
+
+    for busy in (False, True):
+        said.clear()
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            if busy:
+                sum(range(1000))
+            else:
+                thread.join(0.2)
+        assert said == [busy, busy]
 
 
 def test_a_cancel_that_is_obeyed_late_is_forgiven() -> None:
