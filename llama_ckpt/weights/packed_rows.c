@@ -11,6 +11,7 @@
 
 #define LANES 16
 #define MOST 4 /* tokens at a time */
+#define AHEAD 4096 /* bytes asked for before their turn: a processor's own foresight ends with a page */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(64)));
@@ -71,14 +72,12 @@ INLINE void f16(const uint8_t *b, float *w) {
     for (int part = 0; part < 2; part++) {
         words h;
         memcpy(&h, b + 32 * part, 32);
-        ints bits = __builtin_convertvector(h, ints), rest = (bits & 0x7fff) << 13;
-        ints infinite = ((bits & 0x7c00) == 0x7c00) & 0x7f800000;
-        floats f;
-        memcpy(&f, &rest, 64);
-        f *= 0x1p112f; /* the exponent's other bias; denormal numbers come out as they are */
-        memcpy(&rest, &f, 64);
-        rest |= infinite | (bits & 0x8000) << 16;
-        memcpy(w + LANES * part, &rest, 64);
+        ints bits = __builtin_convertvector(h, ints), size = bits & 0x7fff, denormal = size < 0x400;
+        ints whole = (size << 13) + 0x38000000 + ((size >= 0x7c00) & 0x38000000), few; /* the exponent's other bias */
+        floats small = __builtin_convertvector(size, floats) * 0x1p-24f;
+        memcpy(&few, &small, 64);
+        whole = (whole & ~denormal) | (few & denormal) | (bits & 0x8000) << 16;
+        memcpy(w + LANES * part, &whole, 64);
     }
 }
 
@@ -218,6 +217,7 @@ INLINE float total(floats v) {
             const uint8_t *b = w + r * row_bytes;                                                            \
             _Pragma("GCC unroll 4") for (const float *at = x; at < x + width; at += block, b += block_bytes) { \
                 float v[block];                                                                              \
+                for (int i = 0; i < block_bytes; i += 64) __builtin_prefetch(b + AHEAD + i);                 \
                 name(b, v);                                                                                  \
                 for (int i = 0; i < block; i += 32)                                                          \
                     for (int t = 0; t < n; t++)                                                              \
