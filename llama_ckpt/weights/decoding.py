@@ -2,7 +2,8 @@
 
 The decoders of `decoders` make a dozen arrays as large as the weight on their way; of a piece those never
 leave the cache, and what is written to memory is the result alone. The commonest formats have a way of
-their own here, which reads whole blocks at once. The bits are the decoders' own, whatever the way.
+their own here, which reads whole blocks at once, and large matrices are read by compiled code where there is
+any (`compiled_formats`). The bits are the decoders' own, whatever the way.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ from torch import Tensor
 from llama_ckpt.weights.compiled_formats import compiled_formats
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 
-__all__ = ["PIECE", "decode_into", "pays"]
+__all__ = ["LARGE", "PIECE", "decode_into", "pays"]
 
 PIECE: Final = 1 << 18
 """Elements that are made at a time: a megabyte in float32."""
+
+LARGE: Final = 1 << 22
+"""Elements of a matrix that is worth asking for a compiler: no small model has one."""
 
 
 def pays(raw: Tensor, type: T) -> bool:
@@ -39,8 +43,9 @@ def decode_into(raw: Tensor, type: T, out: Tensor) -> None:
         type: their format, one of `BLOCK_DECODERS`.
         out: contiguous, as many elements; in another dtype than float32 each is rounded once.
     """
-    compiled = compiled_formats().get(type) if out.dtype == torch.float32 else None
-    if compiled is not None and out.numel() % compiled.block == 0:
+    large = out.dtype == torch.float32 and out.numel() >= LARGE
+    compiled = compiled_formats().get(type) if large else None
+    if compiled is not None:
         compiled.write_values(raw, out)
         return
     block, block_bytes = GGML_QUANT_SIZES[type]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llama_ckpt.spare_memory import spare_bytes
 from llama_ckpt.weights.compiled_formats import compiled_formats, in_parts
-from llama_ckpt.weights.decoding import PIECE, decode_into
+from llama_ckpt.weights.decoding import PIECE
 from llama_ckpt.weights.quants import PackedWeight, Weight
 from llama_ckpt.weights.records import BlockWeights, ModelWeights
 
@@ -52,13 +52,13 @@ def packed_product(raw: Tensor, type: T, x: Tensor) -> Tensor:
 
 def product_in_pieces(raw: Tensor, type: T, x: Tensor) -> Tensor:
     """The same for many rows: some rows of the weight at a time become float32, in one place for all."""
-    out, width = len(raw), x.shape[1]
+    compiled, out, width = compiled_formats()[type], len(raw), x.shape[1]
     y, step = torch.empty(len(x), out), max(1, 4 * PIECE // width)
     place = torch.empty(min(step, out), width)
     for start in range(0, out, step):
         some = raw[start : start + step]
         values = place[: len(some)]
-        decode_into(some, type, values)
+        compiled.write_values(some, values)
         torch.mm(x, values.t(), out=y[:, start : start + len(some)])
     return y
 
