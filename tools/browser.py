@@ -12,12 +12,12 @@ It is spoken to over a pair of pipes in the DevTools protocol, so nothing has to
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +47,9 @@ COMPLAINTS = {
 
 
 def chromium() -> str | None:
-    """The path of a Chromium, None where there is none."""
+    """The path of a Chromium, None where there is none, or on a system without POSIX's pipes."""
+    if sys.platform == "win32":
+        return None
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
@@ -64,6 +66,8 @@ class Browser:
 
         def place() -> None:
             """It reads file descriptor 3 and writes 4; both ends are moved first, should they lie there."""
+            import fcntl
+
             ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (theirs, answers)]
             for number, end in enumerate(ends, start=3):
                 os.dup2(end, number)

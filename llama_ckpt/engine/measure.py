@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import resource
 import statistics
 import subprocess
 import time
@@ -175,6 +174,8 @@ def _times(run: Callable[[], Any], repeats: int, warm_up: int = WARM_UP) -> list
 
 def _peak_host_bytes() -> int:
     """The most memory this process ever held, pages of mapped files included."""
+    import resource  # not every system has it, and the command is listed on all
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -72,3 +72,27 @@ def test_the_worker_says_it_before_it_listens() -> None:
     done = ran("from llama_ckpt.worker.__main__ import main\nmain()", *options)
     assert done.returncode == 2
     assert "llama-ckpt-worker needs" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+ELSEWHERE = """
+import os, signal, sys
+sys.modules.update(dict.fromkeys(["fcntl", "pwd", "grp", "resource", "termios", "tty", "pty"]))
+for name in ("SIGALRM", "SIGBUS", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
+    delattr(signal, name)
+for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "killpg", "mkfifo", "O_NOFOLLOW", "O_NONBLOCK"):
+    if hasattr(os, name):
+        delattr(os, name)
+"""
+"""Takes away what Windows, or macOS, does not have."""
+
+
+def test_the_light_commands_need_nothing_that_one_system_alone_has(tmp_path: Path) -> None:
+    dump = dump_folder("f32") / "hello.safetensors"
+    for arguments, said in (
+        (("compare", str(dump), "--partial", "--html", str(tmp_path / "x.html")), "within its limits"),
+        (("export", "--model", MODEL, "--out", str(tmp_path / "x.safetensors")), "bytes"),
+        (("inspect", MODEL), "every tensor of a Llama is there"),
+        (("tokenize", "Hello world"), "[1, 15043, 3186]"),
+    ):
+        done = ran(ELSEWHERE + "from llama_ckpt.cli import main\nmain()", *arguments)
+        assert done.returncode == 0 and said in done.stdout, (arguments, done.stderr[-2000:])
