@@ -96,11 +96,12 @@ def command(
     several = dumps is not None and len(dumps) > 1
     if several and (ranks or plan):
         raise OptionError("--rank", got=f"{len(dumps or ())} dumps as well", wanted="the dumps of one run")
+    if dumps is not None and several:
+        raise typer.Exit(compare_several(dumps, names, files, options))
     with ProgressBar() as bar:
-        options["progress"] = bar
-        if dumps is not None and several:
-            raise typer.Exit(compare_several(dumps, names, files, options))
-        report = compare(dumps[0] if dumps else None, ranks=ranks, plan=plan, names=names, **options)
+        report = compare(
+            dumps[0] if dumps else None, ranks=ranks, plan=plan, names=names, progress=bar, **options
+        )
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
     for line in comparison_lines(report, verbose=verbose):
         console.say(*line)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llama_ckpt.cli.console import Console
+from llama_ckpt.cli.progress import ProgressBar
 from llama_ckpt.cli.reports import ReportFiles
 from llama_ckpt.comparing.side_by_side import labels, side_by_side
 from llama_ckpt.comparing.two_dumps import compare_two
@@ -37,10 +38,11 @@ def compare_several(
         if path is not None:
             wanted = "--html or --json of several dumps"
             raise OptionError(option, got=f"{len(dumps)} dumps", wanted=wanted, hint="compare each by itself")
-    given = any(value for key, value in options.items() if key != "progress")
-    if len(dumps) == 2 and files.html is None and not given:
+    if len(dumps) == 2 and files.html is None and not any(options.values()):
         return _two(dumps[0], dumps[1], names, files)
-    found = side_by_side(dict(zip(labels(dumps), dumps, strict=True)), names=names, **options)
+    with ProgressBar() as bar:
+        named = dict(zip(labels(dumps), dumps, strict=True))
+        found = side_by_side(named, names=names, progress=bar, **options)
     report = found.to_json()
     console = Console(stderr=files.to_stdout, highlight=False, soft_wrap=True)
     for line in side_by_side_lines(report):

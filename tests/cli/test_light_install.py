@@ -79,7 +79,7 @@ import os, signal, sys
 sys.modules.update(dict.fromkeys(["fcntl", "pwd", "grp", "resource", "termios", "tty", "pty"]))
 for name in ("SIGALRM", "SIGBUS", "SIGCHLD", "SIGHUP", "SIGKILL", "SIGPIPE", "SIGQUIT", "SIGUSR1", "SIGUSR2"):
     delattr(signal, name)
-for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "killpg", "mkfifo", "O_NOFOLLOW", "O_NONBLOCK"):
+for name in ("fork", "getuid", "geteuid", "sched_getaffinity", "killpg", "mkfifo", "O_NOFOLLOW"):
     if hasattr(os, name):
         delattr(os, name)
 """
