@@ -10,7 +10,9 @@ from typing import Any
 from safetensors import safe_open
 
 import llama_ckpt as lc
+from llama_ckpt.report.comparison import comparison_lines
 from tools.site_hooks import on_page_markdown
+from tools.transcripts import settled
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -57,16 +59,26 @@ def test_links_out_of_the_pages_become_names() -> None:
 
 
 def test_the_first_dump_is_as_the_page_says(tmp_path: Path, monkeypatch: Any) -> None:
+    """The program, what the reports of it show, and the steps that lead to the name of its bug."""
     monkeypatch.chdir(tmp_path)
-    code, plain = re.findall(r"```python\n(.*?)```", (DOCS / "first_dump.md").read_text("utf-8"), re.S)
+    page = (DOCS / "first_dump.md").read_text("utf-8")
+    code, plain = re.findall(r"```python\n(.*?)```", page, re.S)
+    first, last = re.findall(r"```\n(first wrong .*?)```", page, re.S)
     names: dict[str, Any] = {}
-    exec(code, names)
-    assert lc.compare("mine.safetensors").passed
-    assert "positions = np.arange(8) + 1 " in code
+    for kept, shown in (("", first), ('"attn_context"', ""), ('"attn_context", "q_rope"', last)):
+        assert not kept or f"`kept = [{kept}]`" in page
+        exec(code.replace("kept = []", f"kept = [{kept}]"), names)
+        found = lc.compare("mine.safetensors")
+        lines = ["".join(part for part, _ in line) for line in comparison_lines(found, verbose=False)]
+        assert set(settled(shown)) - {""} <= set(settled("\n".join(lines)))
+        assert (
+            found.record_next is not None
+            and f"record {found.record_next} next" in page
+            or kept.endswith('q_rope"')
+        )
+    exec(code.replace("np.arange(8) * 2 ", "np.arange(8) + 1 "), names)
+    assert lc.compare("mine.safetensors").passed, "as the page says of positions that are one too large"
     with safe_open("mine.safetensors", "np") as file:
         names["tensors"] = {name: file.get_tensor(name) for name in file.keys()}
     exec(plain, names)
     assert lc.compare("mine.safetensors").passed
-    exec(code.replace("np.arange(8) + 1 ", "np.arange(8) * 2 "), {})
-    found = lc.compare("mine.safetensors")
-    assert found.first_wrong is not None and found.first_wrong.name == "blk.0.out"
