@@ -18,6 +18,9 @@ __all__ = ["explained", "findings", "ladder", "next_tokens", "verdicts"]
 MOST_ROWS = 40
 """So many rows of the table of verdicts; the JSON has them all."""
 
+OPEN_ROWS = 6
+"""So many of them stand open: on a phone a row is a card."""
+
 
 def findings(seen: View) -> list[Section]:
     """What is wrong with the dump itself, or which checkpoints fail."""
@@ -32,8 +35,9 @@ def findings(seen: View) -> list[Section]:
 
 def explained(seen: View) -> list[Section]:
     """What the first wrong points look like, and what people get wrong there."""
-    cards = [_card(found) for found in seen.explained]
-    return section("What it looks like", "", [*cards, *_mistakes(seen)])
+    first, *others = [_card(found) for found in seen.explained] or [""]
+    more = [folded(f"{len(others)} more", "".join(others))] if others else []
+    return section("What it looks like", "", [first, *more, *_mistakes(seen)])
 
 
 def _card(found: Mapping[str, Any]) -> str:
@@ -131,7 +135,7 @@ def verdicts(seen: View) -> list[Section]:
     for one in listed:  # the total error of what is wrong by itself says no more
         again = one.kind == "total" and (one.name, one.dump) in own
         (others if again or one.made == "inherited" else shown).append(one)
-    parts = list(_rows(shown))
+    parts = list(_rows(shown, OPEN_ROWS))
     if others:
         inherited = sum(one.made == "inherited" for one in others)
         word = f"{len(others)} more, of which {inherited} inherit an error"
@@ -154,11 +158,17 @@ def _next_tokens(seen: View) -> Iterator[str]:
         )
 
 
-def _rows(listed: Sequence[DrawnPoint]) -> Iterator[str]:
-    if listed:
-        yield table(HEADS, [_verdict_row(one) for one in listed[:MOST_ROWS]])
-    if len(listed) > MOST_ROWS:
-        yield f"<p class='lead'>and {len(listed) - MOST_ROWS} more, in the JSON.</p>"
+def _rows(listed: Sequence[DrawnPoint], n_open: int = MOST_ROWS) -> Iterator[str]:
+    """A table of the first, and the others folded."""
+    made = [_verdict_row(one) for one in listed[:MOST_ROWS]]
+    if made:
+        yield table(HEADS, made[:n_open])
+    left = f"<p class='lead'>and {len(listed) - MOST_ROWS} more, in the JSON.</p>"
+    rest = left if len(listed) > MOST_ROWS else ""
+    if made[n_open:]:
+        yield folded(f"{len(listed) - n_open} more like these", table(HEADS, made[n_open:]) + rest)
+    else:
+        yield rest
 
 
 def _verdict_row(one: DrawnPoint) -> tuple[str, ...]:

@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.side_by_side import side_by_side
+from llama_ckpt.ladder.climb import validate
 from tests.comparing.their_programs import EIGHT, bug, right_run, run, write
 from tools.browser import Browser, Page, chromium
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 
 SCREEN = 800
-PAGES = ("passing", "failing", "several")
+PAGES = ("passing", "failing", "several", "ladder")
+
+
+def wrong_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     right, failing = (compare_dump(write(folder, tensors, **facts)) for tensors in (right_run(EIGHT), wrong))
     several = side_by_side({"before": right, "after, with a long name of its own " * 3: failing, "b": right})
     found = {name: folder / f"{name}.html" for name in PAGES}
-    for name, one in zip(PAGES, (right, failing, several), strict=True):
+    ladder = validate("1", implementation=wrong_norm, device="cpu", maps=True)
+    for name, one in zip(PAGES, (right, failing, several, ladder), strict=True):
         one.to_html(found[name])
     return found
 
@@ -60,8 +67,11 @@ def test_it_is_quiet_and_never_wider_than_the_window(
         assert page.complaints == []
 
 
-def test_a_failing_page_is_six_screens_on_a_phone(pages: dict[str, Path], browser: Browser) -> None:
-    page = browser.open(pages["failing"], width=400, height=SCREEN)
+@pytest.mark.parametrize("name", ["failing", "ladder"])
+def test_a_failing_page_is_six_screens_on_a_phone(
+    name: str, pages: dict[str, Path], browser: Browser
+) -> None:
+    page = browser.open(pages[name], width=400, height=SCREEN)
     assert size(page, "Height") <= 6 * SCREEN
     shown = "document.querySelector('h1').getBoundingClientRect()"
     assert page.ask(f"{shown}.bottom") < SCREEN / 2, "the verdict and the bug stand on the first screen"
