@@ -19,6 +19,9 @@ WIDTH = 420
 LEVELS = ("≤ 0.1", "≤ 0.5", "≤ 1", "≤ 10", "≤ 100", "≤ 1000", "more")
 """The steps of a heat map, error over what is allowed; a class `l0` to `l6` each, else `bad` or `none`."""
 
+TALLEST = 420.0
+"""A map of many rows is no taller: its rows are lower, and not each has its label."""
+
 BOUNDS = (0.1, 0.5, 1.0, 10.0, 100.0, 1000.0)
 
 
@@ -140,19 +143,22 @@ def _map(
     if not n:
         return ""
     left, top = 84.0, 4.0
-    width, height = (WIDTH - left - 2) / max(n, len(columns)), 15.0
+    width, height = (WIDTH - left - 2) / max(n, len(columns)), min(15.0, TALLEST / len(rows))
     gap = 0.8 if width > 4 else 0.0
+    tall = height - min(1.0, height / 8)
+    named = math.ceil(11 / height)  # a label needs so many rows
     parts = []
     for place, (name, cells) in enumerate(zip(names, rows, strict=True)):
         y = top + place * height
-        parts.append(_text(left - 5, y + 11, name, "end", "axis"))
+        if place % named == 0:
+            parts.append(_text(left - 5, y + height / 2 + 3.5, name, "end", "axis"))
         for column, (css, tip, letter) in enumerate(cells):
             if css == "none":
                 continue
             x = left + column * width
             parts.append(
                 f'<rect x="{x:.2f}" y="{y:.1f}" width="{width - gap:.2f}" '
-                f'height="{height - 1:.1f}" class="{css}"><title>{escape(tip)}</title></rect>'
+                f'height="{tall:.1f}" class="{css}"><title>{escape(tip)}</title></rect>'
             )
             if letter:
                 parts.append(_text(x + (width - gap) / 2, y + 11, letter, "middle", "in"))

@@ -15,6 +15,9 @@ from llama_ckpt.version import __version__
 
 __all__ = ["page_of_one", "sections"]
 
+LONG = 200
+"""A fact of so many characters, such as the tokens of a long prompt, is folded."""
+
 PARTS = (
     findings,
     explained,
@@ -65,10 +68,10 @@ def _head(seen: View) -> Iterator[str]:
 def _provenance(seen: View) -> list[Section]:
     """The dump, the command and the day; of the reference and the model, folded, all that is known."""
     facts = [*seen.provenance, ("llama_ckpt", __version__)]
-    more = [one for one in facts if one[0].startswith(("reference: ", "model: "))]
+    more = [one for one in facts if one[0].startswith(("reference: ", "model: ")) or len(one[1]) > LONG]
     notes = "".join(f"<li>{escape(note)}</li>" for note in seen.notes)
     parts = [_facts([one for one in facts if one not in more])] + ([f"<ul>{notes}</ul>"] if notes else [])
-    parts += [folded("The reference and the model", _facts(more))] if more else []
+    parts += [folded("More of the run, the reference and the model", _facts(more))] if more else []
     return section("Provenance", "", parts)
 
 

@@ -345,6 +345,13 @@ def test_levels_of_a_heat_map() -> None:
     assert len(charts.LEVELS) == 7
 
 
+def test_a_map_of_many_rows_is_no_taller_than_a_page() -> None:
+    few, many = (charts.heat_map([(f"r{n}", [(1.0, "")])] * n, "x") for n in (8, 64))
+    tall = [float(re.search(r'viewBox="0 0 420 ([\d.]+)"', one)[1]) for one in (few, many)]  # type: ignore[index]
+    assert tall[0] == 8 * 15 + 22 and tall[1] <= 445
+    assert few.count(">r8<") == 8 and 30 <= many.count(">r64<") <= 32, "labels do not overlap"
+
+
 def test_curves_leave_gaps_and_nothing_is_drawn_of_nothing() -> None:
     drawn = charts.curves([Curve("own", [1e-7, None, 0.0, 1e-6, 1e-5])], "x")
     assert drawn.count("<polyline") == 2 and drawn.count("<circle") == 3
