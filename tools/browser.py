@@ -83,7 +83,7 @@ class Browser:
         os.close(theirs)
         os.close(answers)
         self._write, self._read = os.fdopen(write, "wb", buffering=0), os.fdopen(read, "rb", buffering=0)
-        self._rest, self._number = b"", 0
+        self._rest, self._number, self._target = b"", 0, ""
         self.events: list[dict[str, Any]] = []
         return self
 
@@ -133,8 +133,10 @@ class Browser:
         return dict(json.loads(message))
 
     def open(self, path: Path, *, width: int, height: int = 800, dark: bool = False) -> Page:
-        """A file in a window of a size in CSS pixels, once it is loaded."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        """A file in a window of a size in CSS pixels, once it is loaded; what was open before is closed."""
+        if self._target:
+            self.call("Target.closeTarget", targetId=self._target)
+        target = self._target = str(self.call("Target.createTarget", url="about:blank")["targetId"])
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable", session)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +102,7 @@ class ReportFiles:
 
 
 def _facts() -> list[tuple[str, str]]:
-    """What was typed, and when, for the page."""
+    """What was typed, when, and with which versions, for the page."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return [("command", f"llama-ckpt {shlex.join(sys.argv[1:])}"), ("made", now)]
+    runs_on = f"Python {platform.python_version()}, numpy {version('numpy')}, {platform.system()}"
+    return [("command", f"llama-ckpt {shlex.join(sys.argv[1:])}"), ("made", now), ("with", runs_on)]

@@ -54,7 +54,8 @@ def _card(found: Mapping[str, Any]) -> str:
         operators = [one for one in operators if one not in same]
         sure = "".join(f"; {_certain(one)}{''.join(pictures(one['parameters']))}" for one in same)
         lines.append(f"<li><b>{escape(bug['sentence'])}</b>")
-        lines.append(f" <small>{mark}; remaining error {left}{sure}</small></li>")
+        asked = f"; <code>llama-ckpt explain {escape(bug['name'])}</code>" if bug is found["named"][0] else ""
+        lines.append(f" <small>{mark}; remaining error {left}{sure}{asked}</small></li>")
     for group in found["indistinguishable"][:2]:
         lines.append(f"<li>not to be told apart from this tensor: {escape(', '.join(group))}</li>")
     lines += [_operator(one) for one in operators]

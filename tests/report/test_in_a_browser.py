@@ -43,6 +43,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with Browser() as running:
+        try:
+            running.call("Browser.getVersion")
+        except (OSError, EOFError) as error:
+            pytest.skip(f"the Chromium that is installed does not start: {error}")
         yield running
 
 
