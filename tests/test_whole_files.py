@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from llama_ckpt.dumps.reference import open_dumps
 from llama_ckpt.errors import OptionError
 from llama_ckpt.whole_files import appears_when_whole, check_writable, locked, scratch_folder, write_whole
 from tests.draws import draws
+from tools.kills_and_races import COMMANDS, kills
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,6 +87,17 @@ def test_a_kill_at_any_moment_leaves_whole_files(tmp_path: Path) -> None:
         assert not left.exists() and partial.exists()
         partial.write_bytes(b"whole")
     assert not list(tmp_path.glob(".d0*"))
+
+
+def test_a_killed_command_leaves_whole_files_and_nothing_hidden_beyond_the_next_run(tmp_path: Path) -> None:
+    """A sample of `tools.kills_and_races --moments 200`, which finds what is not whole."""
+    n = draws(2, 6)
+    (tmp_path / "right").mkdir()
+    found = kills(COMMANDS["export"], n, seed=3, jobs=2, scratch=tmp_path / "right")
+    assert found.wrong == [] and sum(found.outcomes.values()) == n
+    (tmp_path / "wrong").mkdir()
+    never = replace(COMMANDS["export"], whole=lambda _folder, _right: ["half a file"])
+    assert "half a file" in kills(never, 1, seed=3, jobs=1, scratch=tmp_path / "wrong").wrong[0]
 
 
 def test_what_a_living_process_is_making_stays(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@
 A race: two captures of llama.cpp into one folder, started together, then two who only write; nothing of
 either may be missing. A kill: SIGKILL for a command, or for all of its processes, at a random moment of its
 run, a third of them in its last fifth. What stands under its name is whole then, old or new; helpers end; the
-next run ends well, and nothing hidden outlives it. The figures are printed as JSON; exit code 1 says that
-something was not as it should be.
+next run ends well, and nothing hidden outlives it. The figures are printed as lines of JSON; exit code 1 says
+that something was not as it should be.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def kills(command: Command, n: int, *, seed: int, jobs: int, scratch: Path) -> M
         scratch: an empty folder on the disk that is tried.
     """
     right = scratch / "right"
-    took = [_whole_run(command, right) for _ in range(3)]
+    took = [_whole_run(command, right) for _ in range(2)]
     found = Moments(round(min(took), 2))
     rng = random.Random(seed)
     plans = [(_moment(rng, found.seconds), rng.random() < 0.5, rng.random() < 0.5) for _ in range(n)]
@@ -331,7 +331,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, about")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    names, figures, wrong = asked.command or [*COMMANDS], dict[str, Any](), list[str]()
+    names, wrong = asked.command or [*COMMANDS], list[str]()
     if find_spec("llama_cpp") is None:
         names = [name for name in names if name != "capture"]
     with tempfile.TemporaryDirectory(prefix="kills-") as place:
@@ -339,21 +339,25 @@ def main() -> int:
             if asked.races and (not recorded or "capture" in names):
                 (folder := Path(place) / f"races-{recorded}").mkdir()
                 lost = races(asked.races, jobs=asked.jobs, scratch=folder, recorded=recorded)
-                figures["races of captures" if recorded else "races of writers"] = {
-                    **{"races": asked.races, "lost": len(lost)}
-                }
+                _say(
+                    "races of captures" if recorded else "races of writers", races=asked.races, lost=len(lost)
+                )
                 wrong += lost
         for name in names if asked.moments else ():
             (folder := Path(place) / name).mkdir()
             found = kills(COMMANDS[name], asked.moments, seed=asked.seed, jobs=asked.jobs, scratch=folder)
-            figures[name] = {
+            _say(
+                f"kills of {name}",
                 **{"kills": asked.moments, "seconds": found.seconds, "outcomes": dict(found.outcomes)},
                 **{"left something hidden": found.left, "wrong": len(found.wrong)},
-            }
+            )
             wrong += [f"{name}: {said}" for said in found.wrong]
-    print(json.dumps(figures, indent=1))
     print("\n".join(wrong[:40]), file=sys.stderr)
     return int(bool(wrong))
+
+
+def _say(what: str, **figures: object) -> None:
+    print(json.dumps({what: figures}), flush=True)
 
 
 if __name__ == "__main__":

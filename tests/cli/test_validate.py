@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from llama_ckpt.cli import app
@@ -51,6 +52,37 @@ def test_a_pass_says_what_was_compared(tmp_path: Path) -> None:
     for point in checkpoint["points"]:
         assert set(POINT_FIELDS) <= set(point)
         assert point["err"] <= point["limit"]
+
+
+def test_a_report_is_the_same_from_run_to_run_and_nearly_so_for_any_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for its seconds; with other threads an error moves by less than one rounding of float32."""
+    before, reports = torch.get_num_threads(), []
+    try:
+        for threads in (1, 1, 2):
+            monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+            torch.set_num_threads(threads)
+            done = run(
+                "1", "3", "8", "--dumps", dump_folder("f32"), "--device", "cpu", "--json", tmp_path / "r"
+            )
+            assert done.exit_code == 0, done.output
+            reports.append(json.loads((tmp_path / "r").read_text(), object_hook=_without_seconds))
+    finally:
+        torch.set_num_threads(before)
+    one, again, two = reports
+    assert one == again and one["checkpoints"]
+    for mine, theirs in zip(one["checkpoints"], two["checkpoints"], strict=True):
+        for x, y in zip(mine["points"], theirs["points"], strict=True):
+            assert [x[key] for key in ("name", "verdict", "blame")] == [
+                y[key] for key in ("name", "verdict", "blame")
+            ]
+            assert x["limit"] == pytest.approx(y["limit"], rel=1e-12)
+            assert x["err"] == pytest.approx(y["err"], abs=1e-7)
+
+
+def _without_seconds(found: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in found.items() if key != "seconds"}
 
 
 @pytest.mark.usefixtures("wrong_epsilon")
