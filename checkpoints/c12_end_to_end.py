@@ -162,6 +162,7 @@ def prompt_tokens(
         raise OptionError(
             "token id in the prompt", got=outside[0], wanted=f"0 to {model.config.vocab_size - 1}"
         )
+    (max_tokens,) = whole_numbers([max_tokens], "max_tokens")
     if max_tokens < 1:
         raise OptionError("max_tokens", got=max_tokens, wanted="1 or more")
     if len(token_ids) + max_tokens > model.config.context_length:

@@ -18,8 +18,12 @@ from typing import NoReturn, TextIO
 import typer
 
 from llama_ckpt.cli.ascii_letters import ASCII_LETTERS
+from llama_ckpt.plain_text import shortened
 
 __all__ = ["BAD_INPUT", "BROKEN_PIPE", "INTERRUPTED", "TERMINATED", "endings", "prepared", "say"]
+
+LONGEST = 470
+"""Characters of what is said, a file's name of thousands among it."""
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -62,7 +66,7 @@ def endings() -> Iterator[None]:
 def say(sentence: str) -> None:
     """One line on standard error, where that can be written."""
     with contextlib.suppress(OSError, ValueError):
-        print(f"llama-ckpt: error: {sentence}", file=sys.stderr)
+        print(f"llama-ckpt: error: {shortened(sentence, LONGEST)}", file=sys.stderr)
     _written_or_dropped(sys.stderr)
 
 

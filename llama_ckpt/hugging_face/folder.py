@@ -9,6 +9,7 @@ are put from `transformers`' order, where RoPE turns (i, i + head_dim / 2), into
 from __future__ import annotations
 
 import atexit
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
@@ -52,7 +53,8 @@ _MODEL: Final = {
 
 def model_file(path: Path) -> Path:
     """A model's GGUF file: the path itself, or, of a folder, a file that is there until the process ends."""
-    return _converted(path.resolve()) if path.is_dir() else path
+    # Path.is_dir raises for a name that is too long, whose refusal is the opener's.
+    return _converted(path.resolve()) if os.path.isdir(path) else path
 
 
 @cache

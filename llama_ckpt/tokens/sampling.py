@@ -9,6 +9,7 @@ draws the same token there and here. Source: llama.cpp, `src/llama-sampler.cpp`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ class SamplingOptions:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind: type = Integral if name in ("top_k", "seed") else Real
+            if not isinstance(value, kind) and not (name == "seed" and value is None):
+                wanted_kind = "an integer" if kind is Integral else "a number"
+                raise OptionError(name, got=repr(value)[:40], wanted=wanted_kind)
         wanted = {
             "temperature": (0 <= self.temperature < float("inf"), "0 or more"),
             "top_k": (self.top_k >= 0, "0 or more"),

@@ -7,7 +7,7 @@ is held back: bytes until their character is whole, characters as long as a stop
 from __future__ import annotations
 
 from codecs import getincrementaldecoder
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from llama_ckpt.errors import OptionError
 
@@ -27,10 +27,12 @@ class TextStream:
         stopped: the stop string that was met, None until then.
 
     Raises:
-        OptionError: a stop string is empty, which would end every text before it begins.
+        OptionError: a stop string is no text, or empty, which would end every text before it begins.
     """
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
+        if not isinstance(stop, Iterable) or not all(isinstance(one, str) for one in stop):
+            raise OptionError("stop strings", got=repr(stop)[:40], wanted="texts")
         self._stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(self._stops):
             raise OptionError(

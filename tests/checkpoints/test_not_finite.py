@@ -84,6 +84,28 @@ def test_what_is_no_token_id_is_refused(ids: list[Any], model: Any) -> None:
         model.logits(ids)
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"max_tokens": 1.5}, "max_tokens: got 1.5, wanted an integer"),
+        ({"max_tokens": 10**5000}, "max_tokens: got a number of too many digits"),
+        ({"seed": 1.5}, "seed: got 1.5, wanted an integer"),
+        ({"temperature": "hot"}, "temperature: got 'hot', wanted a number"),
+        ({"stop": [5]}, "stop strings: got .5., wanted texts"),
+        ({"stop": 5}, "stop strings: got 5, wanted texts"),
+    ],
+)
+def test_options_of_another_kind_are_refused(asked: dict[str, Any], told: str, model: Any) -> None:
+    with pytest.raises(OptionError, match=told):
+        list(lc.generate(model, [1, 5], **{"max_tokens": 2, **asked}))
+
+
+@pytest.mark.parametrize("prompt", [None, 5, np.array(3)])
+def test_a_prompt_is_a_text_or_a_sequence(prompt: Any, model: Any) -> None:
+    with pytest.raises(OptionError, match="no sequence of them"):
+        list(lc.generate(model, prompt, max_tokens=2))
+
+
 def test_integers_of_any_library_are_token_ids(model: Any) -> None:
     import torch
 
