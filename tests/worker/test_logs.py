@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -95,6 +97,23 @@ def test_a_worker_whose_log_nobody_reads(reciter_model: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_worker_whose_log_has_no_room(reciter_model: Path) -> None:
+    """Standard error is a file on a full disk: lines are lost, jobs are not."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    with open("/dev/full", "wb") as full, running(reciter_model, stderr=full, port=port) as worker:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                with contextlib.suppress(httpx.TransportError):
+                    if client.get("/health").status_code == 200:
+                        break
+                time.sleep(0.1)
+            ends = [execute(client, request(f"full-{n}", prompt="a", max_tokens=1))[-1] for n in range(20)]
+        assert {one["type"] for one in ends} == {"end"} and worker.stop() == 0
 
 
 def test_what_libraries_print_is_in_the_log_as_json(reciter_model: Path, tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ def main() -> int:
         pieces = pieces_for(names, asked.seconds, asked.jobs, asked.seed, asked.most)
     seconds = asked.seconds if asked.goals else float("inf")
     parts: dict[str, list[dict[str, Any]]] = {}
-    for one in attack(pieces, asked.jobs, asked.out, seconds):
+    by = "guided" if asked.atheris else "hunt"
+    for one in attack(pieces, asked.jobs, asked.out, seconds, by):
         parts.setdefault(one["target"], []).append(one)
     counted = [added(parts[name]) for name in names]
     for found in counted:
@@ -50,6 +51,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--most", type=int, default=10**9, help="mutants of a target, at most")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "fuzz", help="where findings go")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, their counts added up")
+    parser.add_argument("--atheris", action="store_true", help="let atheris choose, where it is installed")
     parser.add_argument(
         "--goals", action="store_true", help="a million GGUF files and so on, as far as the seconds reach"
     )

@@ -22,7 +22,8 @@ it as the commands do. Each is read, or refused in one line of fewer than 500 pr
 five seconds of the processor's time (a dump that is compared and explained: sixty), in four times its size
 and 200 MB beyond what the program has after its imports. What shows a new line of the program, or a new
 refusal, is kept and damaged further. What broke a rule once is a file in `tools/fuzz/corpus`, and a test
-reads it on every run.
+reads it on every run. With `FUZZ_ARGS=--atheris`, after `pip install -r requirements/atheris.txt`, libFuzzer
+chooses what is damaged further, by the branches that it reached.
 
 The table is of `make fuzz SECONDS=520 FUZZ_ARGS="--goals --jobs 14 --count"`, whose goals are what "tried"
 says; of dumps that are compared only those count that were read and compared to the end. A header is sound

@@ -59,11 +59,17 @@ def pieces_of_goals(names: Sequence[str], seconds: float, jobs: int, seed: int) 
     return found
 
 
-def attack(pieces: Iterable[Piece], jobs: int, out: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """Work through the pieces, `jobs` at once; none goes on after the seconds. Yields what each found."""
+def attack(
+    pieces: Iterable[Piece], jobs: int, out: Path, seconds: float, by: str = "hunt"
+) -> Iterator[dict[str, Any]]:
+    """Work through the pieces, `jobs` at once; none goes on after the seconds. Yields what each found.
+
+    Args:
+        by: the module that attacks, "hunt" or "guided".
+    """
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(jobs) as pool:
-        yield from pool.map(lambda piece: _attack(piece, out, until), pieces)
+        yield from pool.map(lambda piece: _attack(piece, out, until, by), pieces)
 
 
 def added(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -78,12 +84,12 @@ def added(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return {**whole, "counts": dict(whole["counts"])}
 
 
-def _attack(piece: Piece, out: Path, until: float) -> dict[str, Any]:
+def _attack(piece: Piece, out: Path, until: float, by: str) -> dict[str, Any]:
     """A process of its own: what kills that is a finding, and not the end."""
     left = max(0.0, min(piece.seconds, until - time.monotonic()))
     with tempfile.TemporaryDirectory(prefix="llama-ckpt-fuzz-") as folder:
         words = [piece.target, str(left), str(piece.seed), str(out), str(piece.most), folder]
-        command = [sys.executable, "-m", "tools.fuzz.hunt", *words]
+        command = [sys.executable, "-m", f"tools.fuzz.{by}", *words]
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, **threads}
