@@ -10,12 +10,14 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from llama_ckpt.capture.library import Library, load_library
@@ -25,7 +27,7 @@ from llama_ckpt.capture.sampler_chain import clear_settings, penalty_setting, ru
 from llama_ckpt.capture.session import Context, ReferenceModel
 from llama_ckpt.capture.tap import PointTap
 from llama_ckpt.dumps.manifest import Continuation
-from llama_ckpt.errors import LlamaCkptError
+from llama_ckpt.errors import LlamaCkptError, OptionError
 
 __all__ = ["main", "record"]
 
@@ -116,6 +118,18 @@ def _margin(logits: NDArray[np.float32]) -> float:
     return float(best) - float(second)
 
 
+def _write(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    except (OSError, SafetensorError) as error:
+        nbytes = sum(array.nbytes for array in tensors.values())
+        raise OptionError(
+            f"the recording of {nbytes:,} bytes cannot be kept in {path.parent}",
+            got=error,
+            hint="TMPDIR names a folder with room",
+        ) from None
+
+
 def main(folder: Path) -> None:
     """Record the requests in `folder`."""
     results: Any = []
@@ -126,8 +140,7 @@ def main(folder: Path) -> None:
                 result, tensors = (record_run if request.plan else record)(loaded, request)
                 if request.plan:
                     result |= _producer(loaded.library, loaded)
-                contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-                save_file(contiguous, folder / f"{number}.safetensors")
+                _write(folder / f"{number}.safetensors", tensors)
                 results.append(result)
     except LlamaCkptError as error:
         results = {"error": [type(error).__name__, error.what, error.got, error.wanted, error.hint]}

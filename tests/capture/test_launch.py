@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llama_ckpt.capture import capture, require_reference
 from llama_ckpt.capture.launch import run_recorder
+from llama_ckpt.capture.recorder import _write
 from llama_ckpt.capture.request import Request, read_requests, write_requests
 from llama_ckpt.errors import (
     DeviceError,
     ModelFileError,
+    OptionError,
     ReferenceCrashedError,
     ReferenceError,
     ReferenceMissingError,
@@ -47,6 +50,12 @@ def test_a_missing_reference_is_named_with_the_line_that_installs_it(
     with pytest.raises(ReferenceMissingError):
         capture(model, tokens=[1], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_recording_that_finds_no_room_is_no_crash(tmp_path: Path) -> None:
+    """What cannot be written, on a full disk or in a folder that went, is said by the recorder itself."""
+    with pytest.raises(OptionError, match=r"the recording of 16 bytes cannot be kept in .*TMPDIR names"):
+        _write(tmp_path / "gone" / "0.safetensors", {"embd": np.zeros(4, np.float32)})
 
 
 ENDINGS = {
