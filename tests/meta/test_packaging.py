@@ -58,7 +58,9 @@ def test_wheel_carries_nothing_else(wheel: zipfile.ZipFile) -> None:
 
 
 def test_the_source_distribution_holds_what_the_repository_does(tmp_path: Path) -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=False, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout: an unpacked source distribution, say")
     names = {name for name in tracked.stdout.splitlines() if (ROOT / name).is_file()}
     for name in names:  # of the large ones the name is enough
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
