@@ -22,7 +22,10 @@ FILES = {"c++": "write_dump.hpp", "python": "write_dump.py"}
 def command(
     language: Annotated[str, typer.Argument(metavar="LANGUAGE", help="c++ or python.")],
 ) -> None:
-    """Print a writer of dumps to copy into your program: one header of C++17, or ten lines of Python."""
+    """Print a writer of dumps to copy into your program.
+
+    One header of C++17, or ten lines of Python; neither needs anything else.
+    """
     name = FILES.get(language.lower())
     if name is None:
         raise OptionError("example", got=language, wanted=" or ".join(FILES))
