@@ -36,7 +36,7 @@ from llama_ckpt.whole_files import file_sha256
 __all__ = ["COMMANDS", "Command", "Moments", "kills", "main", "races"]
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 120.0  # seconds for anything that is waited for
+PATIENCE = 600.0  # seconds for anything that is waited for
 HELPERS = 15.0  # seconds in which helpers of a killed process end
 DUMPS = 6
 """What each of two plain writers adds to a folder."""
