@@ -20,7 +20,16 @@ from numpy.typing import NDArray
 
 from llama_ckpt.errors import OptionError
 
-__all__ = ["INTEGERS", "IntegerFormat", "Rounded", "to_integers"]
+__all__ = [
+    "INTEGERS",
+    "IntegerFormat",
+    "IntegerRows",
+    "Rounded",
+    "either_scale",
+    "either_sum",
+    "integer_rows",
+    "to_integers",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Float32: TypeAlias = NDArray[np.float32]
@@ -101,8 +110,26 @@ INTEGERS: Final[Mapping[str, IntegerFormat]] = MappingProxyType(
 """The rules by name; the first of each kind is llama.cpp's on a CPU with AVX, "plain" its loop in plain C."""
 
 
-def to_integers(x: Array, name: str) -> Rounded:
-    """Rows `x [..., in]` as integers times their scales.
+@dataclass(frozen=True, eq=False)
+class IntegerRows:
+    """Rows as a program has them before any product: a block in each row here.
+
+    Attributes:
+        blocks: what was rounded, float32 `[blocks, size]`.
+        integers: `[blocks, size]`, whole numbers in float64.
+        scale: `[blocks, 1]`, before it is kept; kept: as it is kept, float64.
+        sums: of groups, float64, or None: see `Rounded`.
+    """
+
+    blocks: Float32
+    integers: Array
+    scale: Float32
+    kept: Array
+    sums: Array | None
+
+
+def integer_rows(x: Array, name: str) -> IntegerRows:
+    """Rows `x [..., in]` as integers and their scales.
 
     Raises:
         OptionError: a row is not made of whole blocks.
@@ -116,9 +143,54 @@ def to_integers(x: Array, name: str) -> Rounded:
     with np.errstate(all="ignore"):  # a row of zeros, or one with an infinity: what C makes of it
         integers, scale = _integers(blocks, rule)
         kept = scale.astype(rule.scale).astype(np.float64)
-        values = (integers * kept).reshape(x.shape)
-        sums = _sums(rule, blocks, integers, scale)
-    return Rounded(values, None if sums is None else sums.reshape(*x.shape[:-1], -1))
+        return IntegerRows(blocks, integers, scale, kept, _sums(rule, blocks, integers, scale))
+
+
+def to_integers(x: Array, name: str) -> Rounded:
+    """Rows `x [..., in]` as integers times their scales.
+
+    Raises:
+        OptionError: a row is not made of whole blocks.
+    """
+    made = integer_rows(x, name)
+    with np.errstate(all="ignore"):
+        values = (made.integers * made.kept).reshape(x.shape)
+    return Rounded(values, None if made.sums is None else made.sums.reshape(*x.shape[:-1], -1))
+
+
+LAST_BITS = 2.0**-21
+"""A scale's own rounding: a quick reciprocal, its product and another reciprocal, of an ulp each."""
+
+SUM_BITS = 2.0**-22
+"""What a sum of 16 to 64 numbers in float32 may be off by, of the sum of their sizes: in any order."""
+
+
+def either_scale(x: Array, name: str) -> Array | None:
+    """What values `[..., in]` change by where a scale may be kept in either of two float16; None: nowhere."""
+    if INTEGERS[name].scale != "float16":
+        return None
+    made = integer_rows(x, name)
+    apart = _apart(made.scale.astype(np.float64), LAST_BITS * np.abs(made.scale))
+    return (np.abs(made.integers) * apart).reshape(x.shape) if apart.any() else None
+
+
+def either_sum(x: Array, name: str) -> Array | None:
+    """What sums `[..., groups]` change by where one may be kept in either of two float16; None: nowhere."""
+    rule = INTEGERS[name]
+    if rule.sums not in ("inputs", "most inputs"):
+        return None
+    groups = (
+        x.astype(np.float32).astype(np.float64).reshape(*x.shape[:-1], -1, 16 if "most" in rule.sums else 32)
+    )
+    apart = _apart(groups.sum(axis=-1), SUM_BITS * np.abs(groups).sum(axis=-1))
+    return apart if apart.any() else None
+
+
+def _apart(x: Array, off: Array) -> Array:
+    """How far apart in float16 the numbers lie that x may be."""
+    with np.errstate(over="ignore"):
+        up, down = ((x + sign * off).astype(np.float16).astype(np.float64) for sign in (1, -1))
+    return np.abs(up - down)
 
 
 def _integers(blocks: Float32, rule: IntegerFormat) -> tuple[Array, Float32]:

@@ -15,6 +15,7 @@ from llama_ckpt.arithmetic.either import choices
 from llama_ckpt.arithmetic.formats import UNROUNDED
 from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.arithmetic.record import Arithmetic
+from llama_ckpt.arithmetic.turns import FAST_TURNS
 
 __all__ = [
     "OTHERS",
@@ -125,6 +126,8 @@ def _plainer(part: str) -> Iterator[Arithmetic]:
         for name in _HALVES:
             yield from _attention_in(name)
     else:
+        if part == "rope":
+            yield Arithmetic(turns=FAST_TURNS)
         for name in _HALVES:
             yield from _steps_in(name)
 
@@ -160,11 +163,11 @@ def alike_steps(known: Mapping[str, Lines]) -> dict[str, Lines]:
         known: lines of the parts that are seen.
     """
     steps = [lines for part, lines in known.items() if part in STEPS and part != "embeddings"]
-    names = {name for lines in steps for name in lines.values()} - UNROUNDED
+    names = {name for lines in steps for name in lines.values()} - UNROUNDED - {FAST_TURNS}
     if len(names) != 1 or any(set(lines.values()) <= UNROUNDED for lines in steps):
         return {}
     (name,) = names
-    seen = {line: value for lines in steps for line, value in lines.items()}
+    seen = {line: value for lines in steps for line, value in lines.items() if value != FAST_TURNS}
     return _steps(name, {line: seen.get(line, _within(line, seen)) for line in WITHIN})
 
 
@@ -229,7 +232,9 @@ def in_words(arithmetic: Arithmetic, rows: int, types: Sequence[str]) -> list[st
     """What is rounded, a clause for each part; nothing where nothing is."""
     lines = {k: v for part in PARTS for k, v in lines_of(arithmetic, part, rows, types).items()}
     said = [*_products(lines), *_attention(lines)]
-    others = {lines[name] for part in STEPS for name in PARTS[part]} - UNROUNDED
+    others = {lines[name] for part in STEPS for name in PARTS[part]} - UNROUNDED - {FAST_TURNS}
+    if lines["turns"] == FAST_TURNS:
+        said.append("cosines and sines by a GPU's fast instructions")
     return [*said, *(f"steps between in {name}" for name in sorted(others))]
 
 

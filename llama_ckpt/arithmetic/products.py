@@ -10,17 +10,50 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import UNROUNDED, rounded
+from llama_ckpt.arithmetic.integers import INTEGERS, integer_rows
 from llama_ckpt.arithmetic.rests import TwoParts, two_parts
 from llama_ckpt.arithmetic.tensor_cores import FP8_SUMS, fp8_products
 from llama_ckpt.errors import UnsupportedModelError
 from llama_ckpt.oracle.weights import FileMatrix
 
-__all__ = ["HALF_SCALES", "matrix_in_parts", "parsed_sums", "rounded_matrix", "summed", "undecided"]
+__all__ = [
+    *("HALF_PRODUCTS", "HALF_SCALES", "TENSOR_CORES"),
+    *("half_products", "matrix_in_parts", "parsed_sums", "rounded_matrix", "summed", "undecided"),
+]
 
 Array: TypeAlias = NDArray[np.float64]
 
 HALF_SCALES: Final = "float16 scales"
 """A reading of weights: the scales and minima of their groups are rounded, not their values."""
+
+
+HALF_PRODUCTS: Final = "float16 products of scales"
+"""Another: a scale times that of the activations, and a minimum times their sum, are rounded to float16."""
+
+
+def half_products(x: Array, name: str, w: Any) -> Array | None:
+    """x wᵀ with HALF_PRODUCTS, x rounded to integers as `name` says; None for a weight without parts.
+
+    Two scales are multiplied in float16 (`__hmul2`), then with the sum of the products of integers.
+    """
+    parts = w.parts if isinstance(w, FileMatrix) else None
+    if parts is None or parts.minimum is None or name not in INTEGERS or parts.group != INTEGERS[name].block:
+        return None
+    rows = integer_rows(x, name)
+    if rows.sums is None:
+        return None
+    out, groups = parts.scale.shape
+    integers = parts.meaning[parts.integers].reshape(out, groups, -1)
+    y = np.empty((int(np.prod(x.shape[:-1])), out))
+    mine = rows.integers.reshape(len(y), groups, -1), rows.kept.reshape(len(y), groups)
+    for n, (ours, scale, sums) in enumerate(zip(*mine, rows.sums.reshape(len(y), groups), strict=True)):
+        dots = np.einsum("ogk,gk->og", integers, ours)
+        y[n] = np.sum(_half(parts.scale * scale) * dots + _half(parts.minimum * sums), axis=1)
+    return y.reshape(*x.shape[:-1], out)
+
+
+def _half(x: Array) -> Array:
+    return np.asarray(x, np.float64).astype(np.float16).astype(np.float64)
 
 
 def rounded_matrix(w: Any, name: str) -> Any:
@@ -29,7 +62,7 @@ def rounded_matrix(w: Any, name: str) -> Any:
     Raises:
         UnsupportedModelError: a weight in a device's memory, of which only the product is to be had.
     """
-    if name in UNROUNDED:
+    if name in UNROUNDED or name == HALF_PRODUCTS:
         return w
     if name == HALF_SCALES:
         return w.half_scaled() if isinstance(w, FileMatrix) else w
@@ -76,12 +109,16 @@ def _made_of(w: Any, what: str, make: Callable[[Array], Any]) -> Any:
     return w.kept(what, lambda: make(np.asarray(w)))
 
 
+TENSOR_CORES: Final = "tensor cores"
+"""Sums in float32 as tensor cores make them: cut off with each few products, always towards zero."""
+
+
 def summed(linear: Callable[[Array, Any], Array], x: Array, w: Any, sums: str) -> Array:
     """x wᵀ, exact with "float32", or in a running sum that is rounded after so many terms (`parsed_sums`).
 
     Sums of FP8_SUMS want rows and a weight that were rounded to fp8.
     """
-    if sums == "float32":
+    if sums in ("float32", TENSOR_CORES):
         return linear(x, w)
     if sums in FP8_SUMS:
         return fp8_products(x, np.asarray(w, np.float64), sums)

@@ -13,8 +13,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from llama_ckpt.arithmetic.products import HALF_SCALES
+from llama_ckpt.arithmetic.products import HALF_PRODUCTS, HALF_SCALES, TENSOR_CORES
 from llama_ckpt.arithmetic.record import Arithmetic, with_lines
+from llama_ckpt.arithmetic.turns import FAST_TURNS
 from llama_ckpt.errors import OptionError
 from llama_ckpt.outside import json_value, quoted, read_json
 
@@ -125,7 +126,7 @@ _MMVQ = {
 def _few_rows(plain: str, attention: Mapping[str, str], **lines: Any) -> dict[str, Any]:
     """llama.cpp's CUDA kernels for up to 8 rows, and what becomes of a float32 there."""
     return {
-        "weights": {"F32": plain},
+        "weights": {"F32": plain, "Q4_1": HALF_PRODUCTS, "Q5_1": HALF_PRODUCTS},
         "activations": _MMVQ | {"F32": plain},
         "product_sums": {"*": "float32"},
         **attention,
@@ -142,8 +143,9 @@ _LLAMA_CPP_CUDA = Arithmetic(
     ),
     weights=_MMQ_WEIGHTS,
     activations=_MMQ,
-    product_sums={"F16": "float16 every 16"},
+    product_sums={"F16": "float16 every 16", "BF16": TENSOR_CORES},
     angles="float32-powers",
+    turns=FAST_TURNS,
     queries="tf32",
     keys="tf32",
     mixing="tf32",

@@ -15,8 +15,9 @@ from difflib import get_close_matches
 from typing import Any, Final
 
 from llama_ckpt.arithmetic.formats import check_format
-from llama_ckpt.arithmetic.products import HALF_SCALES, parsed_sums
+from llama_ckpt.arithmetic.products import HALF_PRODUCTS, HALF_SCALES, TENSOR_CORES, parsed_sums
 from llama_ckpt.arithmetic.tensor_cores import FP8_SUMS
+from llama_ckpt.arithmetic.turns import FAST_TURNS
 from llama_ckpt.errors import OptionError
 from llama_ckpt.outside import quoted, whole_number
 
@@ -40,7 +41,8 @@ class Arithmetic:
         about: whose arithmetic it is, in a sentence.
         source: the files of that program that it was read in.
         weights: what a matrix's values are rounded to when they are read, by its type in the file, "*" for
-            the others; "float32": as the file means them; "float16 scales": scales of groups are rounded.
+            the others; "float32": as the file means them; "float16 scales": scales of groups are rounded;
+            "float16 products of scales": their products with the activations' scales and sums are.
         norm_weights: the same for the weights of norms.
         activations: what a row is rounded to before its product with a weight, by the weight's type in the
             file ("Q4_0"); "*" for the types that are not named.
@@ -59,7 +61,7 @@ class Arithmetic:
         or_float32: whether each product that is rounded here may be in float32 as well, as the library
             that makes it chooses by its size.
         angles: a key of ANGLES.
-        turns: what cos and sin are rounded to.
+        turns: what cos and sin are rounded to; "sin.approx": they are those of a GPU's fast instructions.
         rotation: what RoPE's products and their sums are rounded to, one by one.
         turned: what a query or key is rounded to once it is turned.
         scaling: what the scores' scale is multiplied with: "scores", or "queries and keys", each with its
@@ -186,6 +188,8 @@ def _checked(base: Arithmetic, name: str, value: Any) -> Any:
         if isinstance(value, str) and value in ANGLES:
             return value
         raise OptionError(what, got=quoted(value), wanted=" or ".join(ANGLES))
+    if name == "turns" and value == FAST_TURNS:
+        return value
     if name in BY_TYPE:
         return _checked_by_type(what, value, BY_TYPE[name])
     if name == "or_float32":
@@ -211,7 +215,7 @@ def _checked_sums(what: str, value: Any) -> str:
     try:
         if not isinstance(value, str):
             raise ValueError
-        if value != "float32" and value not in FP8_SUMS:
+        if value not in ("float32", TENSOR_CORES, *FP8_SUMS):
             check_format(parsed_sums(value)[0], what)
         return value
     except ValueError:
@@ -220,7 +224,7 @@ def _checked_sums(what: str, value: Any) -> str:
 
 
 def _checked_reading(what: str, value: Any) -> str:
-    return value if value == HALF_SCALES else check_format(value, what)
+    return value if value in (HALF_SCALES, HALF_PRODUCTS) else check_format(value, what)
 
 
 def _checked_by_type(what: str, value: Any, check: Callable[[str, Any], str]) -> Mapping[str, str]:

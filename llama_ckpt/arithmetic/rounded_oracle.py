@@ -23,10 +23,16 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import UNROUNDED, round_rows, rounded
 from llama_ckpt.arithmetic.fused import fused
-from llama_ckpt.arithmetic.products import matrix_in_parts, rounded_matrix, summed
+from llama_ckpt.arithmetic.products import (
+    HALF_PRODUCTS,
+    half_products,
+    matrix_in_parts,
+    rounded_matrix,
+    summed,
+)
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.arithmetic.rests import RESTS, product_in_parts, two_parts
-from llama_ckpt.arithmetic.turns import cos_and_sin
+from llama_ckpt.arithmetic.turns import FAST_TURNS, cos_and_sin
 from llama_ckpt.oracle.patched_oracle import Patch, PatchedOracle
 
 __all__ = ["rounded_oracle", "scaled_before"]
@@ -82,6 +88,8 @@ def _product(right: PatchedOracle, a: Arithmetic, x: Array, w: Any, weight_type:
     reading = a.reading(weight_type)
     if name in RESTS and reading in RESTS:
         return product_in_parts(right.linear, two_parts(x, name), matrix_in_parts(w, reading))
+    if reading == HALF_PRODUCTS and (made := half_products(x, name, w)) is not None:
+        return made
     rows = round_rows(x, name)
     matrix = rounded_matrix(w, reading)
     y = summed(right.linear, rows.values, matrix, a.sums(weight_type))
@@ -129,6 +137,8 @@ def _rms_norm(
 def _cos_and_sin(
     a: Arithmetic, right: PatchedOracle, positions: Any, frequencies: Any
 ) -> tuple[Array, Array]:
+    if a.turns == FAST_TURNS:
+        return cos_and_sin(positions, frequencies, a.angles, fast=True)
     if a.angles == "float64":
         cos, sin = right.cos_and_sin(positions, frequencies)
     else:

@@ -19,18 +19,25 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.floats import FLOATS
 from llama_ckpt.arithmetic.formats import SCALED, UNROUNDED, round_rows, rounded
-from llama_ckpt.arithmetic.integers import INTEGERS
-from llama_ckpt.arithmetic.products import matrix_in_parts, parsed_sums, rounded_matrix, undecided
+from llama_ckpt.arithmetic.integers import INTEGERS, either_scale, either_sum
+from llama_ckpt.arithmetic.products import (
+    TENSOR_CORES,
+    matrix_in_parts,
+    parsed_sums,
+    rounded_matrix,
+    undecided,
+)
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.arithmetic.rests import RESTS, TwoParts, two_parts
 from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle, scaled_before
 from llama_ckpt.arithmetic.tensor_cores import BITS, FP8_SUMS
+from llama_ckpt.arithmetic.turns import FAST_STEP, FAST_TURNS, fast_error
 from llama_ckpt.judging.limits import ELEMENT
 from llama_ckpt.judging.rounding_steps import angle_error
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
 
-__all__ = ["RESULTS", "Declared", "fallen", "wider"]
+__all__ = ["RESULTS", "Declared", "fallen", "wider", "with_falls"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -58,6 +65,9 @@ SMOOTH = 8.0
 
 EXACTLY = 1e-6
 """A step from neighbour to neighbour is allowed whole, whatever the last bit of its limit is."""
+
+ADDED_UP = 2.0**-22
+"""Of terms that a product in parts adds up beside the rest, four roundings."""
 
 SCALES = 2.0**-23
 """What the scales of two tensors are off, each largest / most in float32, or largest times 1 / most."""
@@ -134,14 +144,16 @@ class Declared:
             found = _of_parts(x, off, name, matrix_in_parts(w, reading))
         elif name not in UNROUNDED:
             found = _through(fallen(x, off, name), rounded_matrix(w, reading))
-            found = _added(found, self._sum_ties(x, name, getattr(w, "minima", None)))
+            minima = getattr(w, "minima", None)
+            found = _added(found, self._sum_ties(x, name, minima))
+            found = _added(found, _of_minima(x, name, minima))
         found = _added(found, _of_weights(x if name in UNROUNDED else rounded(x, name), w, reading))
         if sums in FP8_SUMS and found is not None:
             # What is added up is exact, and where it is cut off follows from it, but where a factor falls.
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
             most = 2.0**-BITS * np.maximum(y, y.max(axis=-1, keepdims=True))
             found = found + np.where(found.any(axis=-1, keepdims=True), most, 0.0)
-        if sums != "float32" and sums not in FP8_SUMS:
+        if sums not in ("float32", TENSOR_CORES, *FP8_SUMS):
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
             found = _added(found, _step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
         return found
@@ -151,9 +163,29 @@ class Declared:
         lines = self.arithmetic.for_head() if head else self.arithmetic
         kind = getattr(w, "weight_type", None) or self.weight_type
         name = lines.activation(kind, stream=stream)
-        if name.startswith("tf32"):
+        if name.startswith("tf32") or lines.sums(kind) == TENSOR_CORES:
             return TF32_STEP * int(np.shape(w)[-1]) / 8
         return SCALES if name in SCALED else 0.0
+
+    def falls_together(
+        self, x: Array, w: Any, y: Array, *, head: bool = False, stream: bool = False
+    ) -> RowSums | None:
+        """What sums of blocks that fall the other way add up to along a row y `[n, out]`, and in sum.
+
+        One moves all elements of a row at once, each by its weight's minimum, and those have a mean.
+        """
+        lines = self.arithmetic.for_head() if head else self.arithmetic
+        kind = getattr(w, "weight_type", None) or self.weight_type
+        name, minima = lines.activation(kind, stream=stream), getattr(w, "minima", None)
+        either = either_sum(x, name) if name in INTEGERS and minima is not None else None
+        if either is None or minima is None:
+            return None
+        along = np.sum(either * np.abs(y.reshape(len(x), -1) @ minima), axis=1)
+        return RowSums(along, either @ np.abs(minima.sum(axis=0)))
+
+    def turn_in_common(self) -> float:
+        """A relative deviation that all elements of a turned tensor have in common."""
+        return FAST_STEP if self.arithmetic.turns == FAST_TURNS else 0.0
 
     @staticmethod
     def _sum_ties(x: Array, name: str, minima: Array | None) -> Array | None:
@@ -161,7 +193,10 @@ class Declared:
             return None
         moved = [round_rows(x * (1 + sign * RECORDED), name).sums for sign in (1, -1)]
         largest = np.maximum(*(np.abs(one - sums) for one in moved if one is not None))
-        return _through(np.where(largest > SMOOTH * RECORDED * np.abs(sums), largest, 0.0), minima)
+        falls = _added(
+            np.where(largest > SMOOTH * RECORDED * np.abs(sums), largest, 0.0), either_sum(x, name)
+        )
+        return _through(falls, minima)
 
     def norm_ties(self, x: Array, off: Array | None, weight: Array, eps: float) -> Array | None:
         """What a row that is rounded before the weight may leave."""
@@ -195,12 +230,16 @@ class Declared:
         return np.asarray(sum(np.abs(up - down).reshape(-1, pairs) for up, down in tables))
 
     def _tables(self, positions: Any, frequencies: Array) -> list[tuple[Array, Array]] | None:
-        """The cosines and the sines, each rounded up and down by what angles in float32 leave of them."""
+        """Cosines and sines up and down, by what float32 leaves of angles or a fast one is off by."""
         name = self.arithmetic.turns
         if name in UNROUNDED:
             return None
         angle = angle_error(positions, frequencies)
         found = []
+        if name == FAST_TURNS:
+            fast = fast_error(positions, frequencies)
+            made = self.before.cos_and_sin(positions, frequencies)
+            return [(which + fast, which - fast) for which in made]
         for which in RIGHT.cos_and_sin(positions, frequencies):
             moved = np.hypot(RECORDED * which, angle.reshape(which.shape))
             found.append((rounded(which + moved, name), rounded(which - moved, name)))
@@ -256,7 +295,9 @@ def fallen(x: Array, off: Array | None, name: str) -> Array | None:
         return None
     moved, away = _moved(x, off)
     away = _beside_the_largest(x, away, name)
-    return _beyond(rounded(x + away, name) - rounded(x - away, name), moved)
+    found = _beyond(rounded(x + away, name) - rounded(x - away, name), moved)
+    scales = either_scale(x, name) if name in INTEGERS else None
+    return found if scales is None else found + scales
 
 
 def _beside_the_largest(x: Array, away: Array, name: str) -> Array:
@@ -312,6 +353,13 @@ def _of_weights(x: Array, w: Any, reading: str) -> Array | None:
     return found
 
 
+def _of_minima(x: Array, name: str, minima: Array | None) -> Array | None:
+    """What float32 leaves of minima times sums, `[n, out]`: they may be larger than their product is."""
+    if minima is None or (sums := round_rows(x, name).sums) is None:
+        return None
+    return np.asarray(ADDED_UP * np.sqrt(np.square(sums) @ np.square(minima).T))
+
+
 def _through(x: Array | None, w: Any) -> Array | None:
     """What x comes to in x wᵀ, of the few columns of x that hold anything."""
     if x is None or not x.any():
@@ -364,6 +412,13 @@ def wider(spread: Spread, ties: Array | None, y: Array) -> Spread:
     sums = (spread.sums or _sums_of(spread, exact)).and_of(falls)
     angles = None if spread.angles is None else spread.angles.wider(y, ties)
     return replace(spread, most=most, sums=sums, aligned=False, angles=angles)
+
+
+def with_falls(spread: Spread, falls: RowSums | None) -> Spread:
+    """A spread whose rows may be moved at once besides; what each element moves by is in it already."""
+    if falls is None or spread.sums is None:
+        return spread
+    return replace(spread, sums=spread.sums.and_of(falls))
 
 
 def _sums_of(spread: Spread, exact: Array) -> RowSums:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.comparing.block_run import ATTENDED, NORMS, BlockRun
 from llama_ckpt.comparing.block_spreads import BlockSpreads, OwnBlock
-from llama_ckpt.comparing.declared import Declared, wider
-from llama_ckpt.judging.spread import Spread
+from llama_ckpt.comparing.declared import Declared, wider, with_falls
+from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
 from llama_ckpt.points import ALL_POINTS
 
@@ -183,15 +183,25 @@ class DeclaredSpreads(BlockSpreads):
         if run.is_product(point):
             common = run.by.in_common(run.weight(point), stream=point in ("attn_out", "ffn_out"))
             made = replace(made, everywhere=float(np.hypot(made.everywhere, common)))
+        if point in ("q_rope", "k_rope"):
+            made = replace(made, everywhere=float(np.hypot(made.everywhere, run.by.turn_in_common())))
         if made.angles is not None:
             apart = run.by.turns_apart(run.flow.positions, run.frequencies)
             made = made if apart is None else replace(made, angles=made.angles.off_by(apart))
-        spread = wider(made, self._ties(point), y)
+        spread = with_falls(wider(made, self._ties(point), y), self._together(point, y))
         unrounded = run.unrounded(point)
         if unrounded is None:
             return spread
         either = run.by.result_ties(point, unrounded, spread)
         return wider(spread, either, y)
+
+    def _together(self, point: str, y: Array) -> RowSums | None:
+        """Of what moves all elements of a row at once."""
+        run = self._block
+        if not run.is_product(point):
+            return None
+        weight, stream = run.weight(point), point in ("attn_out", "ffn_out")
+        return run.by.falls_together(run.read(point)[0], weight, y, stream=stream)
 
     def _ties(self, point: str) -> Array | None:
         """Of what is rounded before it goes into the step, or inside it."""

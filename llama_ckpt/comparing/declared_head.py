@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.formats import rounded
-from llama_ckpt.comparing.declared import Declared, wider
+from llama_ckpt.comparing.declared import Declared, wider, with_falls
 from llama_ckpt.comparing.head_run import HeadRun, HeadSpreads
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.oracle import llama as oracle
@@ -75,9 +75,9 @@ class DeclaredHead(HeadRun):
         if not self._sees_norm:
             norm = self.spreads["output_norm"]
             off = (norm.last_row() if self.last else norm).rows(part).whole
-        spread = wider(
-            spread, self.by.product_ties(self._normed[part], off, self.weights.output, head=True), made
-        )
+        rows, output = self._normed[part], self.weights.output
+        spread = wider(spread, self.by.product_ties(rows, off, output, head=True), made)
+        spread = with_falls(spread, self.by.falls_together(rows, output, made, head=True))
         either = self.by.result_ties("logits", self._unrounded(part), spread)
         return made, wider(spread, either, made)
 

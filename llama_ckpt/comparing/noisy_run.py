@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
+from llama_ckpt.arithmetic.turns import FAST_TURNS, fast_error
 from llama_ckpt.judging.rounded_run import DRAWS
 from llama_ckpt.judging.rounding_steps import PRECISIONS, product_deviation
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
@@ -63,6 +64,19 @@ def _of_sums(a: Array, b: Array) -> Array:
     """Of each sum of products `[..., n, K]` with `[..., K, m]`."""
     walk = FLOAT32.u * a.shape[-1] ** 0.5
     return np.asarray(walk * np.sqrt(np.square(a) @ np.square(b)))
+
+
+def _with_a_table(by: PatchedOracle, draw: np.random.Generator) -> PatchedOracle:
+    """The same with cosines and sines as a GPU's table leaves them, in each block alike."""
+    seed = int(draw.integers(2**31))
+
+    def cos_and_sin(right: PatchedOracle, positions: Any, frequencies: Any) -> tuple[Array, Array]:
+        off = fast_error(positions, frequencies)
+        again = np.random.default_rng(seed)
+        cos, sin = (x + again.uniform(-off, off) for x in right.cos_and_sin(positions, frequencies))
+        return cos, sin
+
+    return PatchedOracle({"cos_and_sin": cos_and_sin}, by)
 
 
 @dataclass
@@ -116,7 +130,7 @@ class NoisyRun:
         for seed in range(DRAWS):
             draw = np.random.default_rng(seed)
             by = rounded_oracle(self.arithmetic, weight_type=self.weight_type, base=noisy_oracle(draw))
-            self._oracles.append(by)
+            self._oracles.append(_with_a_table(by, draw) if self.arithmetic.turns == FAST_TURNS else by)
             self._streams.append(self.embedding)
 
     def _block(self, draw: int, weights: Any) -> dict[str, Array]:

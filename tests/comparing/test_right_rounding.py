@@ -178,7 +178,19 @@ class ByInversePort(Port):
         return (rows @ columns.T).astype(F) * scales[0] * scales[1].T
 
 
-class CudaPort(TF32Port):
+class FastTurnsPort(Port):
+    """Float32, cosines and sines by a GPU's instructions: times 1 / 2 pi, cut off, and a table's error."""
+
+    def table(self, positions: Array) -> tuple[Array, Array]:
+        angles = self.angles(positions).astype(F)
+        turns = angles.astype(np.float64) * np.float64(F(1 / (2 * np.pi)))
+        digits = 2.0 ** (np.floor(np.log2(np.maximum(turns, 1e-30))) - 23)
+        near = 2 * np.pi * np.floor(turns / digits) * digits  # FMUL.RZ
+        off = np.random.default_rng(len(positions)).uniform(-1, 1, (2, *angles.shape)) * 2.0**-21.5
+        return (np.cos(near) + off[0]).astype(F), (np.sin(near) + off[1]).astype(F)
+
+
+class CudaPort(FastTurnsPort, TF32Port):
     """ggml's on a GPU, more than 16 rows (mmq.cuh): blocks of 32 with float32 scales, attention by cuBLAS."""
 
     def in_blocks(self, x: Array) -> Array:
@@ -266,6 +278,33 @@ def test_what_cublas_makes_in_float32_is_as_right_as_tf32(port: type[Port], tmp_
     assert declared.verdict == "pass", declared.reason
     found = compared(program, tmp_path, 12)
     assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
+
+
+@pytest.mark.parametrize(("n", "first"), [(12, 0), (40, 0), (6, 3000)])
+def test_fast_cosines_are_found_out_and_told(n: int, first: int, tmp_path: Path) -> None:
+    program = FastTurnsPort(seeded(n_layers=2))
+    found = compared(program, tmp_path, n, first=first)
+    if first == 0:  # far out angles in float32, which everybody's are, leave as much
+        assert (found.verdict, found.exit_code) == ("arithmetic", 3), found.reason
+        assert "cosines and sines by a GPU's fast instructions" in found.reason
+    declared = compared(program, tmp_path, n, first=first, arithmetic={"name": "mine", "turns": "sin.approx"})
+    assert declared.verdict == "pass", declared.reason
+
+
+class OtherTheta(FastTurnsPort):
+    """Another theta than the file's, by a thousandth."""
+
+    def frequencies(self) -> Array:
+        pairs = np.arange(self.config.head_dim // 2)
+        return super().frequencies() * 1.001 ** (-2 * pairs / self.config.head_dim)
+
+
+def test_fast_cosines_hide_no_other_theta(tmp_path: Path) -> None:
+    for declared in ({"name": "mine", "turns": "sin.approx"}, None):
+        report = compared(OtherTheta(seeded(n_layers=1)), tmp_path, 12, arithmetic=declared)
+        assert report.verdict == "fail" and report.first_wrong is not None
+        assert report.first_wrong.name == "blk.0.q_rope"
+        assert "theta" in report.reason, report.reason
 
 
 class CoarseScores(ChosenPort):
