@@ -187,6 +187,7 @@ class FastTurnsPort(Port):
         digits = 2.0 ** (np.floor(np.log2(np.maximum(turns, 1e-30))) - 23)
         near = 2 * np.pi * np.floor(turns / digits) * digits  # FMUL.RZ
         off = np.random.default_rng(len(positions)).uniform(-1, 1, (2, *angles.shape)) * 2.0**-21.5
+        off = np.where(angles == 0, 0.0, off)
         return (np.cos(near) + off[0]).astype(F), (np.sin(near) + off[1]).astype(F)
 
 
