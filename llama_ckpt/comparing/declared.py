@@ -19,25 +19,36 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.floats import FLOATS
 from llama_ckpt.arithmetic.formats import SCALED, UNROUNDED, round_rows, rounded
-from llama_ckpt.arithmetic.integers import INTEGERS, either_scale, either_sum
+from llama_ckpt.arithmetic.integers import INTEGERS, either_sum
 from llama_ckpt.arithmetic.products import (
     TENSOR_CORES,
     matrix_in_parts,
     parsed_sums,
     rounded_matrix,
-    undecided,
 )
 from llama_ckpt.arithmetic.record import Arithmetic
-from llama_ckpt.arithmetic.rests import RESTS, TwoParts, two_parts
+from llama_ckpt.arithmetic.rests import RESTS
 from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle, scaled_before
 from llama_ckpt.arithmetic.tensor_cores import BITS, FP8_SUMS
 from llama_ckpt.arithmetic.turns import FAST_STEP, FAST_TURNS, fast_error
+from llama_ckpt.comparing.falls import (
+    RECORDED,
+    SMOOTH,
+    added,
+    fallen,
+    of_both,
+    of_minima,
+    of_parts,
+    of_weights,
+    step,
+    through,
+)
 from llama_ckpt.judging.limits import ELEMENT
 from llama_ckpt.judging.rounding_steps import angle_error
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
 
-__all__ = ["RESULTS", "Declared", "fallen", "wider", "with_falls"]
+__all__ = ["RESULTS", "Declared", "wider", "with_falls"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -55,19 +66,10 @@ RESULTS: Final[Mapping[str, str]] = {
 }
 """A point and the line of an `Arithmetic` that its tensor is rounded by."""
 
-RECORDED = 2.0**-22
-"""By how much of itself a recorded number may have been moved before it is rounded: a scale's float32
-rounding, and that a program may divide where another multiplies."""
-
-SMOOTH = 8.0
-"""What moves by less than so many times what it was moved by has not fallen to another neighbour."""
-
 
 EXACTLY = 1e-6
 """A step from neighbour to neighbour is allowed whole, whatever the last bit of its limit is."""
 
-ADDED_UP = 2.0**-22
-"""Of terms that a product in parts adds up beside the rest, four roundings."""
 
 SCALES = 2.0**-23
 """What the scales of two tensors are off, each largest / most in float32, or largest times 1 / most."""
@@ -141,13 +143,13 @@ class Declared:
         name, sums, reading = lines.activation(kind, stream=stream), lines.sums(kind), lines.reading(kind)
         found: Array | None = None
         if name in RESTS and reading in RESTS:
-            found = _of_parts(x, off, name, matrix_in_parts(w, reading))
+            found = of_parts(x, off, name, matrix_in_parts(w, reading))
         elif name not in UNROUNDED:
-            found = _through(fallen(x, off, name), rounded_matrix(w, reading))
+            found = through(fallen(x, off, name), rounded_matrix(w, reading))
             minima = getattr(w, "minima", None)
-            found = _added(found, self._sum_ties(x, name, minima))
-            found = _added(found, _of_minima(x, name, minima))
-        found = _added(found, _of_weights(x if name in UNROUNDED else rounded(x, name), w, reading))
+            found = added(found, self._sum_ties(x, name, minima))
+            found = added(found, of_minima(x, name, minima))
+        found = added(found, of_weights(x if name in UNROUNDED else rounded(x, name), w, reading))
         if sums in FP8_SUMS and found is not None:
             # What is added up is exact, and where it is cut off follows from it, but where a factor falls.
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
@@ -155,7 +157,7 @@ class Declared:
             found = found + np.where(found.any(axis=-1, keepdims=True), most, 0.0)
         if sums not in ("float32", TENSOR_CORES, *FP8_SUMS):
             y = np.abs(self.before.linear(x, w)).reshape(len(x), -1)
-            found = _added(found, _step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
+            found = added(found, step(parsed_sums(sums)[0], np.maximum(y, y.max(axis=-1, keepdims=True))))
         return found
 
     def in_common(self, w: Any, *, head: bool = False, stream: bool = False) -> float:
@@ -193,10 +195,8 @@ class Declared:
             return None
         moved = [round_rows(x * (1 + sign * RECORDED), name).sums for sign in (1, -1)]
         largest = np.maximum(*(np.abs(one - sums) for one in moved if one is not None))
-        falls = _added(
-            np.where(largest > SMOOTH * RECORDED * np.abs(sums), largest, 0.0), either_sum(x, name)
-        )
-        return _through(falls, minima)
+        falls = added(np.where(largest > SMOOTH * RECORDED * np.abs(sums), largest, 0.0), either_sum(x, name))
+        return through(falls, minima)
 
     def norm_ties(self, x: Array, off: Array | None, weight: Array, eps: float) -> Array | None:
         """What a row that is rounded before the weight may leave."""
@@ -212,14 +212,14 @@ class Declared:
         found: Array | None = None
         for part in ((cos, zero), (zero, sin)):
             made = RIGHT.turned(x, *part)
-            found = _added(found, fallen(made, off, self.arithmetic.rotation))
+            found = added(found, fallen(made, off, self.arithmetic.rotation))
         tables = self._tables(positions, frequencies)
         if tables is None:
             return found
         # What is rounded after a cosine that fell falls elsewhere, too: each of the four is turned through.
         made = self.before.turned(x, cos, sin)
         apart = [np.abs(self.before.turned(x, *either) - made) for either in product(*tables)]
-        return _added(found, np.max(apart, axis=0))
+        return added(found, np.max(apart, axis=0))
 
     def turns_apart(self, positions: Any, frequencies: Array) -> Array | None:
         """By how many radians cosines and sines that fall turn a pair, in every head alike; `[n, pairs]`."""
@@ -264,139 +264,25 @@ class Declared:
             return None if falls is None else falls / times
 
         queries, keys = before(q, off_q, self.arithmetic.queries), before(k, off_k, self.arithmetic.keys)
-        return _of_both(queries, q, keys, k)
+        return of_both(queries, q, keys, k)
 
     def mixing_ties(self, probs: Array, v: Array, off_p: Array | None, off_v: Array | None) -> Array | None:
         """The same of mixed values `[..., queries, head_dim]`."""
         mixing, values = self.arithmetic.mixing, self.arithmetic.values
         weights = fallen(probs, off_p, mixing)
         if weights is not None and self.arithmetic.keys_at_a_time and mixing in FLOATS:
-            weights = _step(mixing, np.abs(probs))  # exp(score - largest) lies elsewhere than a probability
+            weights = step(mixing, np.abs(probs))  # exp(score - largest) lies elsewhere than a probability
         turned = fallen(v, off_v, values)
-        found = _of_both(
+        found = of_both(
             weights, probs, None if turned is None else turned.swapaxes(-1, -2), v.swapaxes(-1, -2)
         )
         if self.arithmetic.mixed_sums not in UNROUNDED:
             most = np.abs(v).max(axis=-2, keepdims=True)
-            found = _added(
+            found = added(
                 found,
-                np.broadcast_to(_step(self.arithmetic.mixed_sums, most), (*probs.shape[:-1], v.shape[-1])),
+                np.broadcast_to(step(self.arithmetic.mixed_sums, most), (*probs.shape[:-1], v.shape[-1])),
             )
         return found
-
-
-def fallen(x: Array, off: Array | None, name: str) -> Array | None:
-    """By how much each element may be rounded to another neighbour; None where nothing is rounded.
-
-    Args:
-        off: how far from the program's own x may be, where it was not recorded.
-    """
-    if name in UNROUNDED:
-        return None
-    moved, away = _moved(x, off)
-    away = _beside_the_largest(x, away, name)
-    found = _beyond(rounded(x + away, name) - rounded(x - away, name), moved)
-    scales = either_scale(x, name) if name in INTEGERS else None
-    return found if scales is None else found + scales
-
-
-def _beside_the_largest(x: Array, away: Array, name: str) -> Array:
-    """What elements are moved by; where the largest sets the scale it stays, or all would move alike."""
-    if name in SCALED:
-        size = x.shape[-1] if SCALED[name][1] == "row" else x.size
-    elif name in INTEGERS:
-        block = INTEGERS[name].block
-        size = x.size if block < 0 else block or x.shape[-1]
-    else:
-        return away
-    blocks = np.abs(x).reshape(-1, size)
-    stays = blocks == blocks.max(axis=-1, keepdims=True)
-    return np.where(stays.reshape(x.shape), 0.0, away)
-
-
-def _moved(x: Array, off: Array | None) -> tuple[Array, Array]:
-    """By how much each element may have been moved, and the same with its sign."""
-    moved = RECORDED * np.abs(x) if off is None else np.hypot(RECORDED * x, ELEMENT * off)
-    return moved, np.copysign(moved, x)
-
-
-def _beyond(apart: Array, moved: Array, times: float = SMOOTH) -> Array:
-    """What is apart by more than it was moved."""
-    return np.asarray(np.where(np.abs(apart) > times * moved, np.abs(apart), 0.0))
-
-
-def _of_parts(x: Array, off: Array | None, name: str, w: TwoParts) -> Array | None:
-    """Ties of a product in parts: what one part loses to the other is multiplied with a coarser weight."""
-    moved, away = _moved(x, off)
-    up, down = two_parts(x + away, name), two_parts(x - away, name)
-    changes = (
-        (up.high - down.high, w.high - w.coarse),
-        (up.whole - down.whole, w.coarse),
-        (up.coarse - down.coarse, w.low),
-    )
-    found: Array | None = None
-    for apart, matrix in changes:
-        # A rest's steps are small, and each counts: what has not fallen is apart by twice the move at most.
-        found = _added(found, _through(_beyond(apart, moved, 2.0), matrix))
-    return found
-
-
-def _of_weights(x: Array, w: Any, reading: str) -> Array | None:
-    """What weights may add that lie in the middle of two numbers, `[n, out]`: a scale's last bit decides."""
-    if reading not in (*INTEGERS, *SCALED):
-        return None
-    rows, falls = undecided(w, reading, lambda values: fallen(values, None, reading))
-    if not len(rows):
-        return None
-    found = np.zeros((len(x), len(w)))
-    found[:, rows] = _at_most(falls, x).T
-    return found
-
-
-def _of_minima(x: Array, name: str, minima: Array | None) -> Array | None:
-    """What float32 leaves of minima times sums, `[n, out]`: they may be larger than their product is."""
-    if minima is None or (sums := round_rows(x, name).sums) is None:
-        return None
-    return np.asarray(ADDED_UP * np.sqrt(np.square(sums) @ np.square(minima).T))
-
-
-def _through(x: Array | None, w: Any) -> Array | None:
-    """What x comes to in x wᵀ, of the few columns of x that hold anything."""
-    if x is None or not x.any():
-        return None
-    columns = np.flatnonzero(x.any(axis=0))
-    return _at_most(x[:, columns], np.asarray(w)[:, columns])
-
-
-def _of_both(a: Array | None, x: Array, b: Array | None, y: Array) -> Array | None:
-    """What a and b, by which x and y may be off, come to in x yᵀ."""
-    found: Array | None = None
-    if a is not None and a.any():
-        found = _at_most(a, y)
-    if b is not None and b.any():
-        found = _added(found, _at_most(b, x).swapaxes(-1, -2))
-    return found
-
-
-def _at_most(off: Array, w: Array) -> Array:
-    """Of off wᵀ: all of it where few elements are off, else as much as chance makes of many."""
-    along, chance = np.abs(w).swapaxes(-1, -2), np.square(w).swapaxes(-1, -2)
-    return np.asarray(np.minimum(off @ along, BY_CHANCE * np.sqrt(np.square(off) @ chance)))
-
-
-def _added(a: Array | None, b: Array | None) -> Array | None:
-    return b if a is None else a if b is None else a + b
-
-
-def _step(name: str, x: Array) -> Array:
-    """From a number to its neighbour in a format."""
-    form = FLOATS[name]
-    _, exponent = np.frexp(x)
-    return np.asarray(np.ldexp(1.0, np.maximum(exponent - form.digits, form.smallest)))
-
-
-BY_CHANCE = 3.0
-"""Many elements that fall either way add up as chance has it: to hardly more than so many times its root."""
 
 
 def wider(spread: Spread, ties: Array | None, y: Array) -> Spread:
