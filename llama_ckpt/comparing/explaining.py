@@ -134,7 +134,7 @@ class Explainer:
             # Right scores and probabilities of a long prompt cost more than they tell of a whole block.
             points = [p for p in answered(called[0], judged) if p != point and not is_vast(judged[p])]
             named, alike = name_bugs(shown(Call(*called), [point, *points]), among=among)
-            if any(bug.explained for bug in named):
+            if any(bug.explained and bug.remaining_error < found.err for bug in named):
                 return replace(found, named=named, indistinguishable=alike)
         return found
 

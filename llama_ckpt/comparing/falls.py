@@ -136,6 +136,7 @@ def _at_most(off: Array, w: Array) -> Array:
 
 
 def added(a: Array | None, b: Array | None) -> Array | None:
+    """The sum of what there is of both; None where neither is."""
     return b if a is None else a if b is None else a + b
 
 
