@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-__all__ = ["SMALL_MODEL", "fitted_threads", "model_bytes", "physical_cores"]
+from llama_ckpt.cores import allowed_cpus, physical_cores, usable_cpus
+
+__all__ = ["SMALL_MODEL", "fitted_threads", "model_bytes"]
 
 SMALL_MODEL: Final = 64 << 20
 """Bytes of a model's file."""
-
-_CPUS: Final = Path("/sys/devices/system/cpu")
 
 
 @contextmanager
@@ -34,7 +34,12 @@ def fitted_threads(n_bytes: int) -> Iterator[int]:
     import torch
 
     before = torch.get_num_threads()
-    chosen = "OMP_NUM_THREADS" in os.environ or before not in {physical_cores(), os.cpu_count()}
+    chosen = "OMP_NUM_THREADS" in os.environ or before not in {
+        physical_cores(),
+        usable_cpus(),
+        len(allowed_cpus()),
+        os.cpu_count(),
+    }
     if chosen or not n_bytes:
         yield 1
         return
@@ -51,16 +56,3 @@ def model_bytes(path: Path) -> int:
     if path.is_dir():
         return sum(one.stat().st_size for one in path.iterdir() if one.is_file())
     return path.stat().st_size if path.is_file() else 0
-
-
-def physical_cores() -> int:
-    """The cores that this process may run on, each counted once however many threads it has room for."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    cores = set()
-    for number in allowed:
-        try:
-            core = (_CPUS / f"cpu{number}" / "topology" / "thread_siblings_list").read_text("ascii").strip()
-        except (OSError, ValueError):
-            core = str(number)  # nobody tells which belong together
-        cores.add(core)
-    return max(1, len(cores))

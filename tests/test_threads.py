@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import llama_ckpt
-from llama_ckpt import threads
-from llama_ckpt.threads import SMALL_MODEL, fitted_threads, model_bytes, physical_cores
+from llama_ckpt import cores
+from llama_ckpt.cores import physical_cores, usable_cpus
+from llama_ckpt.threads import SMALL_MODEL, fitted_threads, model_bytes
 from reference_dumps import embedded_model
 
 
@@ -21,7 +22,8 @@ def four_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
         folder = tmp_path / f"cpu{number}" / "topology"
         folder.mkdir(parents=True)
         (folder / "thread_siblings_list").write_text(f"{number % 4},{number % 4 + 4}\n")
-    monkeypatch.setattr(threads, "_CPUS", tmp_path)
+    monkeypatch.setattr(cores, "_CPUS", tmp_path)
+    monkeypatch.setattr(cores, "_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -56,6 +58,33 @@ def test_where_nobody_tells_of_cores_each_processor_is_one(tmp_path: Path, four_
     for number in range(8):
         (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").unlink()
     assert physical_cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("allowed", "quota", "usable", "physical"),
+    [
+        (range(8), "max 100000", 8, 4),
+        ({0, 4}, "max 100000", 2, 1),  # two halves of a core, as by `taskset`
+        (range(8), "200000 100000", 2, 2),  # as by `docker run --cpus=2`
+        (range(8), "50000 100000", 1, 1),
+        (range(8), "nonsense", 8, 4),
+    ],
+)
+def test_a_container_or_a_taskset_leaves_fewer(
+    allowed: set[int],
+    quota: str,
+    usable: int,
+    physical: int,
+    tmp_path: Path,
+    four_cores: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(allowed), raising=False)
+    assert (usable_cpus(), physical_cores()) == (usable, physical)
+    torch.set_num_threads(usable)  # what torch takes by itself is nobody's choice
+    with fitted_threads(1):
+        assert torch.get_num_threads() == 1
 
 
 def test_a_folder_s_files_count_together(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.making.reference_quantizer import quantize_with_llama_cpp
 from llama_ckpt.making.seeded_model import make_seeded
@@ -80,7 +81,7 @@ def record(model: Path, out: Path) -> None:
         Take(tokens=ids[:16], positions_from=last, name="last-positions", max_tokens=0, blocks=ENDS),
         Take(tokens=ids[:16], forced=64, name="64-greedy", max_tokens=0, blocks=ENDS),
     ]
-    capture_takes(model, takes, out=out, n_threads=os.cpu_count() or 1, n_gpu_layers=999)
+    capture_takes(model, takes, out=out, n_threads=usable_cpus(), n_gpu_layers=999)
 
 
 KEPT = ("v", "q_rope", "k_rope", "attn_context", "ffn_inp", "ffn_swiglu", "out")
@@ -161,7 +162,7 @@ def run_types(
     paths: dict[str, Path], types: Iterable[str], jobs: int, kept: Path | None
 ) -> Iterator[dict[str, Any]]:
     """Each type in a process of its own, `jobs` at a time, cores shared out."""
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    threads = str(max(1, usable_cpus() // jobs))
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
     # Arrays of megabytes come and go: giving their pages back each time costs as much as the arithmetic.
     limits |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_ARENA_MAX": "1"}

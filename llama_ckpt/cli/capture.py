@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +12,7 @@ from llama_ckpt.capture.plan import plan_of
 from llama_ckpt.capture.run_file import capture_run
 from llama_ckpt.cli.options import ModelFile, integers, model_path
 from llama_ckpt.cli.progress import waiting
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.errors import OptionError
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.tokens.tokenizer import Tokenizer
@@ -96,7 +96,7 @@ def command(
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{name or 'run'}.safetensors"
         with waiting("recording llama.cpp"):
-            capture_run(file, plan, out=path, blocks=chosen, n_threads=threads or os.cpu_count() or 1)
+            capture_run(file, plan, out=path, blocks=chosen, n_threads=threads or usable_cpus())
         print(f"{path}: a run; llama-ckpt compare {path} judges it")
         return
     with waiting("recording llama.cpp"):
@@ -111,7 +111,7 @@ def command(
             name=name,
             blocks=None if blocks is None else integers("--blocks", blocks),
             last_logits_only=last_logits_only,
-            n_threads=threads or os.cpu_count() or 1,
+            n_threads=threads or usable_cpus(),
             n_gpu_layers=gpu_layers,
             cache=cache,
             flash_attention=flash_attention,

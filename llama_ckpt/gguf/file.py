@@ -24,6 +24,7 @@ import numpy as np
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.errors import ModelFileError, UnsupportedModelError
 from llama_ckpt.gguf.cursor import shown
 from llama_ckpt.gguf.header import MetadataValue, TensorInfo
@@ -179,7 +180,7 @@ def weights_sha256(file: GGUFFile) -> str:
 def _hash_weights(file: GGUFFile) -> str:
     """Several threads dequantize ahead of the one that hashes, which has to go in order."""
     digest = hashlib.sha256()
-    threads = min(_THREADS, os.cpu_count() or 1)
+    threads = min(_THREADS, usable_cpus())
     with ThreadPoolExecutor(threads) as pool:
         ahead: deque[Future[bytes | memoryview]] = deque()
         for piece in _pieces(file):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +23,7 @@ from gguf.gguf_writer import GGUFValue
 from gguf.quants import quantize
 from numpy.typing import NDArray
 
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.errors import ModelFileError, OptionError
 from llama_ckpt.gguf.file import GGUFFile
 from llama_ckpt.gguf.header import MetadataValue
@@ -198,7 +198,7 @@ def write_gguf(
             digest = hashlib.sha256(file.read())
             _append(file, digest.update, bytes(-file.tell() % _ALIGNMENT))
             done = 0
-            for piece in _pieces(tensors, rows, threads or os.cpu_count() or 1):
+            for piece in _pieces(tensors, rows, threads or usable_cpus()):
                 _append(file, digest.update, piece)
                 done += len(piece)
                 if progress is not None:

@@ -6,10 +6,11 @@ models are not worth a thread.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
+
+from llama_ckpt.cores import usable_cpus
 
 __all__ = ["LARGE", "side_by_side"]
 
@@ -27,7 +28,7 @@ def side_by_side(
     function: Callable[[Item], Result], items: Iterable[Item], *, elements: int
 ) -> Iterator[Result]:
     """`map(function, items)`, in threads where a tensor has `LARGE` elements or more; in order."""
-    threads = min(MOST, os.cpu_count() or 1)
+    threads = min(MOST, usable_cpus())
     if elements < LARGE or threads == 1:
         yield from map(function, items)
         return

@@ -9,7 +9,6 @@ float32 upcast too, which has the same weights and gives llama.cpp nothing to ro
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.capture import Take, capture_takes
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.dumps.reference import LARGE, DumpSet, open_dumps
 from llama_ckpt.errors import DumpError, ModelFileError
 from llama_ckpt.gguf.file import GGUFFile, open_gguf, weights_sha256
@@ -248,7 +248,7 @@ def capture_all(path: Path, tokenizer: Tokenizer, scratch: Path) -> list[Path]:
     for label, (source, origin) in files.items():
         out = scratch / label
         takes = [_take(tokenizer, number) for number in range(len(PROMPTS))]
-        capture_takes(source, takes, out=out, n_threads=os.cpu_count() or 1, derived_from=origin)
+        capture_takes(source, takes, out=out, n_threads=usable_cpus(), derived_from=origin)
         folders.append(out)
     return folders
 

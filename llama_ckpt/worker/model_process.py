@@ -28,6 +28,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
+from llama_ckpt.cores import usable_cpus
 from llama_ckpt.errors import LlamaCkptError, OptionError
 from llama_ckpt.gguf.file import open_gguf
 from llama_ckpt.shadowing import check_checkpoints
@@ -247,8 +248,7 @@ def use_threads() -> None:
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, min(torch.get_num_threads(), cores - 1)))
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), usable_cpus() - 1)))
 
 
 def serve(orders: IO[str], outbox: Outbox) -> int:

@@ -31,12 +31,13 @@ ARROWS: dict[str, str] = {
     "json_values": "",
     "listing": "",
     "spare_memory": "",
-    "threads": "",
+    "cores": "",
+    "threads": "cores",
     "shadowing": "errors",
     "parts": "errors",
     "results": "errors outside whole_files",
     # bytes, weights, tokens
-    "gguf": "bus_errors errors whole_files",
+    "gguf": "bus_errors cores errors whole_files",
     "weights": "errors gguf outside precisions spare_memory whole_files",
     "tokens": "errors gguf",
     "hugging_face": "errors gguf outside weights whole_files",
@@ -65,8 +66,8 @@ ARROWS: dict[str, str] = {
     ),
     # the ladder, and the catalogues on trial
     "ladder": (
-        "arithmetic capture checkpoints comparing diagnose dumps engine errors gguf hugging_face identify "
-        "judging kernels making model oracle points precisions reference_dumps results shadowing "
+        "arithmetic capture checkpoints comparing cores diagnose dumps engine errors gguf hugging_face "
+        "identify judging kernels making model oracle points precisions reference_dumps results shadowing "
         "spare_memory threads tokens weights whole_files"
     ),
     "mutants": (
@@ -79,14 +80,14 @@ ARROWS: dict[str, str] = {
         "results shadowing tokens version weights"
     ),
     "worker": (
-        "checkpoints engine errors generation gguf judging model plain_text precisions shadowing spawning "
-        "parts tokens version weights"
+        "checkpoints cores engine errors generation gguf judging model plain_text precisions shadowing "
+        "spawning parts tokens version weights"
     ),
     "pytest_plugin": "errors ladder report",
     "cli": (
-        "arithmetic capture checkpoints comparing diagnose engine errors generation gguf judging ladder "
-        "llama_ckpt making model mutants outside parts plain_text points precisions ranks reference_dumps "
-        "report results shadowing whole_files tokens version weights worker hugging_face"
+        "arithmetic capture checkpoints comparing cores diagnose engine errors generation gguf judging "
+        "ladder llama_ckpt making model mutants outside parts plain_text points precisions ranks "
+        "reference_dumps report results shadowing whole_files tokens version weights worker hugging_face"
     ),
     "llama_ckpt": (
         "comparing dumps errors generation gguf ladder making model parts ranks results shadowing tokens "
