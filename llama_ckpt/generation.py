@@ -9,8 +9,8 @@ for piece in lc.generate(model, "Hello", max_tokens=10):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Final, Literal, TypeAlias
 from weakref import WeakKeyDictionary
@@ -25,7 +25,8 @@ from llama_ckpt.model import Model
 from llama_ckpt.precisions import ENGINE_PRECISIONS
 from llama_ckpt.threads import fitted_threads
 from llama_ckpt.tokens.sampling import SamplingOptions
-from llama_ckpt.weights.packed_products import weights_for_few_rows
+from llama_ckpt.weights.compiled_formats import threads_for_products_alone
+from llama_ckpt.weights.packed_products import all_compiled, weights_for_few_rows
 from llama_ckpt.weights.records import ModelWeights
 
 __all__ = ["ComputedBy", "computed_by", "generate", "pick_session", "quick"]
@@ -155,10 +156,13 @@ def generate(
     options = SamplingOptions(temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with nullcontext(quick(model, precision)) if session is None else session.sequence() as runner:
         tokens = generate_tokens(runner, prompt, max_tokens=max_tokens, sampling=options, stop=stop)
+        alone: Callable[[], AbstractContextManager[None]] = nullcontext  # of the prompt torch multiplies much
         while True:
-            with fitted_threads(_bytes(model)):  # only while it computes: between tokens others do
+            with fitted_threads(_bytes(model)), alone():  # only while it computes: between tokens others do
                 token = next(tokens, None)
             if token is None:
                 return
+            if _for_few_rows(model, precision) and all_compiled(model.weights):
+                alone = threads_for_products_alone
             if token.text:
                 yield token.text

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType as T
 from llama_ckpt import generation
 from llama_ckpt.generation import computed_by, generate, quick
 from llama_ckpt.making.seeded_model import make_seeded
-from llama_ckpt.model import load
+from llama_ckpt.model import Model, load
 from llama_ckpt.weights import compiled_formats, native_code, packed_products
 from llama_ckpt.weights.block_formats import PLAIN_DTYPES
 from llama_ckpt.weights.compiled_formats import NATIVE_TYPES
@@ -155,6 +155,31 @@ def test_a_large_model_writes_with_them_the_text_of_the_layers(large: Path, thre
     assert float((found - wanted).norm() / wanted.norm()) < 1e-6
     torch.set_num_threads(2)
     assert torch.equal(few.logits(tokens), found)
+
+
+@compiled
+def test_steps_leave_the_cores_to_the_products(
+    large: Path, threads: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second thread of torch's would go on spinning where a product's own is wanted."""
+    model, seen = load(large, device="cpu"), list[tuple[int, int]]()
+    of_torch, forward = torch.get_num_threads, type(model).forward
+
+    def looked(self: Model, token_ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        parts = list[int]()
+        compiled_formats.in_parts(lambda first, _: parts.append(first), 8, 8 * compiled_formats.LEAST_PART)
+        seen.append((of_torch(), len(parts)))
+        return forward(self, token_ids, *rest)
+
+    monkeypatch.setattr(Model, "forward", looked)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the user's own number, and so left alone
+    torch.set_num_threads(2)
+    for _ in generate(model, [1, 5, 7], 3):
+        assert of_torch() == 2
+    assert seen == [(2, 2), (1, 2), (1, 2)] and of_torch() == 2
+    seen.clear()
+    list(generate(model, [1, 5, 7], 2, precision="layers"))
+    assert seen == [(2, 2), (2, 2)]
 
 
 def test_without_a_compiler_there_are_copies_where_memory_allows(
