@@ -43,7 +43,7 @@ from llama_ckpt.comparing.falls import (
     step,
     through,
 )
-from llama_ckpt.judging.limits import ELEMENT
+from llama_ckpt.judging.limits import ELEMENT, ERR
 from llama_ckpt.judging.rounding_steps import angle_error
 from llama_ckpt.judging.spread import RowSums, Spread
 from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
@@ -128,7 +128,11 @@ class Declared:
         if spread.most is not None:
             moved = moved + spread.most
         apart = [np.abs(rounded(unrounded + sign * moved, name) - o) for sign in (1, -1)]
-        return np.maximum(np.maximum(*apart) * (1 + EXACTLY) - moved, 0.0)
+        falls = np.maximum(*apart) * (1 + EXACTLY)
+        # What stays allowed beside is more of an element than of a tensor or a row, in which a single fall
+        # may be all that is off.
+        beside = np.where(falls > 2 * moved, ERR / ELEMENT * moved, moved)
+        return np.maximum(falls - beside, 0.0)
 
     def product_ties(
         self, x: Array, off: Array | None, w: Any, *, head: bool = False, stream: bool = False
@@ -251,9 +255,15 @@ class Declared:
         return None if found is None else found * np.abs(up)
 
     def probability_ties(self, scores: Array, head_dim: int, probs: Array) -> Array | None:
-        """What scaled scores that are rounded may leave of probabilities."""
+        """What scaled scores that are rounded may leave of probabilities.
+
+        A score that falls moves its own probability, and by the sum that divides them all others of its row.
+        """
         found = fallen(RIGHT.scaled(scores, head_dim), None, self.arithmetic.scaled)
-        return None if found is None else found * probs
+        if found is None:
+            return None
+        # d p_i = p_i (d z_i - sum_j p_j d z_j)
+        return np.asarray(probs * (found + np.vecdot(probs, found)[..., None]))
 
     def score_ties(self, q: Array, k: Array, off_q: Array | None, off_k: Array | None) -> Array | None:
         """The same of scores `[..., queries, keys]`, for stacks of queries and keys."""

@@ -77,8 +77,10 @@ class Spread:
 
     @property
     def beside_mode(self) -> Array:
-        """What a product adds up as chance does; the mode goes through it as one."""
-        return self.whole if self.apart is None else self.apart
+        """What a product adds up as chance does, and what may be on top; the mode goes through it as one."""
+        if self.apart is None or self.most is None:
+            return self.whole if self.apart is None else self.apart
+        return np.hypot(self.apart, self.most)
 
     def times(self, factor: float) -> Spread:
         """Of the tensor times a number; shares of it stay."""

@@ -101,12 +101,16 @@ class _TorchPort(Port):
         keys, values = (self.t(self.repeated(y)).transpose(0, 1) for y in (k, v))
         scores = self.t(q).transpose(0, 1) @ keys.transpose(1, 2)
         self.keep(at + "attn_scores", scores.transpose(0, 1).float().numpy())
-        scaled = scores * c.head_dim**-0.5
         hidden = torch.from_numpy(positions[:, None] < positions)
-        probs = torch.softmax(scaled.masked_fill(hidden, -torch.inf), -1, dtype=torch.float32).to(self.dtype)
+        scaled = self.scaled(scores).masked_fill(hidden, -torch.inf)
+        probs = torch.softmax(scaled, -1, dtype=torch.float32).to(self.dtype)
         self.keep(at + "attn_probs", probs.transpose(0, 1).float().numpy())
         mixed = (probs @ values).transpose(0, 1).reshape(n, -1).float().numpy()
         return self.keep(at + "attn_out", self.product(self.keep(at + "attn_context", mixed), weights.wo))
+
+    def scaled(self, scores: torch.Tensor) -> torch.Tensor:
+        """As the softmax takes them."""
+        return scores * self.config.head_dim**-0.5
 
     def gated(self, gate: Array, up: Array) -> Array:
         return (torch.nn.functional.silu(self.t(gate)) * self.t(up)).float().numpy()
