@@ -22,6 +22,7 @@ from llama_ckpt.arithmetic.record import arithmetic_lines
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
 from llama_ckpt.comparing.completeness import is_complete_of_its_kind, lint_missing, wanted_of
+from llama_ckpt.comparing.half_numbers import half_numbers, in_half, is_told_better
 from llama_ckpt.comparing.nearest import DataFlow
 from llama_ckpt.comparing.scan import scan
 from llama_ckpt.comparing.sequences import of_sequences
@@ -92,16 +93,20 @@ def _compared(
     """Judge the dump of one sequence; where it is wrong, once more with the roundings that explain it."""
     result, undeclared = _judged(sides, partial, options, progress)
     found = None if undeclared is None or result.verdict == "pass" else undeclared.found()
-    if undeclared is None or found is None:
-        return result
-    again, _ = _judged(replace(sides, arithmetic=found), partial, options, progress)
-    if _made(again) >= _made(result) or again.arithmetic is None:
-        return result
-    again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
-    if again.verdict == "arithmetic":
-        command = f"{_command(shlex.quote(str(sides.theirs.path)), options)} {again.arithmetic.option}"
-        again.next.append(NextStep("declare what is rounded", f"{command} --partial" if partial else command))
-    return again
+    if undeclared is not None and found is not None:
+        again, _ = _judged(replace(sides, arithmetic=found), partial, options, progress)
+        if _made(again) < _made(result) and again.arithmetic is not None:
+            again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
+            result = again
+    kind = half_numbers(sides, options["dtype"]) if result.verdict == "fail" else None
+    if kind is not None and not is_told_better(result, kind):
+        again, _ = _judged(replace(sides, dtype=kind), partial, options, progress)
+        result = in_half(again, kind) if _made(again) < _made(result) else result
+    if result.verdict == "arithmetic" and result.arithmetic is not None:
+        command = f"{_command(shlex.quote(str(sides.theirs.path)), options)} {result.arithmetic.option}"
+        again_so = f"{command} --partial" if partial else command
+        result.next.append(NextStep("declare what is rounded", again_so))
+    return result
 
 
 def _made(result: Comparison) -> int:

@@ -332,9 +332,11 @@ def _dtype(theirs: TheirDump, asked: str | None) -> str:
         return asked
     if theirs.declared.dtype is not None:
         return theirs.declared.dtype
-    skipped = {*MAY_BE_WIDER, "logits"}
-    stored = {theirs.dtype(name) for name in theirs.names if split_name(name)[1] not in skipped}
-    stored = {"float32" if one == "float64" else one for one in stored} or {"float32"}
+    wider = {*MAY_BE_WIDER, "logits"}
+    kinds = {name: theirs.dtype(name).replace("float64", "float32") for name in theirs.names}
+    stored = {kind for name, kind in kinds.items() if split_name(name)[1] not in wider}
+    # Where nothing else was recorded, what may be wider says what it is not wider than.
+    stored = stored or set(kinds.values()) - {"float32"} or {"float32"}
     if len(stored) > 1:
         raise OptionError(
             f"{theirs.path}: what was computed in",
