@@ -34,6 +34,10 @@ from llama_ckpt.points import block_point, split_name
 
 __all__ = ["Settling"]
 
+NEARLY = 0.05
+"""A tensor that is off in either order lies in the one in which no more than this is left of it and of its
+error in the other: what is off besides is small, and no bug leaves another order of features by chance."""
+
 
 @dataclass
 class Settling(PointJudge):
@@ -249,6 +253,7 @@ class Settling(PointJudge):
         Once for the whole dump: a layout does not change between blocks, and a wrong block must not look like
         one.
         """
+        nearer = []
         for point in TURNED:
             o = run.get(point)
             o = right.get(point) if o is None else o
@@ -262,11 +267,12 @@ class Settling(PointJudge):
             halves = judge(point, interleave_halves(x), o, limit=limit, dtype=limit.dtype)
             if "pass" in (plain.verdict, halves.verdict):
                 return self._take_half_split(plain.verdict == "fail", number, theirs)
+            nearer.append(halves.err < NEARLY and halves.err < NEARLY * plain.err)
         if "q" in theirs and "q_rope" in theirs:
             # Wrong in either order; what RoPE turned says which was meant.
             kind = pair_kind(theirs["q"], theirs["q_rope"], self.sides.positions)
             return self._take_half_split(kind == "half-split", number, theirs)
-        return False
+        return self._take_half_split(any(nearer), number, theirs)
 
     def _take_half_split(self, half_split: bool, number: int, theirs: Mapping[str, Array]) -> bool:
         self.half_split = half_split

@@ -274,3 +274,17 @@ def test_an_offset_is_named(offset: int, tmp_path: Path) -> None:
     program = changed(turn=lambda self, x, at: Port.turn(self, x, at + offset))(seeded())
     said = "RoPE's positions begin at 1" if offset == 1 else f"RoPE's positions are off by {offset:+d}"
     assert sentence(compared(program, tmp_path, 12, first=5)) == said
+
+
+def test_a_small_fault_in_half_split_order_is_told_apart_from_the_order(tmp_path: Path) -> None:
+    class Halves(Port):
+        halves = True
+
+        def frequencies(self) -> Array:
+            return 1.001 * super().frequencies()
+
+    report = compared(Halves(seeded()), tmp_path, 9, kept=lambda name: name.endswith("q_rope"), partial=True)
+    assert any("half-split order" in note for note in report.notes)
+    assert report.first_wrong is not None and report.first_wrong.name == "blk.0.q_rope"
+    assert report.first_wrong.leading.err < 1e-2
+    assert "frequencies are multiplied by 1.001" in sentence(report)
