@@ -26,6 +26,7 @@ SWITCH: Final = "LLAMA_CKPT_NATIVE"
 """The environment variable; "0": nothing is compiled, and nothing compiled is used."""
 
 SOURCE: Final = Path(__file__).with_name("packed_rows.c")
+INCLUDED: Final = Path(__file__).with_name("sixteen_floats.h")
 
 COMPILERS: Final = ("cc", "gcc", "clang")
 FLAGS: Final = ("-O3", "-shared", "-fPIC")
@@ -76,8 +77,9 @@ def _folder() -> Path:
 def _key(compiler: str) -> str:
     """Another source, compiler or processor makes other code."""
     version = subprocess.run([compiler, "--version"], capture_output=True, timeout=SECONDS, check=True).stdout
+    source = SOURCE.read_bytes() + INCLUDED.read_bytes()
     about = Path(compiler).resolve().as_posix(), " ".join(FLAGS), platform.machine(), _processor()
-    return hashlib.sha256("\0".join(about).encode() + version + SOURCE.read_bytes()).hexdigest()[:20]
+    return hashlib.sha256("\0".join(about).encode() + version + source).hexdigest()[:20]
 
 
 def _processor() -> str:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +21,7 @@ from llama_ckpt.making.seeded_model import make_seeded
 from llama_ckpt.model import Model, load
 from llama_ckpt.weights import compiled_formats, native_code, packed_products
 from llama_ckpt.weights.block_formats import PLAIN_DTYPES
-from llama_ckpt.weights.compiled_formats import NATIVE_TYPES
+from llama_ckpt.weights.compiled_formats import NATIVE_TYPES, is_right
 from llama_ckpt.weights.decoders import BLOCK_DECODERS
 from llama_ckpt.weights.packed_products import FEW_ROWS, FewRowsWeight, weights_for_few_rows
 from llama_ckpt.weights.quants import PackedWeight, linear, weight_rows
@@ -195,6 +198,23 @@ def test_without_a_compiler_there_are_copies_where_memory_allows(
         weights, clause = weights_for_few_rows(model.weights)
         assert isinstance(weights.blocks[0].wq, kind)
         assert clause == said
+
+
+@compiled
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="of x86's registers")
+@pytest.mark.parametrize("machine", ["-mavx2 -mfma -mf16c", "-mavx2", "-msse4.1", ""])
+def test_it_is_right_for_processors_with_other_registers(machine: str, tmp_path: Path) -> None:
+    """Most laptops have registers of eight floats; some words of a flag are not this processor's."""
+    words = {word for flag in machine.split() if (word := flag.removeprefix("-m").replace(".", "_"))}
+    if not words <= {*native_code._processor().split()}:
+        pytest.skip("this processor lacks it")
+    compiler, made = native_code._compiler(), tmp_path / "rows.so"
+    assert compiler is not None
+    command = [compiler, *native_code.FLAGS, *machine.split(), "-o", str(made), str(native_code.SOURCE)]
+    subprocess.run(command, check=True, capture_output=True)
+    library = ctypes.CDLL(str(made))
+    wrong = [type.name for type in TYPES if not is_right(compiled_formats._functions(library, type), type)]
+    assert not wrong
 
 
 def test_code_is_kept_where_nobody_else_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
