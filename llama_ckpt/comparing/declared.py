@@ -254,12 +254,18 @@ class Declared:
         found = fallen(RIGHT.gated(gate, np.ones_like(up)), off, self.arithmetic.silu)
         return None if found is None else found * np.abs(up)
 
-    def probability_ties(self, scores: Array, head_dim: int, probs: Array) -> Array | None:
-        """What scaled scores that are rounded may leave of probabilities.
+    def probability_ties(
+        self, scores: Array, head_dim: int, probs: Array, came: Array | None
+    ) -> Array | None:
+        """What scores that fell on the way, or fall once they are scaled, may leave of probabilities.
 
         A score that falls moves its own probability, and by the sum that divides them all others of its row.
+
+        Args:
+            came: by how much scores that were not recorded may have been moved by what fell before them.
         """
         found = fallen(RIGHT.scaled(scores, head_dim), None, self.arithmetic.scaled)
+        found = added(found, None if came is None else RIGHT.scaled(came, head_dim))
         if found is None:
             return None
         # d p_i = p_i (d z_i - sum_j p_j d z_j)
@@ -276,16 +282,18 @@ class Declared:
         queries, keys = before(q, off_q, self.arithmetic.queries), before(k, off_k, self.arithmetic.keys)
         return of_both(queries, q, keys, k)
 
-    def mixing_ties(self, probs: Array, v: Array, off_p: Array | None, off_v: Array | None) -> Array | None:
-        """The same of mixed values `[..., queries, head_dim]`."""
+    def mixing_ties(
+        self, probs: Array, v: Array, off_p: Array | None, off_v: Array | None, came: Array | None
+    ) -> Array | None:
+        """The same of mixed values `[..., queries, head_dim]`; came: of probabilities, as there of scores."""
         mixing, values = self.arithmetic.mixing, self.arithmetic.values
         weights = fallen(probs, off_p, mixing)
         if weights is not None and self.arithmetic.keys_at_a_time and mixing in FLOATS:
             weights = step(mixing, np.abs(probs))  # exp(score - largest) lies elsewhere than a probability
         turned = fallen(v, off_v, values)
-        found = of_both(
-            weights, probs, None if turned is None else turned.swapaxes(-1, -2), v.swapaxes(-1, -2)
-        )
+        across = v.swapaxes(-1, -2)
+        found = of_both(weights, probs, None if turned is None else turned.swapaxes(-1, -2), across)
+        found = added(found, of_both(came, probs, None, across))
         if self.arithmetic.mixed_sums not in UNROUNDED:
             most = np.abs(v).max(axis=-2, keepdims=True)
             found = added(

@@ -237,13 +237,24 @@ class DeclaredSpreads(BlockSpreads):
             shape = (len(q), q.shape[1], k.shape[1])
         elif point == "attn_probs":
             scores, probs = run.heads_of("attn_scores", kv_head), run.heads_of("attn_probs", kv_head)
-            found, shape = run.by.probability_ties(scores, run.flow.config.head_dim, probs), probs.shape
+            came = self._fell("attn_scores", kv_head)
+            found, shape = run.by.probability_ties(scores, run.flow.config.head_dim, probs, came), probs.shape
         else:
             probs, v = run.heads_of("attn_probs", kv_head), run.heads_of("v", kv_head)
             off = self._off_of("attn_probs", kv_head), self._off_of("v", kv_head)
-            found = run.by.mixing_ties(probs, v, *off)
+            found = run.by.mixing_ties(probs, v, *off, self._fell("attn_probs", kv_head))
             shape = (*probs.shape[:2], v.shape[-1])
         return None if found is None else np.broadcast_to(found, shape)
+
+    def _fell(self, point: str, kv_head: int) -> Array | None:
+        """How far a point of attention that was not recorded may be off by what fell in it or before it.
+
+        Of float32's own rounding the attention takes care, whose scores and probabilities are its own.
+        """
+        spread = None if point in self._block.theirs else self.off(point)
+        if spread is None or spread.most is None:
+            return None
+        return self._block.part_of(point, spread.most, kv_head)
 
     def _off_of(self, point: str, kv_head: int | None = None) -> Array | None:
         """How far a point that was not recorded may be off, of one key head's or of all."""

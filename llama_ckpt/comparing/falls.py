@@ -29,8 +29,9 @@ RECORDED = 2.0**-22
 """By how much of itself a recorded number may have been moved before it is rounded: a scale's float32
 rounding, and that a program may divide where another multiplies."""
 
-SMOOTH = 8.0
-"""What moves by less than so many times what it was moved by has not fallen to another neighbour."""
+SMOOTH = 2.5
+"""What moves by less than so many times what it was moved by, which is twice, up and down, has not fallen to
+another neighbour. A number that a fall before it moved by a part of a step may fall by a whole one."""
 
 ADDED_UP = 2.0**-22
 """Of terms that a product in parts adds up beside the rest, four roundings."""

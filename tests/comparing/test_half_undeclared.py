@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from llama_ckpt.comparing.compare_dump import compare_dump
 from llama_ckpt.comparing.comparison import Comparison
 from tests.comparing.ported_llama import Array, Port, compared, prompt, seeded
-from tests.comparing.rounding_ports import Bfloat16Port, Float16Port
+from tests.comparing.rounding_ports import Bfloat16Port, Float16Port, HalfCachePort, TF32Port
 
 HALF: dict[str, type[Port]] = {"bfloat16": Bfloat16Port, "float16": Float16Port}
 FEW = [("logits",), (".out",), ("norm", ".out"), ("q_rope", "k_rope"), ("attn_probs", ".v", ".out")]
@@ -37,6 +37,20 @@ def test_what_fell_in_a_step_that_was_not_recorded_is_right(tmp_path: Path) -> N
 
     program = Float16Port(seeded())
     report = compared(program, tmp_path, 30, kept=few, partial=True, arithmetic="float16-torch")
+    assert report.verdict == "pass", report.reason
+
+
+@pytest.mark.parametrize(
+    ("port", "declared", "n"),
+    [(HalfCachePort, {"keys": "float16", "values": "float16"}, 100), (TF32Port, "tf32", 40)],
+)
+def test_what_fell_goes_on_through_attention_and_products(
+    port: type[Port], declared: object, n: int, kept: str | tuple[str, ...], tmp_path: Path
+) -> None:
+    program = port(seeded(head_dim=24))
+    report = compared(
+        program, tmp_path, n, kept=lambda x: x.endswith(kept), partial=True, arithmetic=declared
+    )
     assert report.verdict == "pass", report.reason
 
 
