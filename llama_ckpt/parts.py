@@ -16,6 +16,7 @@ __all__ = ["PARTS", "check_installed", "install_line", "missing_part", "parts_ne
 
 PARTS = {
     "torch": "torch",
+    "threadpoolctl": "torch",
     "starlette": "worker",
     "uvicorn": "worker",
     "prometheus_client": "worker",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import llama_ckpt
 from llama_ckpt import cores
@@ -42,6 +43,21 @@ def test_as_many_as_the_model_is_worth(n_bytes: int, wanted: int, four_cores: No
         assert torch.get_num_threads() == wanted
         assert processes == (4 if wanted == 1 else 1)
     assert torch.get_num_threads() == 8
+
+
+def test_numpy_has_one_thread_and_then_its_own_again(
+    four_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_blas() -> set[int]:
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        with fitted_threads(SMALL_MODEL):
+            assert of_blas() == {1}
+        assert of_blas() == {2}
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
+        with fitted_threads(SMALL_MODEL):
+            assert of_blas() == {2}
 
 
 def test_the_user_s_own_number_stays(four_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ numpy's protocol for foreign arrays, and a matrix is compared with what `gguf` r
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Final, overload
@@ -239,6 +240,7 @@ class _HostBlocks(Sequence[OracleBlockWeights]):
         self._file, self._config, self._weights, self._unpacked = file, config, weights, unpacked
         self._checked: set[int] = set()
         self._made: WeakKeyDictionary[BlockWeights, OracleBlockWeights] = WeakKeyDictionary()
+        self._making = threading.Lock()  # several runs may ask for a block at once
 
     def __len__(self) -> int:
         return len(self._unpacked.blocks)
@@ -258,9 +260,10 @@ class _HostBlocks(Sequence[OracleBlockWeights]):
 
     def _block(self, number: int) -> OracleBlockWeights:
         shared = self._unpacked.blocks[number]
-        if shared not in self._made:
-            self._made[shared] = self._of(shared, number)
-        return self._made[shared]
+        with self._making:
+            if shared not in self._made:
+                self._made[shared] = self._of(shared, number)
+            return self._made[shared]
 
     def _of(self, shared: BlockWeights, number: int) -> OracleBlockWeights:
         def matrix(field: str) -> HostMatrix:

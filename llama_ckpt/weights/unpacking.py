@@ -10,6 +10,7 @@ is made: so several that go through a model can wait for one another (`ladder.lo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from typing import overload
@@ -42,6 +43,7 @@ class UnpackedBlocks(Sequence[BlockWeights]):
         self.keeps_all = sum(map(_bytes, packed)) <= most
         self.arrive: Callable[[int], object] = lambda number: None
         self._made: dict[int, BlockWeights] = {}
+        self._making = threading.Lock()  # several may ask for a block at once
 
     def __len__(self) -> int:
         return len(self.packed)
@@ -61,11 +63,12 @@ class UnpackedBlocks(Sequence[BlockWeights]):
 
     def _block(self, number: int) -> BlockWeights:
         self.arrive(number)
-        if number not in self._made:
-            if not self.keeps_all:
-                self._made.clear()  # before the next is made: a block of 7B takes 0.8 GB
-            self._made[number] = self._make(self.packed[number])
-        return self._made[number]
+        with self._making:
+            if number not in self._made:
+                if not self.keeps_all:
+                    self._made.clear()  # before the next is made: a block of 7B takes 0.8 GB
+                self._made[number] = self._make(self.packed[number])
+            return self._made[number]
 
     def _make(self, packed: BlockWeights) -> BlockWeights:
         there = [one.name for one in fields(packed) if getattr(packed, one.name) is not None]

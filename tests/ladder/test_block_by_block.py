@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
@@ -117,6 +119,37 @@ def test_runs_in_lockstep_are_those_alone(path: Path, most: int) -> None:
         assert torch.equal(logits, model.logits(prompt))
 
 
+@pytest.fixture(params=[1, 2, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_as_many_go_on_at_a_time_as_there_are_threads(path: Path, threads: int) -> None:
+    """Never one more, and all of them where they can; a block is made once, and torch has one thread."""
+    model, now = load(path, device="cpu"), list[int]()
+    shared = replace(model, weights=unpacked_by_block(model.weights, 0))
+    blocks: Any = shared.weights.blocks
+    together = Barrier(threads)
+
+    def goes() -> int:
+        most = 0
+        for number in range(len(blocks)):
+            block = blocks[number]
+            now.append(number)
+            together.wait(timeout=20)
+            most = max(most, len(now))
+            assert set(now) == {number} and blocks[number] is block and torch.get_num_threads() == 1
+            now.pop()
+        return most
+
+    found = Lockstep(blocks).run([goes] * 6)
+    assert max(found) == threads and torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("threads")
 def test_an_error_ends_all_of_them(path: Path) -> None:
     model = load(path, device="cpu")
     shared = replace(model, weights=unpacked_by_block(model.weights, 0))
