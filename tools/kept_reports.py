@@ -13,15 +13,14 @@ from typing import Any
 __all__ = ["kept_report", "pack_reports"]
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKED = ("mutants", "arithmetic_bugs")
+PACKED = ("mutants", "arithmetic_bugs", "real_bugs", "full_size*")
 
 
 def pack_reports(folder: Path = DOCS) -> None:
     """Put what a command has just written in the place of what was kept."""
     for name in PACKED:
-        written = folder / f"{name}.json"
-        if written.is_file():
-            (folder / f"{name}.json.xz").write_bytes(lzma.compress(written.read_bytes(), preset=9))
+        for written in folder.glob(f"{name}.json"):
+            written.with_name(f"{written.name}.xz").write_bytes(lzma.compress(written.read_bytes(), preset=9))
             written.unlink()
 
 

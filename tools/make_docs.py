@@ -52,12 +52,10 @@ def documents() -> dict[str, str]:
     mutants = kept_report("mutants")
     found["bugs.md"] = bugs_page(mutants)
     found["metrics.md"] = metrics_page(mutants)
-    real = DOCS / "real_bugs.json"
-    if real.is_file():
-        found["real_bugs.md"] = real_bugs_page(json.loads(real.read_text(encoding="utf-8")))
-    for full_size in sorted(DOCS.glob("full_size*.json")):
-        page = full_size_page(json.loads(full_size.read_text(encoding="utf-8")))
-        found[full_size.with_suffix(".md").name] = page
+    found["real_bugs.md"] = real_bugs_page(kept_report("real_bugs"))
+    for full_size in sorted(DOCS.glob("full_size*.json.xz")):
+        name = full_size.name.removesuffix(".json.xz")
+        found[f"{name}.md"] = full_size_page(kept_report(name))
     return {name: GENERATED + text for name, text in found.items()}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from llama_ckpt.judging.verdict import judge
 from llama_ckpt.mutants.right_programs.torch_programs import correct_programs
 from llama_ckpt.points import POINTS
 from llama_ckpt.precisions import DTYPES
+from tools.kept_reports import kept_report
 from tools.measure_limits import Maxima, data, measure_sampling, measure_shape
 from tools.measured_models import ALL_SHAPES
 
@@ -100,7 +100,7 @@ def test_limits_are_the_margin_times_the_measurement_and_no_more() -> None:
 
 def test_what_holds_on_cuda_alone_was_measured_there() -> None:
     """By `make validate-7b`, of the float32 layers fed from a recording, in every file type."""
-    found = json.loads((ROOT / "docs" / "full_size.json").read_text(encoding="utf-8"))
+    found = kept_report("full_size")
     for (dtype, error_kind, point), gain in ON_CUDA.items():
         assert (dtype, error_kind) == ("float32", "own")
         largest = max(one["gains"][point] for one in found["types"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -23,6 +22,7 @@ from llama_ckpt.mutants.rival_metrics import RIVALS
 from llama_ckpt.points import split_name
 from llama_ckpt.report.real_bugs import lines
 from tests.draws import draws
+from tools.kept_reports import kept_report
 
 QUICK = {"grouped", "linear", "llama3", "tied", "massive", "q8_0", "q4_0"}
 BUGS = {bug.name: bug for bug in real_bugs()}
@@ -151,7 +151,7 @@ def test_a_few_are_run_and_reported(tmp_path: Path) -> None:
 def test_the_page_is_of_todays_corpus() -> None:
     """After a new entry: `llama-ckpt mutants --real --json docs/real_bugs.json`, then `make docs`."""
     docs = Path(__file__).parents[3] / "docs"
-    record = json.loads((docs / "real_bugs.json").read_text(encoding="utf-8"))
+    record = kept_report("real_bugs")
     assert [row["name"] for row in record["bugs"]] == [bug.name for bug in real_bugs()]
     assert [row["name"] for row in record["right"]] == [one.name for one in right_ports()]
     assert record["condemned"] == 0
