@@ -145,8 +145,9 @@ class TheirDump:
         start, (first, last) = self._offsets[0], self._offsets[1][name]
         n = (last - first) // dtype.itemsize
         array: NDArray[Any] = np.fromfile(self.path, dtype, n, offset=start + first)
-        if array.size != n or self.path.stat().st_mtime_ns != self.changed:
-            raise DumpError(f"{self.path} has changed since it was opened", hint="compare it again")
+        if array.size != n:
+            raise self._has_changed()
+        self._check_unchanged()
         return array.reshape(self.file.get_slice(name).get_shape())
 
     def read(self, point: str, sizes: Mapping[str, int]) -> NDArray[Any]:
@@ -157,6 +158,14 @@ class TheirDump:
             sizes: how long each axis is, by its name.
         """
         return self.stored[point][1].apply(self.raw(point), sizes)
+
+    def _check_unchanged(self) -> None:
+        """That nobody has written to the file since it was opened."""
+        if not self.path.is_file() or self.path.stat().st_mtime_ns != self.changed:
+            raise self._has_changed()
+
+    def _has_changed(self) -> DumpError:
+        return DumpError(f"{self.path} has changed since it was opened", hint="compare it again")
 
     @cached_property
     def most_rows(self) -> int:
@@ -174,7 +183,9 @@ class TheirDump:
         """Where the data begin, and where in them each tensor is; safetensors has checked the header."""
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+        self._check_unchanged()  # or these would be another dump's tensors
+        header = json.loads(text)
         return 8 + length, {k: tuple(v["data_offsets"]) for k, v in header.items() if k != "__metadata__"}
 
 
@@ -192,6 +203,7 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
     where = Path(path)
     say_on_bus_errors(where, check_file(where, DumpError, "the safetensors file that your program wrote"))
     try:
+        changed = where.stat().st_mtime_ns
         file: Any = safe_open(where, framework="numpy")
         keys = list(file.keys())
     except (SafetensorError, OSError) as error:
@@ -201,7 +213,6 @@ def open_their_dump(path: str | os.PathLike[str], names: DumpMap | None = None) 
             wanted="a safetensors file of tensors",
             hint="docs/diagnosis.md says how to write one",
         ) from None
-    changed = where.stat().st_mtime_ns
     _check_shapes(where, file, keys)
     facts = run_facts(where, file, keys)
     found = stored_points(where, file, [key for key in keys if key not in facts.names], names or DumpMap())

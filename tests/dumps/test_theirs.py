@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -157,3 +158,15 @@ def test_the_cpp_header_writes_a_dump(tmp_path: Path) -> None:
     assert theirs.declared == Declared((1, 5), (0, 1), "ab", "float32", producer='a "quoted" \\ name\n')
     assert np.array_equal(theirs.raw("embd"), X)
     assert np.array_equal(theirs.raw("blk.0.out"), np.full((2, 3), -1.5))
+
+
+def test_another_dump_in_its_place_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.safetensors"
+    save_dump(path, {"embd": np.ones((2, 4), np.float32)}, token_ids=[1, 2])
+    opened = open_their_dump(path)
+    save_dump(path, {"logits": np.ones((2, 8), np.float32)}, token_ids=[1, 2])
+    os.utime(path, ns=(opened.changed + 10**9,) * 2)
+    with pytest.raises(DumpError, match="has changed since"):
+        _ = opened.most_rows
+    with pytest.raises(DumpError, match="has changed since"):
+        opened.raw("embd")
