@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from types import MappingProxyType
 from typing import Any
 
@@ -24,7 +24,7 @@ from llama_ckpt.comparing.head_run import HeadRun
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.recorded_early import was_read_without, with_weight
-from llama_ckpt.comparing.shifts import find_shift
+from llama_ckpt.comparing.shifts import Ends, find_shift
 from llama_ckpt.comparing.walk_points import SAME, TURNED, Array, PointJudge
 from llama_ckpt.dumps.names_map import interleave_halves, pair_kind
 from llama_ckpt.judging.near_ties import UNKNOWN, Choosing, is_choice
@@ -42,6 +42,9 @@ error in the other: what is off besides is small, and no bug leaves another orde
 @dataclass
 class Settling(PointJudge):
     """A block of theirs as it is meant, and the same block computed on it."""
+
+    first_block: OwnBlock | None = None
+    """The exact run of block 0, where it was made to look for shifts."""
 
     @cached_property
     def flow(self) -> Flow:
@@ -90,54 +93,60 @@ class Settling(PointJudge):
         Each of their first ends is held against the right ends of both neighbours. `take` then reads every
         later block under the number that it should have.
         """
-        right = self._right_ends(embedding)
-        if not right:
-            return
-        for point, ends in right.items():
-            theirs = {}
-            for block in sorted(b for b in ends if b >= 0):
-                name = block_point(block, point)
-                if name in self.sides.theirs.names:
-                    x = self.take(name, partial(ends.get, block))
-                    # NaN equals nothing: it would say of a shifted dump that it is not.
-                    if x is not None and np.isfinite(x).all():
-                        theirs[block] = x
-            shift = find_shift(theirs, ends, SAME)
+        # Block 1, as it has a neighbour on either side; a dump without it is not searched.
+        recorded = [p for p in ("out", "attn_norm") if block_point(1, p) in self.sides.theirs.names]
+        runs = self._first_runs(embedding)
+        for point in recorded:
+            right = self._right_ends(point, embedding, runs)
+            theirs = cache(partial(self._their_end, point, right))
+            shift = find_shift(theirs, right, SAME)
             if shift is not None:
                 self.shifts[point] = shift
-                first = block_point(min(theirs), point)
+                first = next(block_point(b, point) for b in right if b >= 0 and theirs(b) is not None)
                 whose = "next" if shift == 1 else "previous"
                 message = f"layers are shifted by one: {first} and the others hold the {whose} block's tensor"
                 hint = "number blocks from 0 by what goes out of them, or say first_block in --map"
                 self.result.findings.append(LintFinding("layers_shifted", first, message, hint))
 
-    def _right_ends(self, embedding: Array | None) -> dict[str, dict[int, Array]]:
-        """What the ends (and first norms) of the first blocks should be, from whoever knows them.
+    def _their_end(self, point: str, right: Mapping[int, Array], block: int) -> Array | None:
+        """Theirs under the number of a block; None without one."""
+        name = block_point(block, point)
+        x = self.take(name, partial(right.get, block)) if name in self.sides.theirs.names else None
+        # NaN equals nothing: it would say of a shifted dump that it is not.
+        return x if x is not None and np.isfinite(x).all() else None
 
-        Float64 [n, width] by point and block; block -1 is the embedding, what an end shifted by one would
-        hold.
+    def _right_ends(
+        self, point: str, embedding: Array | None, runs: Callable[[int], BlockRun]
+    ) -> Mapping[int, Array]:
+        """What a point of the first blocks should be, from whoever knows it, `[n, width]` float64.
+
+        Of block -1 the embedding, what an end shifted by one would hold.
         """
-        # Four blocks are enough to see a displacement, and each is computed once more for it.
-        n = min(4, self.sides.n_layers)
-        right: dict[str, dict[int, Array]] = {"out": {}, "attn_norm": {}}
-        if embedding is not None:
-            right["out"][-1] = embedding
-        x, weights = embedding, self.sides.weights
-        # Block 1, as it has a neighbour on either side; a dump without it is not searched.
-        recorded = [p for p in right if block_point(1, p) in self.sides.theirs.names]
-        if not recorded:
-            return {}
-        for block in range(n):
-            if weights is not None and x is not None:
-                run = BlockRun(self.flow, block, Given(x), weights.blocks[block], {})
-                found = {point: run[point] for point in right}
-                x = found["out"]
-            else:
-                found = {p: r for p in right if (r := self._reference(block_point(block, p))) is not None}
-            for point in right:
-                if point in found:
-                    right[point][block] = found[point]
-        return {point: right[point] for point in recorded if len(right[point]) > 1}
+        # Four blocks are enough to see a displacement.
+        first = range(min(4, self.sides.n_layers))
+        if self.sides.weights is None or embedding is None:
+            found = {b: r for b in first if (r := self._reference(block_point(b, point))) is not None}
+            return found if point != "out" or embedding is None else {-1: embedding, **found}
+
+        def make(block: int) -> Array:
+            return embedding if block < 0 else runs(block)[point]
+
+        return Ends((*((-1,) if point == "out" else ()), *first), make)
+
+    def _first_runs(self, embedding: Array | None) -> Callable[[int], BlockRun]:
+        """The exact runs of the first blocks, each made once."""
+        weights = self.sides.weights
+
+        @cache
+        def run(block: int) -> BlockRun:
+            assert weights is not None
+            start = embedding if block == 0 else run(block - 1)["out"]
+            if block == 0 and self.declared is None and not self.flow.experts:
+                self.first_block = self.block_on(0, Given(start), weights.blocks[0], {})
+                return self.first_block
+            return BlockRun(self.flow, block, Given(start), weights.blocks[block], {})
+
+        return run
 
     def theirs_of(self, number: int, right: Mapping[str, Array]) -> dict[str, Array]:
         """What they recorded of a block, by neutral name."""

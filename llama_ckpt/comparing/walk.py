@@ -135,6 +135,8 @@ class Walk(Settling):
             self.recorded["embd"] = bool(np.isfinite(x).all())
         # A NaN would go into every step after it and hide what is wrong there: the walk goes on with the
         # right one.
+        if exact is not None and (np.array_equal(x, exact) or not np.isfinite(x).all()):
+            return Given(exact)  # itself, so that what is made of it is made once
         return Given(x.astype(np.float64) if np.isfinite(x).all() else exact)
 
     def _head(self, exact: Array | None, given: Given) -> None:
@@ -198,9 +200,10 @@ class Walk(Settling):
         weights = self.sides.weights.blocks[number] if self.sides.weights is not None else None
         right: Mapping[str, Array]
         if weights is not None and exact_in is not None:
-            right = self.block_on(number, Given(exact_in, ties=self.ties), weights, {})
-            if self.flow.experts:
-                right = self._choosing_as_they(number, right)
+            made, self.first_block = self.first_block, None
+            if made is None:
+                made = self.block_on(number, Given(exact_in, ties=self.ties), weights, {})
+            right = self._choosing_as_they(number, made) if self.flow.experts else made
             if self.unrounded is not None:
                 self.unrounded.enter(number, exact_in)
         else:

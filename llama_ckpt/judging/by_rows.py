@@ -2,8 +2,8 @@
 
 Scores of 2,048 tokens and 32 heads are 134 million numbers, and a verdict needs each of them, the oracle's,
 what rounding allows it, and the difference. So each run of rows is made, measured and let go of. What a row
-is measured against is known only when all have been seen, where one is next to nothing: then they are gone
-through once more. numpy only.
+is measured against is known only when all have been seen, where one is next to nothing: then such are looked
+at once more. numpy only.
 """
 
 from __future__ import annotations
@@ -60,11 +60,8 @@ def judge_by_rows(
     seen = Seen(limit, None if norms is None else floored_norms(norms))
     for rows in made():
         seen.add(rows)
-    floored = floored_norms(np.concatenate(seen.norms))
-    if norms is None and not np.array_equal(floored, np.concatenate(seen.scales)):
-        seen = Seen(limit, floored)
-        for rows in made():
-            seen.add(rows)
+    if norms is None:
+        seen.floor(made)
     if tally is not None:
         tally.add_counts(name, limit.error_kind, seen.counts)
     held = limit if seen.bad else seen.limit()

@@ -19,7 +19,7 @@ from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.turns import TurnLimit
 
-__all__ = ["Allowed"]
+__all__ = ["Allowed", "elements_allowed"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -40,21 +40,12 @@ class Allowed:
         self._turns: list[TurnLimit] = []
         self._deviation, self._mode, self._most, self._lean = 0.0, 0.0, 0.0, 0.0
 
-    def add(
-        self,
-        o: Array,
-        spread: Spread,
-        judged: Array | None,
-        norms: Array,
-        scale: Array,
-        some: Array | None,
-    ) -> Array:
+    def add(self, o: Array, spread: Spread, judged: Array | None, norms: Array, some: Array | None) -> Array:
         """Add some rows; what each of their elements is allowed, absolute.
 
         Args:
             o: the oracle's, zero where not judged; spread: theirs, flat.
-            norms: of its rows; scale: what each is measured against.
-            some: as in `Rows`.
+            norms: of its rows; some: as in `Rows`.
         """
         deviation = _wide(spread.deviation, o, judged)
         off = np.sqrt(np.vecdot(deviation, deviation))
@@ -71,30 +62,29 @@ class Allowed:
             self._most += float(squares.sum())
             self._lean += spread.lean
             allowed, rows = allowed + most, rows + np.sqrt(squares)
-        self._rows.append(rows / scale)
+        self._rows.append(rows)
         turn = turn_limit(spread, o)
         if turn is not None:
             self._turns.append(turn)
         return allowed
 
-    @property
-    def rows(self) -> Array:
-        """What each row is allowed."""
-        return np.concatenate(self._rows)
+    def rows(self, scale: Array) -> Array:
+        """What each row is allowed, of what it is measured against."""
+        return np.asarray(np.concatenate(self._rows) / scale)
 
     @property
     def turn(self) -> TurnLimit | None:
         """What the angles are allowed."""
         return TurnLimit.of_parts(self._turns) if self._turns else None
 
-    def limit(self, norm: float, n_gain: float, n: int, size: int, element: float) -> Limit:
+    def limit(self, norm: float, n_gain: float, n: int, size: int, element: float, scale: Array) -> Limit:
         """What the tensor is held to.
 
         Args:
-            norm: of the oracle's; n_gain: as in `Errors`.
+            norm: of the oracle's; n_gain: as in `Errors`; scale: what each row is measured against.
             n: how many elements are judged, of `size`; element: the most that one is allowed, for its size.
         """
-        deviation, most, rows = math.sqrt(self._deviation), math.sqrt(self._most), self.rows
+        deviation, most, rows = math.sqrt(self._deviation), math.sqrt(self._most), self.rows(scale)
         err = (float(with_mode(ERR, deviation, self._mode)) + most) / norm
         gain, bias = directed(
             self.table,
@@ -111,6 +101,12 @@ class Allowed:
             rows=rows,
             turn=self.turn,
         )
+
+
+def elements_allowed(spread: Spread, o: Array, judged: Array | None) -> Array:
+    """What each element of some rows is allowed, absolute, as `Allowed.add` has it."""
+    allowed = ELEMENT * _wide(spread.deviation, o, judged)
+    return allowed if spread.most is None else allowed + _wide(spread.most, o, judged)
 
 
 def _wide(array: Any, o: Array, judged: Array | None) -> Array:

@@ -7,6 +7,7 @@ numbers costs as much as making them, so nothing is asked of all of them that a 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.limits import Limit
-from llama_ckpt.judging.metrics import Errors
-from llama_ckpt.judging.rows_allowed import Allowed
+from llama_ckpt.judging.metrics import Errors, floored_norms
+from llama_ckpt.judging.rows_allowed import Allowed, elements_allowed
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import sampled
 from llama_ckpt.judging.turns import sideways
@@ -47,6 +48,23 @@ class Rows:
     some: Array | None = None
 
 
+@dataclass(frozen=True)
+class Elements:
+    """What is kept of the elements of a few rows.
+
+    Attributes:
+        counts: of errors by power of ten, as the tally has them.
+        worst: the one that is furthest off for what it is allowed: what share of that, its error, what it is
+            allowed.
+        differ: how many are further off than they may be; allowed: the most that one of these is allowed.
+    """
+
+    counts: Any
+    worst: tuple[float, float, float]
+    differ: int = 0
+    allowed: float = math.nan
+
+
 @dataclass
 class Seen:
     """What is kept.
@@ -54,10 +72,10 @@ class Seen:
     Attributes:
         table: the limit that holds where nothing follows from a spread.
         floored: what each row is measured against; None: its own norm, as long as that is not known.
-        norms, scales: the norm of each row, and what it was measured against.
+        norms, scales: the norm of each row, and what it was measured against; errors: how far it is off.
         allowed: what rounding allows them.
         turned: by how many radians each pair is off, where something was turned.
-        counts: errors of elements, by power of ten, as the tally has them.
+        elements: of each part that was added; None where it is not finite.
         bad: of "o" and "x", where they are not finite first, what stands there in both, and how often.
     """
 
@@ -65,33 +83,23 @@ class Seen:
     floored: Array | None = None
     norms: list[Array] = field(default_factory=list)
     scales: list[Array] = field(default_factory=list)
-    row_errs: list[Array] = field(default_factory=list)
+    row_errors: list[Array] = field(default_factory=list)
     turned: list[Array] = field(default_factory=list)
     allowed: Allowed | None = None
-    counts: Any = 0
+    elements: list[Elements | None] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     bad: dict[str, tuple[tuple[int, int], float, float, int]] = field(default_factory=dict)
     # The largest difference: how large, where, what x holds there and what it is held against.
     largest: tuple[float, tuple[int, int], float, float] = (-1.0, (0, 0), math.nan, math.nan)
-    # The worst element for what it is allowed: what share of that, its error, what it is allowed.
-    worst: tuple[float, float, float] = (-1.0, 0.0, 1.0)
-    element_allowed: float = math.nan
     n: int = 0
     size: int = 0
     n_rows: int = 0
-    n_differ: int = 0
 
     def add(self, rows: Rows) -> None:
         """Measure some rows, the next ones."""
-        o, width = np.asarray(rows.o, np.float64), rows.width or rows.o.shape[1]
-        residual = rows.x - o
-        counts: Any = np.float64(width)
-        if rows.judged is None:
-            self.n += width * len(o)
-        else:
-            np.copyto(residual, 0.0, where=~rows.judged)
-            o, counts = np.where(rows.judged, o, 0.0), np.count_nonzero(rows.judged, axis=1)[:, None]
-            self.n += int(counts.sum())
+        o, residual, counts = _judged(rows)
+        width = rows.width or rows.o.shape[1]
+        self.n += width * len(o) if rows.judged is None else int(counts.sum())
         off = residual.sum()
         self.size += width * len(o)
         # A sum is not finite where a term is not, and is made in any case.
@@ -106,15 +114,44 @@ class Seen:
             self._more(residual2=errors @ errors)
             np.abs(residual, out=residual)
             self._compare(rows, o, residual)
-            against = np.abs(o, out=square)
-            against += scale[:, None] / np.sqrt(np.maximum(counts, 1))
-            self._elements(rows, o, residual, against, norms, scale)
-            self._keep(norms, scale, errors / scale)
+            against = _against(o, scale, counts, out=square)
+            allowed = None
+            if rows.spread is not None:
+                self.allowed = self.allowed or Allowed(self.table)
+                with np.errstate(all="ignore"):
+                    allowed = self.allowed.add(o, rows.spread, rows.judged, norms, rows.some)
+            self.elements.append(_elements(residual, against, allowed, rows.judged, self.table))
+            self._keep(norms, scale, errors)
             if rows.spread is not None and rows.spread.angles is not None:
                 self.turned.append(sideways(rows.x, o, rows.spread.angles.pairs))
         else:
+            self.elements.append(None)
             self._keep(*np.ones((3, len(o))))
         self.n_rows += len(o)
+
+    def floor(self, made: Callable[[], Iterable[Rows]]) -> None:
+        """Measure against their floor the rows that have next to no norm: it is known when all are seen.
+
+        Args:
+            made: gives all rows once more; those after the last one of these are not asked for.
+        """
+        floored = floored_norms(np.concatenate(self.norms))
+        few, start = floored != np.concatenate(self.scales), 0
+        if not few.any():
+            return
+        for part, rows in enumerate(made()):
+            here = slice(start, start + len(rows.o))
+            if few[here].any() and self.elements[part] is not None:
+                o, residual, counts = _judged(rows)
+                np.abs(residual, out=residual)
+                with np.errstate(all="ignore"):
+                    allowed = None if rows.spread is None else elements_allowed(rows.spread, o, rows.judged)
+                against = _against(o, floored[here], counts)
+                self.elements[part] = _elements(residual, against, allowed, rows.judged, self.table)
+            start = here.stop
+            if not few[start:].any():
+                break
+        self.scales = [floored]
 
     def _more(self, **found: Any) -> None:
         for key, value in found.items():
@@ -123,7 +160,7 @@ class Seen:
     def _keep(self, norms: Array, scale: Array, errors: Array) -> None:
         self.norms.append(norms)
         self.scales.append(scale)
-        self.row_errs.append(errors)
+        self.row_errors.append(errors)
 
     def _is_broken(self, rows: Rows) -> bool:
         """Whether some of what is judged is not finite; it is counted."""
@@ -154,33 +191,6 @@ class Seen:
             place = self.n_rows + at[0], at[1]
             self.largest = float(apart[at]), place, float(rows.x[at]), float(against[at])
 
-    def _elements(
-        self, rows: Rows, o: Array, residual: Array, against: Array, norms: Array, scale: Array
-    ) -> None:
-        """The element that is furthest off for what it is allowed, how many are too far, and the tally."""
-        with np.errstate(all="ignore"):
-            if rows.spread is None:
-                share, worth = np.divide(residual, against, out=residual), self.table.element_err
-                self.counts = self.counts + sampled(share, None, rows.judged)
-            else:
-                self.counts = self.counts + sampled(residual, against, rows.judged)
-                self.allowed = self.allowed or Allowed(self.table)
-                allowed = self.allowed.add(o, rows.spread, rows.judged, norms, scale, rows.some)
-                share, worth = residual / allowed, 1.0
-            top = float(np.fmax.reduce(share, axis=None))  # nothing of what is allowed nothing is NaN
-            if top / worth > self.worst[0]:
-                at = divmod(int(np.argmax(share == top)), share.shape[1])
-                if rows.spread is None:
-                    self.worst = top / worth, top, worth
-                else:
-                    self.worst = top, float(residual[at] / against[at]), float(allowed[at] / against[at])
-            if top <= worth:
-                return
-            self.n_differ += int(np.count_nonzero(share > worth))
-            if rows.spread is not None:
-                most = float((allowed / against)[residual > 0].max())
-                self.element_allowed = max(most, self.element_allowed)
-
     # -- what it comes to ----------------------------------------------------------------------------
 
     @property
@@ -193,17 +203,34 @@ class Seen:
         """Over how many elements a gain is in effect averaged."""
         return float(self.sums["o2"] ** 2 / (self.sums["o4"] or 1.0))
 
+    @property
+    def _measured(self) -> list[Elements]:
+        return [one for one in self.elements if one is not None]
+
+    @property
+    def counts(self) -> Any:
+        """Errors of elements, by power of ten."""
+        return sum((one.counts for one in self._measured), 0)
+
+    @property
+    def n_differ(self) -> int:
+        """How many elements are further off than they may be."""
+        return sum(one.differ for one in self._measured)
+
     def limit(self) -> Limit:
         """What the tensor is held to."""
         if self.allowed is None:
             return self.table
-        element = self.table.element_err if math.isnan(self.element_allowed) else self.element_allowed
-        return self.allowed.limit(self.norm, self.n_gain, self.n, self.size, element)
+        element = max((one.allowed for one in self._measured if one.differ), default=self.table.element_err)
+        scale = np.concatenate(self.scales)
+        return self.allowed.limit(self.norm, self.n_gain, self.n, self.size, element, scale)
 
     def errors(self) -> Errors:
         """As `measure` gives them."""
-        norm, errs = self.norm, np.concatenate(self.row_errs)
-        allowed = None if self.allowed is None else self.allowed.rows
+        scale = np.concatenate(self.scales)
+        norm, errs = self.norm, np.concatenate(self.row_errors) / scale
+        allowed = None if self.allowed is None else self.allowed.rows(scale)
+        element = max((one.worst for one in self._measured), key=lambda one: one[0])
         turn = None if self.allowed is None else self.allowed.turn
         with np.errstate(all="ignore"):
             worst = int(np.argmax(errs if allowed is None else np.where(errs > 0, errs / allowed, 0.0)))
@@ -211,12 +238,60 @@ class Seen:
             err=math.sqrt(self.sums["residual2"]) / norm,
             row_err=float(errs[worst]),
             row=worst,
-            element_err=self.worst[1],
+            element_err=element[1],
             gain=self.sums["cross"] / norm**2,
             bias=self.sums["residual"] / (math.sqrt(max(self.n, 1)) * norm),
             n=self.n,
             n_gain=self.n_gain,
             row_allowed=math.nan if allowed is None else float(allowed[worst]),
-            element_allowed=math.nan if allowed is None else self.worst[2],
+            element_allowed=math.nan if allowed is None else element[2],
             turn=None if turn is None else turn.worst(np.concatenate(self.turned)),
         )
+
+
+def _judged(rows: Rows) -> tuple[Array, Array, Any]:
+    """The oracle's rows and how far theirs are off, 0 where not judged, and how many of a row are judged."""
+    o = np.asarray(rows.o, np.float64)
+    residual = rows.x - o
+    if rows.judged is None:
+        return o, residual, np.float64(rows.width or o.shape[1])
+    np.copyto(residual, 0.0, where=~rows.judged)
+    return np.where(rows.judged, o, 0.0), residual, np.count_nonzero(rows.judged, axis=1)[:, None]
+
+
+def _against(o: Array, scale: Array, counts: Any, out: Array | None = None) -> Array:
+    """What each element's error is measured against: itself, and its row's rms."""
+    against = np.abs(o, out=out)
+    against += scale[:, None] / np.sqrt(np.maximum(counts, 1))
+    return against
+
+
+def _elements(
+    residual: Array, against: Array, allowed: Array | None, judged: Mask | None, table: Limit
+) -> Elements:
+    """The element that is furthest off for what it is allowed, how many are too far, and the tally.
+
+    Args:
+        residual: how far each is off, against: what that is measured against, allowed: what rounding allows
+            it, absolute; None: what the table does.
+    """
+    with np.errstate(all="ignore"):
+        if allowed is None:
+            share, worth = np.divide(residual, against, out=residual), table.element_err
+            counts = sampled(share, None, judged)
+        else:
+            counts = sampled(residual, against, judged)
+            share, worth = residual / allowed, 1.0
+        top = float(np.fmax.reduce(share, axis=None))  # nothing of what is allowed nothing is NaN
+        if allowed is None:
+            worst = top / worth, top, worth
+        elif top > -1.0:
+            at = divmod(int(np.argmax(share == top)), share.shape[1])
+            worst = top, float(residual[at] / against[at]), float(allowed[at] / against[at])
+        else:
+            worst = -1.0, 0.0, 1.0
+        if not top > worth:
+            return Elements(counts, worst)
+        differ = int(np.count_nonzero(share > worth))
+        most = math.nan if allowed is None else float((allowed / against)[residual > 0].max())
+        return Elements(counts, worst, differ, most)
