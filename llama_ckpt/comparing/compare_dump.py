@@ -98,6 +98,8 @@ def _compared(
         if _made(again) < _made(result) and again.arithmetic is not None:
             again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
             result = again
+        elif undeclared.waited:
+            result, _ = _judged(sides, partial, options, progress, first=False)
     kind = half_numbers(sides, options["dtype"]) if result.verdict == "fail" else None
     if kind is not None and not is_told_better(result, kind):
         again, _ = _judged(replace(sides, dtype=kind), partial, options, progress)
@@ -119,8 +121,10 @@ def _judged(
     partial: bool,
     options: dict[str, Any],
     progress: Callable[[str, int, int], None] | None,
+    *,
+    first: bool = True,
 ) -> tuple[Comparison, Undeclared | None]:
-    """Judge a dump; with it what was tried of roundings that it does not declare."""
+    """Judge a dump; with it what was tried of roundings that it does not declare; `first` as there."""
     result, undeclared = _begun(sides), None
     looked = scan(sides.theirs, progress)
     wanted = wanted_of(sides.theirs, sides.n_layers, experts=sides.n_used > 0)
@@ -128,6 +132,8 @@ def _judged(
     of_the_run = len(result.findings)
     if sides.comparable:
         walk = Walk(sides, looked, result, progress)
+        if walk.undeclared is not None:
+            walk.undeclared.first = first
         with np.errstate(all="ignore"):  # a diverging program overflows; its points say so
             walk.run()
         undeclared = walk.undeclared

@@ -84,12 +84,16 @@ class Undeclared:
     Attributes:
         rows: tokens of the pass; types: of the model's matrices; weight_type: see `Declared`.
         mask: where scores are judged.
+        first: whether wrong points are explained only once it is known what is rounded.
+        waited: whether explanations were left out for that.
     """
 
     rows: int
     types: Sequence[str]
     weight_type: str
     mask: NDArray[np.bool_]
+    first: bool = True
+    waited: bool = False
     _alive: dict[str, list[Lines]] = field(default_factory=dict)
     _whole: list[Whole] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
@@ -123,6 +127,11 @@ class Undeclared:
         }
         if "logits" in judged and "logits" not in wrong and self._head is None:
             self._hold_head(run, theirs, judged["logits"])
+
+    def waits(self) -> bool:
+        """Whether what is wrong is to be explained later: beside roundings that explain some of it by now."""
+        self.waited |= self.first and bool(self._alive or self._whole)
+        return self.waited
 
     def _look_at_embeddings(self, run: OwnRun, theirs: Mapping[str, Array]) -> None:
         """Rows of a table are rounded, or they are not: nothing else is computed."""

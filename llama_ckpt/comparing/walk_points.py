@@ -239,6 +239,8 @@ class PointJudge:
         self.result.compared += len(judged)
         if self.undeclared is not None:
             self.undeclared.look(run, theirs, judged)
+            if self.undeclared.waits():
+                return
         self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 
     def _since(self, name: str) -> Nearest:
@@ -320,8 +322,8 @@ class PointJudge:
         verdict = self._judge(name, x, right, self._limit(name, "total"), r)
         if verdict.verdict == "pass" or not may_be_rounding or self.rounded is None:
             return verdict
-        made = any(point.made in ("here", "between") for point in self.result.points)
-        if not made and self._is_worth_asking(verdict):
+        points = self.result.points
+        if self._is_worth_asking(verdict) and not any(one.made in ("here", "between") for one in points):
             limit = self._widened(name, self._limit(name, "total"), right, self.rounded)
             verdict = self._judge(name, x, right, limit, r)
         return verdict

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from llama_ckpt.arithmetic.profiles import read_arithmetic
+from llama_ckpt.comparing import compare_dump, explaining
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
 from tests.comparing.rounding_ports import HalfCachePort, IntegerPort, TF32Port, in_int8
 
@@ -122,3 +123,24 @@ def test_a_bug_beside_it_is_seen_and_named(
     assert report.first_wrong is not None and report.first_wrong.name == f"blk.0.{point}"
     bug, _, behind = report.reason.partition("behind arithmetic: ")
     assert words[0] in bug and words[1] in behind
+
+
+def test_nothing_is_explained_before_it_is_known_what_is_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each rounded product would take seconds on a wide model, and the words be thrown away."""
+    explained = []
+    monkeypatch.setattr(explaining, "diagnose_points", lambda *_, **__: explained.append(1))
+    report = compared(TF32Port(seeded(n_layers=1)), tmp_path, 12)
+    assert report.verdict == "arithmetic"
+    assert not explained
+
+
+def test_what_was_left_out_for_that_is_explained_where_roundings_explain_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = OfUp(seeded(n_layers=1))
+    monkeypatch.setattr(compare_dump, "_made", lambda result: 1)
+    report = compared(port, tmp_path, 12)
+    assert report.verdict == "fail"
+    assert report.diagnoses
