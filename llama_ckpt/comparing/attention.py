@@ -85,6 +85,10 @@ class Attention:
             self._kept[key] = make()
         return self._kept[key]
 
+    def let_go(self) -> None:
+        """Keep nothing that was computed; what is asked for again is computed again."""
+        self._kept.clear()
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of scores and probabilities."""

@@ -302,6 +302,11 @@ class BlockRun(Mapping[str, Array]):
         self._floats.clear()
         self.__dict__.pop("attention", None)
 
+    def let_go_of_parts(self) -> None:
+        """Let go of what attention kept of scores and probabilities."""
+        if "attention" in self.__dict__ and self.attention is not None:
+            self.attention.let_go()
+
     def given_another(self, given: Given) -> Self:
         """The same block on something else that goes in."""
         return self._anew(given=given)

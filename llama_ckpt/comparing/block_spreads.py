@@ -189,5 +189,11 @@ class OwnBlock(BlockRun, OwnRun):
         self._spread_of.clear()
         self._attention.clear()
 
+    def let_go_of_parts(self) -> None:
+        """The same, and with what its inputs are off by."""
+        super().let_go_of_parts()
+        for one in self._attention:
+            one.let_go()
+
     def _anew(self, **changed: Any) -> Self:
         return replace(self, **changed, _computed={}, _floats={}, _ties={}, _spread_of={}, _attention=[])

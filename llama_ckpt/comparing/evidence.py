@@ -14,12 +14,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.comparing.block_run import BlockRun
+from llama_ckpt.comparing.block_run import MATRICES, BlockRun
 from llama_ckpt.comparing.comparison import ComparedPoint
+from llama_ckpt.comparing.large import rows_of
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.judging.limits import ErrorKind, Limit, within
 from llama_ckpt.judging.near_ties import AFTER_CHOICE
+from llama_ckpt.judging.within_rows import within_rows
 from llama_ckpt.points import ALL_POINTS, Case, split_name
 
 __all__ = ["VAST", "Call", "Limits", "answered", "evidence", "is_vast"]
@@ -74,11 +76,21 @@ def evidence(
         name, seen = judged[point].name, mask if ALL_POINTS[point].causal else None
         if point in AFTER_CHOICE and isinstance(call.run, BlockRun):
             seen = _chosen_alike(call.run, seen, o.ndim)
-        limit, spread = limits(name, "own"), call.run.spreads.get(point)
-        if spread is not None and theirs[point].shape == o.shape:
-            limit = within(limit, spread, o, seen)
+        limit = _allowed(call.run, point, theirs[point], o, limits(name, "own"), seen)
         found.append(Evidence(name, theirs[point], o, limit, call.case, seen, call.run.base))
     return found
+
+
+def _allowed(
+    run: OwnRun, point: str, x: Array, o: Array, limit: Limit, seen: NDArray[np.bool_] | None
+) -> Limit:
+    """What rounding allows a tensor of a call."""
+    if x.shape != o.shape:
+        return limit
+    if point in MATRICES and o.size > VAST and isinstance(run, BlockRun) and run.in_parts:
+        return within_rows(limit, rows_of(point, x, run, None, spread=True, mask=seen), o)
+    spread = run.spreads.get(point)
+    return limit if spread is None else within(limit, spread, o, seen)
 
 
 def _chosen_alike(run: BlockRun, seen: NDArray[np.bool_] | None, axes: int) -> NDArray[np.bool_] | None:

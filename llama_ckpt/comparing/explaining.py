@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.comparing.block_run import BlockRun
 from llama_ckpt.comparing.comparison import ComparedPoint, TokenChoice
 from llama_ckpt.comparing.evidence import VAST, Call, Limits, answered, evidence, is_vast
 from llama_ckpt.comparing.own_run import OwnRun
@@ -98,6 +99,10 @@ class Explainer:
                 self.diagnoses.append(self._by_structure(point, compared, theirs, run, right, mask, limits))
                 continue
 
+            for judged_by in (run, right):
+                if isinstance(judged_by, BlockRun):
+                    judged_by.let_go_of_parts()  # what is explained is another call
+
             def shown(call: Call, points: Iterable[str]) -> list[Evidence]:
                 return evidence(call, points, judged, theirs, mask, limits)
 
@@ -115,6 +120,9 @@ class Explainer:
     ) -> Diagnosis:
         """Of a wrong point by all that its call answers for, or by what comes before another wrong one."""
         others = [one for one in answered(call.case, judged) if one != point]
+        if call.case.function == "block" and "attn_context" in others:
+            # Right scores and probabilities of a long prompt cost more than they tell of a whole block.
+            others = [one for one in others if not is_vast(judged[one])]
         found = diagnose_points(shown(call, [point, *others]), around=around)
         self._seen |= {call.case.function, point}
         if is_explained(found) or whole is None or _is_settled(found):
@@ -131,7 +139,6 @@ class Explainer:
         plain = _is_plain(found) and around.theirs[point].size > VAST
         if called is not None and call.case.function != "block" and not plain:
             among = [b for b in candidates("block") if b not in candidates(call.case.function)]
-            # Right scores and probabilities of a long prompt cost more than they tell of a whole block.
             points = [p for p in answered(called[0], judged) if p != point and not is_vast(judged[p])]
             named, alike = name_bugs(shown(Call(*called), [point, *points]), among=among)
             if any(bug.explained and bug.remaining_error < found.err for bug in named):

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.judging.by_rows import parts
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.points import ALL_POINTS, Case, split_name
 
@@ -79,11 +80,19 @@ def _taken(array: Any, rows: Rows, keys: bool) -> Any:
 
 def first_wrong_row(one: Evidence) -> int:
     """The first token whose row is further off than rounding allows; the furthest off where none is."""
-    x, o = np.asarray(one.x, np.float64), np.asarray(one.o, np.float64)
-    if one.mask is not None:
-        x, o = np.where(one.mask, x, 0.0), np.where(one.mask, o, 0.0)
-    with np.errstate(all="ignore"):
-        errors = np.nan_to_num(np.linalg.norm((x - o).reshape(len(o), -1), axis=1), nan=np.inf)
-        scale = np.linalg.norm(o.reshape(len(o), -1), axis=1)
-        off = errors > max(one.limit.row_err, one.limit.err) * scale
-        return int(np.argmax(off)) if off.any() else int(np.argmax(errors / np.where(scale > 0, scale, 1.0)))
+    x, o = np.asarray(one.x), np.asarray(one.o)
+    judged = None if one.mask is None else np.broadcast_to(one.mask, o.shape)
+    shares = []
+    for part in parts(o.shape):
+        exact = np.asarray(o[part], np.float64)
+        with np.errstate(all="ignore"):
+            off = x[part] - exact
+            if judged is not None:
+                off, exact = (np.where(judged[part], array, 0.0) for array in (off, exact))
+            errors, scale = (np.linalg.norm(array.reshape(len(array), -1), axis=1) for array in (off, exact))
+            errors = np.nan_to_num(errors, nan=np.inf)
+            wrong = errors > max(one.limit.row_err, one.limit.err) * scale
+            if wrong.any():
+                return int(part.start + np.argmax(wrong))
+            shares.append(errors / np.where(scale > 0, scale, 1.0))
+    return int(np.argmax(np.concatenate(shares)))

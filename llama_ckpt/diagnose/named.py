@@ -11,21 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from llama_ckpt.diagnose.bugs import Bug, candidates
 from llama_ckpt.diagnose.evidence import Predictions
+from llama_ckpt.diagnose.few_heads import VAST, few_heads, is_of_each_head
 from llama_ckpt.diagnose.few_tokens import few_tokens
 from llama_ckpt.diagnose.fits import fitted_bugs
 from llama_ckpt.diagnose.pairs import pairs_of
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.diagnose.trying import EXPLAINS_MOST, Tried, Unpatched, may_explain, try_bug, unpatched
 from llama_ckpt.judging.evidence import FINEST, Evidence
-from llama_ckpt.judging.matching import distance
+from llama_ckpt.judging.matching import distance, leaves_at_most
 from llama_ckpt.judging.verdict import judge
 
 __all__ = ["name_bugs"]
 
 TOKENS = 16
 """So many are looked at first."""
+
+SURELY = 1.001
+"""What is so many times as far off as is allowed is so however its error is added up."""
 
 
 def name_bugs(
@@ -49,29 +55,46 @@ def name_bugs(
     if among is None:
         functions = dict.fromkeys(one.case.function for one in evidence)
         among = dict.fromkeys(bug for function in functions for bug in candidates(function))
-    bugs, before, first = list(among), unpatched(evidence, part), evidence[0]
+    bugs, before = list(among), unpatched(evidence, part)
     tried: list[Tried] = []
-    for worth in [bugs] if predictions is not None else _worth_trying(bugs, evidence, part):
+    few = None if predictions is not None else few_tokens(evidence, TOKENS)
+    for worth in [bugs] if few is None else _worth_trying(bugs, evidence, few, part):
         if not any(one.explained for one in tried):
             tried += [found for bug in worth if (found := try_bug(bug, evidence, before, predictions))]
-    for more in (fitted_bugs(first.name, first.x, first.case), pairs_of(bugs, evidence)):
+    for more in (_fitted(evidence, few, part), pairs_of(bugs, evidence)):
         if not any(one.explained for one in tried):
             tried += _explaining(more, evidence, before)
     tried.sort(key=lambda one: (not one.explained, one.rank))
     return [one.named(evidence) for one in tried], _alike(tried, evidence)
 
 
-def _worth_trying(bugs: list[Bug], evidence: Sequence[Evidence], part: float) -> list[list[Bug]]:
+def _worth_trying(
+    bugs: list[Bug], evidence: Sequence[Evidence], few: Sequence[Evidence], part: float
+) -> list[list[Bug]]:
     """Those that a few tokens do not rule out, and then those that a few tokens cannot show.
 
     Of a long prompt most bugs are ruled out so, at little cost.
     """
-    few = few_tokens(evidence, TOKENS)
-    if few is None:
-        return [bugs]
     before = unpatched(few, part)
     left = [bug for bug in bugs if not bug.sees_later and may_explain(bug, few, before)]
-    return [left, [bug for bug in bugs if bug.sees_later]]
+    # What is wrong in a shorter prompt, where theirs is right, is so in the whole: that much is shown.
+    right = [one for one in few if distance(one.x, one.o, one.mask) <= leaves_at_most(one.limit)]
+    later = [bug for bug in bugs if bug.sees_later and (not right or may_explain(bug, right, before))]
+    heads = few_heads(evidence) if later else None
+    if heads is not None:
+        of_heads = unpatched(heads, part)
+        later = [bug for bug in later if not is_of_each_head(bug, few) or may_explain(bug, heads, of_heads)]
+    return [left, later]
+
+
+def _fitted(evidence: Sequence[Evidence], few: Sequence[Evidence] | None, part: float) -> Iterator[Bug]:
+    """Bugs with a number that is fitted; of a vast tensor only where a few tokens have one that fits them."""
+    first = evidence[0]
+    if few is not None and np.size(first.x) > VAST:
+        before = unpatched(few, part)
+        if not any(may_explain(bug, few, before) for bug in fitted_bugs(first.name, few[0].x, few[0].case)):
+            return
+    yield from fitted_bugs(first.name, first.x, first.case)
 
 
 def _explaining(bugs: Iterable[Bug], evidence: Sequence[Evidence], before: Unpatched) -> Iterator[Tried]:
@@ -84,6 +107,8 @@ def _explaining(bugs: Iterable[Bug], evidence: Sequence[Evidence], before: Unpat
 
 def _is_right(one: Evidence) -> bool:
     limit = one.limit
+    if not limit.exact and distance(one.x, one.o, one.mask) > SURELY * limit.err:
+        return False  # without measuring more of a large tensor
     return judge(one.name, one.x, one.o, limit=limit, mask=one.mask, dtype=limit.dtype).verdict == "pass"
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.curves import CURVES, Curve, measured_curve, sigmoid, smoothed
+from llama_ckpt.identify.curves import CURVES, measured_curve, sigmoid, smoothed
 from llama_ckpt.identify.operands import tensors
 from llama_ckpt.identify.record import Asked, Guess
 from llama_ckpt.judging.matching import leaves_at_most, passes
@@ -32,6 +33,16 @@ SLOPES = np.geomspace(0.05, 20, 120)
 """Slopes in SiLU's exponent that are tried before the best one is made finer."""
 
 
+FEW = 16
+"""So many rows are looked at first, those that are furthest off: what leaves too much there is out."""
+
+Make: TypeAlias = Callable[[Array, Array], Array]
+"""The product after a curve, of gate and up."""
+
+Candidate: TypeAlias = tuple[str, str, int, Make]
+"""Kind, sentence, numbers that were read, and what the product would be."""
+
+
 @dataclass(frozen=True)
 class _Parts:
     """What went into the product after the curve, and what came out; `[n, ffn]` each."""
@@ -39,6 +50,22 @@ class _Parts:
     gate: Array
     up: Array
     x: Array
+
+    def left(self, make: Make) -> float:
+        """The norm of what a product leaves."""
+        return float(np.linalg.norm(self.x - make(self.gate, self.up)))
+
+    @cached_property
+    def curve(self) -> Mapping[str, Any]:
+        """The measured one."""
+        return measured_curve(self.gate, self.up, self.x)
+
+    @cached_property
+    def few(self) -> _Parts:
+        """The rows that are furthest off."""
+        off = np.linalg.norm(self.x - _silu(self.gate) * self.up, axis=-1)
+        rows = np.argsort(-off)[:FEW]
+        return _Parts(self.gate[rows], self.up[rows], self.x[rows])
 
 
 def activation_guesses(asked: Asked) -> Iterator[Guess]:
@@ -48,18 +75,23 @@ def activation_guesses(asked: Asked) -> Iterator[Guess]:
     if one is None or parts is None or passes(one.x, _silu(parts.gate) * parts.up, one.limit):
         return
     noise = leaves_at_most(one.limit) * float(np.linalg.norm(parts.x))
-    curve = {"curve": measured_curve(parts.gate, parts.up, parts.x)}
     named = False
-    for kind, sentence, numbers, made in _candidates(parts):
-        if kind == "fitted" and named:
-            continue
-        left = float(np.linalg.norm(parts.x - made))
-        if not np.isfinite(left) or left > 4 * noise:
-            continue
+    for kind, sentence, numbers, make in _curves(parts, 4 * noise):
         named = True
-        yield _guess(asked, parts, f"activation.{kind}", sentence, numbers, made, curve)
+        yield _guess(asked, parts, f"activation.{kind}", sentence, numbers, make(parts.gate, parts.up))
     if not named and parts.x.size <= MOST_SMOOTHED:
-        yield from _unnamed(asked, parts, curve)
+        yield from _unnamed(asked, parts)
+
+
+def _curves(parts: _Parts, most: float) -> Iterator[Candidate]:
+    """Those that leave no more than that; such with a number of their own where no other does."""
+    found = False
+    for candidate in _candidates():
+        if parts.few.left(candidate[-1]) <= most and parts.left(candidate[-1]) <= most:
+            found = True
+            yield candidate
+    if not found and any(parts.few.left(fit[-1]) <= most for fit in _with_a_number(parts.few)):
+        yield from (fit for fit in _with_a_number(parts) if parts.left(fit[-1]) <= most)
 
 
 def _guess(
@@ -69,27 +101,26 @@ def _guess(
     sentence: str,
     numbers: int,
     made: Array,
-    parameters: Mapping[str, Any],
     *,
     part: bool = False,
 ) -> Guess:
     predicted = tensors(asked, {**_both(asked, parts), "ffn_swiglu": made})
-    parameters = {"name": sentence, **parameters}
+    parameters = {"name": sentence, "curve": parts.curve}
     return Guess(kind, sentence, predicted, numbers, parameters=parameters, code=CODE, part=part)
 
 
-def _unnamed(asked: Asked, parts: _Parts, curve: Mapping[str, Any]) -> Iterator[Guess]:
+def _unnamed(asked: Asked, parts: _Parts) -> Iterator[Guess]:
     """A function of the gate that has no name here: what it gives at some gates."""
     with np.errstate(all="ignore"):
         factor = parts.x / parts.up
     made = smoothed(parts.gate, factor, np.where(np.isfinite(factor), parts.up**2, 0.0)) * parts.up
-    x, y = curve["curve"]["x"], curve["curve"]["y"]
+    x, y = parts.curve["x"], parts.curve["y"]
     if len(x) < 8:
         return
     few = [int(i) for i in np.linspace(0, len(x) - 1, 6)]
     said = ", ".join(f"{y[i]:.3g} at {x[i]:.3g}" for i in few)
     sentence = f"another function of the gate than SiLU is applied: {said}"
-    yield _guess(asked, parts, "activation.unnamed", sentence, len(x), made, curve, part=True)
+    yield _guess(asked, parts, "activation.unnamed", sentence, len(x), made, part=True)
 
 
 def _parts_of(asked: Asked) -> _Parts | None:
@@ -122,45 +153,50 @@ def _silu(a: Array) -> Array:
     return np.asarray(a * sigmoid(a))
 
 
-def _candidates(parts: _Parts) -> Iterator[tuple[str, str, int, Array]]:
+def _candidates() -> Iterator[Candidate]:
     """Kind, sentence, numbers, and what the product would be."""
-    gate, up = parts.gate, parts.up
-    right = CURVES[0]
+    right = CURVES[0].function
+
+    def curved(function: Callable[[Array], Array]) -> Make:
+        return lambda gate, up: function(gate) * up
+
+    def exchanged(function: Callable[[Array], Array]) -> Make:
+        return lambda gate, up: function(up) * gate
+
     for curve in CURVES[1:]:
-        yield "curve", f"the activation is {curve.name}, not SiLU", 1, curve.function(gate) * up
-    yield "exchanged", "gate and up are exchanged: SiLU is applied to up", 1, right.function(up) * gate
+        yield "curve", f"the activation is {curve.name}, not SiLU", 1, curved(curve.function)
+    yield "exchanged", "gate and up are exchanged: SiLU is applied to up", 1, exchanged(right)
     for curve in CURVES[1:]:
         said = f"gate and up are exchanged, and the activation is {curve.name}, not SiLU"
-        yield "exchanged", said, 2, curve.function(up) * gate
-    yield from _combined(right, gate, up)
-    yield from _with_a_number(parts)
+        yield "exchanged", said, 2, exchanged(curve.function)
+    for said, make in COMBINED.items():
+        yield "combined", said, 1, make
 
 
-def _combined(right: Curve, gate: Array, up: Array) -> Iterator[tuple[str, str, int, Array]]:
-    """Other ways to bring the two together."""
-    silu = right.function
-    yield "combined", "SiLU is applied to gate times up", 1, silu(gate * up)
-    yield "combined", "SiLU is applied to both, gate and up", 1, silu(gate) * silu(up)
-    yield "combined", "up is added, not multiplied", 1, silu(gate) + up
-    yield "combined", "SiLU is applied to gate plus up", 1, silu(gate + up)
-    yield "combined", "up is left out", 1, silu(gate)
-    yield "combined", "SiLU is applied to up, and the gate is left out", 1, silu(up)
-    yield "combined", "the product is that of up plus 1", 1, silu(gate) * (up + 1)
-    yield "combined", "the product is taken twice", 1, silu(gate) * up * 2
+COMBINED: Mapping[str, Make] = {
+    "SiLU is applied to gate times up": lambda gate, up: _silu(gate * up),
+    "SiLU is applied to both, gate and up": lambda gate, up: _silu(gate) * _silu(up),
+    "up is added, not multiplied": lambda gate, up: _silu(gate) + up,
+    "SiLU is applied to gate plus up": lambda gate, up: _silu(gate + up),
+    "up is left out": lambda gate, up: _silu(gate),
+    "SiLU is applied to up, and the gate is left out": lambda gate, up: _silu(up),
+    "the product is that of up plus 1": lambda gate, up: _silu(gate) * (up + 1),
+    "the product is taken twice": lambda gate, up: _silu(gate) * up * 2,
+}
+"""Other ways to bring the two together."""
 
 
-def _with_a_number(parts: _Parts) -> Iterator[tuple[str, str, int, Array]]:
+def _with_a_number(parts: _Parts) -> Iterator[Candidate]:
     """Curves with a number of their own, fitted."""
     gate, up, x = parts.gate, parts.up, parts.x
     slope = _best(lambda s: gate * sigmoid(s * gate) * up, x, SLOPES)
     said = f"the activation is a * sigmoid({slope:.5g} a), not SiLU"
-    yield "fitted", said, 1, gate * sigmoid(slope * gate) * up
+    yield "fitted", said, 1, lambda gate, up: gate * sigmoid(slope * gate) * up
     leak = _least(x, np.minimum(gate, 0) * up, np.maximum(gate, 0) * up)
     said = f"the activation is leaky ReLU with slope {leak:.5g}, not SiLU"
-    yield "fitted", said, 1, np.where(gate > 0, gate, leak * gate) * up
-    for what, clipped in _clipped(parts):
-        bound, made = clipped
-        yield "fitted", f"{what} beyond {bound:.6g} is clipped", 1, made
+    yield "fitted", said, 1, lambda gate, up: np.where(gate > 0, gate, leak * gate) * up
+    for what, bound, make in _clipped(parts):
+        yield "fitted", f"{what} beyond {bound:.6g} is clipped", 1, make
 
 
 def _least(x: Array, part: Array, rest: Array) -> float:
@@ -181,23 +217,22 @@ def _best(make: Callable[[float], Array], x: Array, among: Array) -> float:
     return middle
 
 
-def _clipped(parts: _Parts) -> Iterator[tuple[str, tuple[float, Array]]]:
+def _clipped(parts: _Parts) -> Iterator[tuple[str, float, Make]]:
     """Gate, up or the product held within bounds: the largest that is seen tells where."""
     gate, up, x = parts.gate, parts.up, parts.x
     bound = float(np.abs(x).max())
-    whole = _silu(gate) * up
-    yield "the product", (bound, np.clip(whole, -bound, bound))
+    yield "the product", bound, lambda gate, up: np.clip(_silu(gate) * up, -bound, bound)
     with np.errstate(all="ignore"):
         of_up = np.abs(x / _silu(gate))
         of_gate = x / up
     for what, make, sizes in (
-        ("up", lambda c: _silu(gate) * np.clip(up, -c, c), of_up),
-        ("the gate", lambda c: _silu(np.minimum(gate, c)) * up, of_gate),
-        ("the gate, on either side,", lambda c: _silu(np.clip(gate, -c, c)) * up, of_gate),
+        ("up", lambda c, gate, up: _silu(gate) * np.clip(up, -c, c), of_up),
+        ("the gate", lambda c, gate, up: _silu(np.minimum(gate, c)) * up, of_gate),
+        ("the gate, on either side,", lambda c, gate, up: _silu(np.clip(gate, -c, c)) * up, of_gate),
     ):
         top = _level(sizes, np.abs(up) if what == "up" else gate, what)
         if top is not None:
-            yield what, (top, make(top))
+            yield what, top, partial(make, top)
 
 
 def _level(seen: Array, right: Array, what: str) -> float | None:

@@ -38,6 +38,9 @@ FEW = 0.5
 FAR = 30.0
 """What is so many times larger than anything around it comes from no product of these inputs."""
 
+FEW_ROWS = 16
+"""So many rows tell of most formats that it was not these."""
+
 ROUNDED = 0.3
 """A tensor that is further off than this, in parts of itself, is not rounded but wrong."""
 
@@ -68,9 +71,10 @@ def _guess(asked: Asked, p: Array, kind: str, sentence: str, numbers: int, place
 def _of_all(asked: Asked, one: Evidence) -> Iterator[Guess]:
     """Bounds, and roundings of what came out."""
     x, o = asked.x, asked.o
-    bound = float(np.abs(x).max())
-    beyond = np.abs(o) > bound * (1 + 1e-6)
-    if bound > 0 and np.sum(np.abs(x) >= bound * (1 - 1e-6)) >= 2 and beyond.any():
+    bound = float(max(x.max(), -x.min()))
+    is_beyond = max(o.max(), -o.min()) > bound * (1 + 1e-6)
+    if bound > 0 and is_beyond and np.sum(np.abs(x) >= bound * (1 - 1e-6)) >= 2:
+        beyond = np.abs(o) > bound * (1 + 1e-6)
         said = f"what is beyond {bound:.6g} is held at it"
         place = place_of(beyond, one.name)
         yield _guess(asked, np.clip(o, -bound, bound), "bounded", said, 1, place, "a clamp")
@@ -80,12 +84,17 @@ def _of_all(asked: Asked, one: Evidence) -> Iterator[Guess]:
     if asked.point in MATRIX_OF:
         return  # of products roundings are tried beside those of their inputs
     fits = []
+    most = 2 * leaves_at_most(one.limit) * float(np.linalg.norm(o))
+    few = slice(None, FEW_ROWS if x.ndim > 1 else None)  # what these leave is a part of what all leave
     for name in FORMATS:
         if name in UNROUNDED or o.shape[-1] % block_of(name):
             continue
+        by_rows = "per tensor" not in name
+        if by_rows and np.linalg.norm(x[few] - rounded(o[few], name)) > most:
+            continue
         p = rounded(o, name)
         left = float(np.linalg.norm(x - p))
-        if left <= 2 * leaves_at_most(one.limit) * float(np.linalg.norm(o)):
+        if left <= most:
             fits.append((left, name, p))
     fits.sort(key=lambda fit: fit[0])
     if fits:

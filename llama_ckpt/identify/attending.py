@@ -5,7 +5,7 @@ Heads come first: scores and probabilities are `[heads, rows, keys]` here. numpy
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -97,6 +97,11 @@ class Attending:
         """What a guess may leave at the first wrong point and be worth trying."""
         limit = self.asked.first.limit
         return 8 * max(leaves_at_most(limit), limit.row_err)
+
+    def of_heads(self, heads: NDArray[np.int64]) -> Attending:
+        """Some query heads alone, all of those of one key head or of several, in order."""
+        keys = np.unique(self.reads[heads])
+        return replace(self, q=self.q[heads], k=self.k[keys], v=self.v[keys])
 
     def context_of(self, probs: Array, reads: NDArray[np.int64] | None = None) -> Array:
         """`[n, heads * d]`"""

@@ -6,7 +6,7 @@ keys seen, the mass that is missing, the scale; of a context alone only what a r
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,10 +16,17 @@ from llama_ckpt.identify.attending import Attending, Mask, attending, softmax
 from llama_ckpt.identify.attention_context import context_guesses, lost_guesses
 from llama_ckpt.identify.attention_heads import heads_said, matched_heads, place_of_heads
 from llama_ckpt.identify.attention_scores import scores_guesses
-from llama_ckpt.identify.attention_sums import Mixture, in_the_sum, of_the_scores, rounded_steps
+from llama_ckpt.identify.attention_sums import (
+    Mixture,
+    in_the_sum,
+    of_the_scores,
+    over_heads,
+    rounded_steps,
+)
 from llama_ckpt.identify.key_sets import rules_of
 from llama_ckpt.identify.places import Place, ranges
 from llama_ckpt.identify.record import Asked, Guess
+from llama_ckpt.judging.matching import distance
 
 __all__ = ["attention_guesses"]
 
@@ -30,6 +37,12 @@ NOTHING = 1e-30
 
 HALF_NOTHING = 1e-6
 """The same in half precision, where float16 ends soon."""
+
+VAST = 1 << 20
+"""So many probabilities are asked of all heads only where a few do not answer."""
+
+SLACK = 4.0
+"""A few heads may be so many times further off than all of them together."""
 
 MOST_RULES = 3
 """So many rules that say the same keys are named."""
@@ -62,8 +75,9 @@ def _of_probs(one: Attending) -> Iterator[Guess]:
     yield from _of_keys(one, probs, seen)
     yield from _of_mass(one, probs)
     yield from _of_other_heads(one, probs)
-    for mixture in of_the_scores(one, probs):
-        yield from _mixed(one, probs, mixture)
+    if over_heads(one, probs) or _worth(one, probs, of_the_scores):
+        for mixture in of_the_scores(one, probs):
+            yield from _mixed(one, probs, mixture)
     for mixture in rounded_steps(one, probs):
         yield from _mixed(one, probs, mixture)
     yield from _of_each_head(one, probs)
@@ -87,6 +101,8 @@ def _unknown(one: Attending, seen: Any) -> Any:
 
 def _of_keys(one: Attending, probs: Array, seen: Any) -> Iterator[Guess]:
     """The keys that all heads see; a rule that says them."""
+    if (seen == one.visible).all():
+        return
     unknown = _unknown(one, seen)
     if not ((seen != one.visible) & ~unknown).any() or not seen.any(axis=1).all():
         return
@@ -116,7 +132,9 @@ def _rows_of(seen: Any) -> list[list[list[int]]]:
 def _of_each_head(one: Attending, probs: Array) -> Iterator[Guess]:
     """Heads that see other keys than the others."""
     seen = probs > 0
-    own = np.array([((seen[h] != one.visible) & ~_unknown(one, seen[h])).any() for h in range(one.heads)])
+    own = (seen != one.visible).any(axis=(1, 2))
+    for h in np.flatnonzero(own):
+        own[h] = ((seen[h] != one.visible) & ~_unknown(one, seen[h])).any()
     if not own.any() or own.all() or not seen.any(axis=-1).all():
         return
     heads = np.flatnonzero(own)
@@ -140,9 +158,10 @@ def _of_other_heads(one: Attending, probs: Array) -> Iterator[Guess]:
     rows = slice(max(0, one.n - 16), one.n)
     scores = one.q[:, None, rows] @ one.k[None].transpose(0, 1, 3, 2)
     reads = matched_heads(probs[:, rows], softmax(scores * one.scale, one.visible[rows]), True)
-    scores = one.scores_of(reads)
-    made = softmax(scores * one.scale, one.visible)
-    if (reads == one.reads).all() or not _alike(one, probs, made):
+    if (reads == one.reads).all():
+        return
+    made = softmax(one.scores_of(reads) * one.scale, one.visible)
+    if not _alike(one, probs, made):
         return
     rest = (int(np.sum(reads != one.reads)), place_of_heads(reads, one), {"reads": reads.tolist()})
     code = "tile or repeat for repeat_interleave, or key heads in another order"
@@ -158,10 +177,34 @@ def _of_mass(one: Attending, probs: Array) -> Iterator[Guess]:
     mass = inside.sum(axis=-1)
     if not (mass > 0).all() or np.abs(mass - 1).max() < one.tolerance:
         return
-    if not _alike(one, inside / mass[..., None], one.probs):
+    inside /= mass[..., None]
+    if not _alike(one, inside, one.probs):
         return
-    for mixture in in_the_sum(one, mass, one.visible):
-        yield from _mixed(one, probs, mixture)
+    del inside
+    if _worth(one, probs, lambda one, probs: in_the_sum(one, _mass(one, probs), one.visible)):
+        for mixture in in_the_sum(one, mass, one.visible):
+            yield from _mixed(one, probs, mixture)
+
+
+def _mass(one: Attending, probs: Array) -> Array:
+    return np.asarray(np.sum(probs, axis=-1, where=one.visible))
+
+
+def _worth(one: Attending, probs: Array, mixtures: Callable[[Attending, Array], Iterator[Mixture]]) -> bool:
+    """Whether one of these may give the probabilities: of a long prompt a few heads tell."""
+    if probs.size <= VAST:
+        return True
+    few = _few_heads(one, probs)
+    small, theirs = one.of_heads(few), probs[few]
+    return any(_alike(small, theirs, mixture.probs, SLACK) for mixture in mixtures(small, theirs))
+
+
+def _few_heads(one: Attending, probs: Array) -> NDArray[np.int64]:
+    """The query heads of the key head that is furthest off; of two where each has but one."""
+    group = one.heads // len(one.k)
+    off = [float(np.linalg.norm(theirs - right)) for theirs, right in zip(probs, one.probs, strict=True)]
+    worst = np.argsort(-np.reshape(off, (-1, group)).max(axis=1), kind="stable")[: 1 if group > 1 else 2]
+    return np.concatenate([np.arange(group * key, group * (key + 1)) for key in np.sort(worst)])
 
 
 def _mixed(one: Attending, probs: Array, mixture: Mixture) -> Iterator[Guess]:
@@ -183,6 +226,5 @@ def _mixed(one: Attending, probs: Array, mixture: Mixture) -> Iterator[Guess]:
     )
 
 
-def _alike(one: Attending, theirs: Array, made: Array) -> bool:
-    size = float(np.linalg.norm(made))
-    return float(np.linalg.norm(theirs - made)) <= one.tolerance * (size or 1.0)
+def _alike(one: Attending, theirs: Array, made: Array, slack: float = 1.0) -> bool:
+    return distance(theirs, made) <= slack * one.tolerance

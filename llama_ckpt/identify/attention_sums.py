@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from llama_ckpt.identify.attending import Attending, Mask, softmax
 from llama_ckpt.identify.rounded import FORMATS
 from llama_ckpt.judging.evidence import FINEST
+from llama_ckpt.judging.matching import distance
 from llama_ckpt.listing import listed, some
 
-__all__ = ["Mixture", "in_the_sum", "of_the_scores", "rounded_steps"]
+__all__ = ["Mixture", "in_the_sum", "of_the_scores", "over_heads", "rounded_steps"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -207,7 +208,7 @@ def _with_distance(one: Attending, logs: Array, used: Mask, seen: Mask) -> Itera
 
 def _capped(one: Attending, probs: Array, seen: Mask) -> Iterator[Mixture]:
     """cap tanh(score / cap): the cap whose probabilities are nearest."""
-    rows = np.argsort(-np.abs(probs - softmax(one.scaled, seen)).sum(axis=(0, 2)))[:16]
+    rows = np.argsort(-np.abs(probs - one.probs).sum(axis=(0, 2)))[:16]
     scaled, wanted, there = one.scaled[:, rows], probs[:, rows], seen[rows]
 
     def off(log: float) -> float:
@@ -229,14 +230,25 @@ def _capped(one: Attending, probs: Array, seen: Mask) -> Iterator[Mixture]:
     )
 
 
+def over_heads(one: Attending, probs: Array) -> bool:
+    """Whether the softmax may have run over the heads: what the last rows tell."""
+    rows = slice(-LOOKED_AT, None)
+    made = _over(np.where(one.visible[rows], one.scaled[:, rows], -np.inf), 0)
+    return distance(probs[:, rows], made) <= SLACK * one.tolerance
+
+
+def _over(masked: Array, axis: int) -> Array:
+    e = np.exp(masked - masked.max(axis=axis, keepdims=True))
+    e = np.where(np.isnan(e), 0.0, e)
+    total = e.sum(axis=axis, keepdims=True)
+    return np.asarray(e / np.where(total > 0, total, 1.0))
+
+
 def _other_axes(one: Attending) -> Iterator[Mixture]:
     """The softmax over queries, over heads; and not at all."""
     masked = np.where(one.visible, one.scaled, -np.inf)
     for axis, over in ((1, "the queries"), (0, "the heads")):
-        e = np.exp(masked - masked.max(axis=axis, keepdims=True))
-        e = np.where(np.isnan(e), 0.0, e)
-        total = e.sum(axis=axis, keepdims=True)
-        made = e / np.where(total > 0, total, 1.0)
+        made = _over(masked, axis)
         words = f"the softmax runs over {over}, not over the keys"
         yield Mixture("attention.axis", words, made, 0, "another axis of the tensor")
     yield Mixture(
@@ -246,6 +258,9 @@ def _other_axes(one: Attending) -> Iterator[Mixture]:
 
 LOOKED_AT = 16
 """So many rows are looked at first, those that are furthest off."""
+
+SLACK = 4.0
+"""They may be so many times further off than all of them together."""
 
 STEPS = ("queries and keys", "scores", "scaled scores", "probabilities")
 """What may be rounded on the way to the context."""

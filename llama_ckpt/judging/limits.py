@@ -139,7 +139,7 @@ class Limit:
     bias: float
     reason: str
     rows: NDArray[np.float64] | None = field(default=None, compare=False)
-    elements: NDArray[np.float64] | None = field(default=None, compare=False)
+    elements: NDArray[Any] | None = field(default=None, compare=False)
     turn: TurnLimit | None = field(default=None, compare=False)
 
     @property

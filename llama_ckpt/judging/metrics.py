@@ -16,8 +16,9 @@ shrinks with sqrt(n), and a gain of 1.002 stands out long before it shows in err
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +44,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 WELL_AVERAGED = 4096
 """Elements from which on a mean (gain, bias) is as quiet as its limit assumes."""
+
+PART = 1 << 17
+"""Larger tensors are measured so many elements at a time."""
 
 
 def averaging(n: float) -> float:
@@ -101,6 +105,8 @@ def measure(
     A row whose norm in o is (nearly) nothing is measured against a tenth of the median row's, and
     against 1 where all are zero: there the errors are absolute.
     """
+    if np.ndim(o) > 1 and np.size(o) > PART:
+        return _measured_in_parts(np.asarray(x), np.asarray(o), mask, rows, elements)
     trial, oracle, judged = _rows(x, o, mask)
     residual, scale = trial - oracle, row_scale(oracle)
     row_errs = _row_norms(residual) / scale
@@ -120,6 +126,54 @@ def measure(
         n_gain=_gain_elements(scaled),
         row_allowed=math.nan if rows is None else float(rows[worst]),
         element_allowed=math.nan if elements is None else float(elements.flat[element]),
+    )
+
+
+def _measured_in_parts(
+    x: NDArray[Any], o: NDArray[Any], mask: Mask | None, rows: Array | None, elements: Array | None
+) -> Errors:
+    """The same, some rows at a time: so as to make no arrays of its size."""
+    step = max(1, PART // max(1, o[0].size))
+    parts = [slice(start, start + step) for start in range(0, len(o), step)]
+    seen = None if mask is None else np.broadcast_to(mask, o.shape)
+
+    def each() -> Iterator[tuple[slice, Array, Array, Mask]]:
+        for part in parts:
+            trial, oracle, judged = _rows(x[part], o[part], None if seen is None else seen[part])
+            yield part, trial - oracle, oracle, judged
+
+    norms, errors = np.empty((2, len(o)))
+    total, n = 0.0, 0
+    for part, residual, oracle, judged in each():
+        norms[part], errors[part] = _row_norms(oracle), _row_norms(residual)
+        total, n = total + float(residual.sum()), n + int(np.count_nonzero(judged))
+    scale, norm = floored_norms(norms), _norm(norms) or 1.0
+    along = fourth = 0.0
+    worst = (-math.inf, 0.0, math.nan)  # how far off for what it is allowed, its error, what it is allowed
+    for part, residual, oracle, judged in each():
+        scaled = oracle / norm
+        squares = scaled * scaled
+        along, fourth = along + float(np.vdot(residual, scaled)), fourth + float(np.vdot(squares, squares))
+        element_errs = _element_errors(residual, oracle, scale[part], judged)
+        allowed = None if elements is None else elements[part]
+        at = _worst(element_errs, allowed)
+        error, most = float(element_errs.flat[at]), 1.0 if allowed is None else float(allowed.flat[at])
+        share = error / most if most else math.inf if error else 0.0
+        if share > worst[0]:
+            worst = share, error, math.nan if allowed is None else most
+    row_errs = errors / scale
+    row = _worst(row_errs, rows)
+    return Errors(
+        err=_norm(errors) / norm,
+        row_err=float(row_errs[row]),
+        row=row,
+        element_err=worst[1],
+        gain=along / norm,
+        bias=total / (math.sqrt(max(n, 1)) * norm),
+        n=n,
+        n_gain=1.0 / (fourth or 1.0),
+        row_allowed=math.nan if rows is None else float(rows[row]),
+        element_allowed=worst[2],
     )
 
 

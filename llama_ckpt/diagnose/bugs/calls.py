@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import sys
 from collections.abc import Iterator
 from functools import cache
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from llama_ckpt.oracle import run_oracle
@@ -30,6 +31,13 @@ def reached_from(function: str) -> tuple[str, ...]:
 
 
 @cache
+def _tree(module: ModuleType) -> dict[str, ast.FunctionDef]:
+    """A module's functions, as they are written."""
+    body = ast.parse(inspect.getsource(module)).body
+    return {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+
+
+@cache
 def _functions() -> dict[str, FunctionType]:
     return {
         name.removeprefix("_"): value
@@ -39,14 +47,16 @@ def _functions() -> dict[str, FunctionType]:
     }
 
 
-def _called_by(name: str) -> Iterator[str]:
+@cache
+def _called_by(name: str) -> tuple[str, ...]:
     """In the order in which they run: in `argmax(last_logits(x))` the inner one comes first."""
     function = _functions().get(name)
-    if function is not None:
-        own = inspect.signature(function).parameters  # `argmax` has a parameter called `logits`
-        for used in _names(ast.parse(inspect.getsource(function)).body[0]):
-            if used not in own and used.removeprefix("_") in _functions():
-                yield used.removeprefix("_")
+    if function is None:
+        return ()
+    own = inspect.signature(function).parameters  # `argmax` has a parameter called `logits`
+    used = _names(_tree(sys.modules[function.__module__])[function.__name__])
+    called = (one.removeprefix("_") for one in used if one not in own)
+    return tuple(dict.fromkeys(one for one in called if one in _functions()))
 
 
 def _names(node: Any) -> Iterator[str]:
