@@ -91,6 +91,7 @@ def validate(
     Raises:
         LlamaCkptError: bad input: a file, an option, a device, a dump of other weights.
     """
+    began = time.perf_counter()
     ids = [ids] if isinstance(ids, str) else ids
     declared = None if arithmetic is None else arithmetic_of(arithmetic)
     named = re.fullmatch(r"(\w{1,3})=(.+)", implementation) if isinstance(implementation, str) else None
@@ -139,6 +140,7 @@ def validate(
             f"it refuses sizes that it is not written for, and is not tried there: {refusals[0]}"
         )
     report.maps = observer.tally.to_json() if maps else None
+    report.seconds = time.perf_counter() - began
     if observer.costs is not None:
         report.arithmetic = observer.costs
         report.notes.append(f"declared: {observer.costs.sentence()}")

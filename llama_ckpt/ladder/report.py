@@ -85,6 +85,7 @@ class LadderReport(Result):
         engine: the engine's precision, where its kernels were tried and not the layers.
         maps: histograms and errors by token, where they were asked for.
         arithmetic: what an implementation declares that it rounds, what that costs and what it leaves.
+        seconds: by the clock, with loading, recording and what several checkpoints' cases needed together.
     """
 
     model: str
@@ -97,6 +98,7 @@ class LadderReport(Result):
     maps: Mapping[str, Any] | None = None
     engine: str | None = None
     arithmetic: ArithmeticCosts | None = None
+    seconds: float = 0.0
     schema: int = SCHEMA
 
     @property
@@ -117,6 +119,7 @@ class LadderReport(Result):
         """The report as `--json` writes it."""
         names = ("schema", "model", "device", "dtype", "notes", "implementation", "engine")
         head = {"kind": "ladder", **{name: getattr(self, name) for name in names}}
+        head["seconds"] = round(self.seconds, 3)
         maps = {} if self.maps is None else {"maps": self.maps}
         if self.arithmetic is not None:
             head["arithmetic"] = asdict(self.arithmetic)

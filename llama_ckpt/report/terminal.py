@@ -193,10 +193,9 @@ def summary_lines(report: LadderReport) -> Iterator[str]:
     """What it all comes to, the notes last."""
     passed = sum(result.verdict == "pass" for result in report.checkpoints)
     hidden = [result.id for result in report.checkpoints if result.verdict == "hidden"]
-    seconds = sum(result.seconds for result in report.checkpoints)
     total = len(report.checkpoints) - len(hidden)
     what = report.dtype if report.engine is None else f"the engine ({report.engine})"
-    where = f"{report.model}, {what} on {report.device}, {seconds:.1f} s"
+    where = f"{report.model}, {what} on {report.device}, {report.seconds:.1f} s"
     yield f"{passed} of {total} checkpoints pass: {where}"
     if not report.n_compared:
         yield "nothing was compared, so nothing is known: exit code 1"

@@ -183,7 +183,7 @@ def test_a_run_that_compared_nothing_is_no_success() -> None:
 
 
 def test_summary_counts_and_ends_with_the_notes() -> None:
-    report = LadderReport("m.gguf", "cpu", "float32", ["llama.cpp: not compared"], False, [])
+    report = LadderReport("m.gguf", "cpu", "float32", ["llama.cpp: not compared"], False, [], seconds=1.0)
     off = replace(PASSING, blame="reference")
     report.checkpoints += [result(PASSING, off, off), result(FAILING)]
     assert list(terminal.summary_lines(report)) == [
