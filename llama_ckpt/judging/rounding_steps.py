@@ -50,12 +50,14 @@ class Precision:
         half: of a result and of a weight, as chance has it; 0.0 in float32, whose results are sums.
         least: below so much a number may be taken for zero, or has no more than this distance to the next.
         root: of a norm's root. Squares in half precision are right in bfloat16 alone: float16 has no room.
+        largest: more than that is infinite.
     """
 
     u: float
     half: float
     least: float
     root: float
+    largest: float = np.inf
 
 
 HALF = 0.75
@@ -63,7 +65,7 @@ HALF = 0.75
 
 PRECISIONS: Mapping[str, Precision] = {
     "float32": Precision(2.0**-24, 0.0, 2.0**-126, 0.0),
-    "float16": Precision(2.0**-24, HALF * 2.0**-11, 2.0**-25, 0.0),
+    "float16": Precision(2.0**-24, HALF * 2.0**-11, 2.0**-25, 0.0, 65504.0),
     "bfloat16": Precision(2.0**-24, HALF * 2.0**-8, 2.0**-126, 0.7 * 2.0**-8),
 }
 """By the name of the dtype."""
@@ -282,6 +284,9 @@ def gated(
     # The sigmoid and silu may be rounded on the way: where they are next to nothing float16 has no digits.
     tiny = np.minimum(p.least, np.abs(silu)) + np.abs(gate) * np.minimum(p.least, sigmoid)
     least = p.least + np.abs(up) * tiny
+    # In float16 exp(-gate) has no room from a gate of -11 down: the sigmoid is 0 then, as MLX's is.
+    if p.largest < np.inf:
+        least += np.abs(product) * (gate < -np.log(p.largest))
     # One that makes it of tanh is off by a rounding of 1 there.
     squares = (rounded + least) ** 2 + (p.u * gate * up) ** 2
     if s_gate is not None:
