@@ -100,7 +100,7 @@ def test_exponents_and_cosines_in_float32_are_right(
 
 
 def test_silu_of_a_gate_whose_exp_has_no_room_in_float16_may_be_nothing() -> None:
-    """As MLX's on the CPU in SmolLM2: exp(12.2) is infinite, the sigmoid 0. In bfloat16 nothing explains that."""
+    """As MLX's on the CPU in SmolLM2: exp(12.2) is infinite, the sigmoid 0. In bfloat16 it is wrong."""
     gate, up = np.array([[-12.234375, -11.0, 0.4]]), np.array([[32.3125, 32.3125, 1.0]])
     for dtype, allowed in (("float16", [True, False, False]), ("bfloat16", [False] * 3)):
         exact, deviation = gated(gate, up, None, None, PRECISIONS[dtype])
