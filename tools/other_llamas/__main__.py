@@ -112,6 +112,8 @@ def judged_wrongly(result: Judged) -> bool:
     one = program(result.key)
     if not one.deviates:
         return not result.passed
+    if one.rounds and result.sentence.startswith(f"differs by arithmetic, no bug seen: {one.rounds}"):
+        return False
     return split_name(result.first)[1] not in one.at
 
 

@@ -68,6 +68,7 @@ class Program:
         deviates: what it is known to do otherwise than Llama-2, with its effect; "" for a right program.
             Condemning it is then wanted, and passing it is not.
         at: the points, by neutral name, one of which is where it does that: it must be condemned there.
+        rounds: what the deviation is a rounding of, as compare may say instead, which finds such out.
         only: names of the models that it runs, where these are not all; tokens: lengths of the prompts.
         devices: where it can run.
         measure: ours or llama.cpp, which the others stand beside.
@@ -79,6 +80,7 @@ class Program:
     dtypes: tuple[str, ...] = ("float32",)
     deviates: str = ""
     at: tuple[str, ...] = ()
+    rounds: str = ""
     only: tuple[str, ...] = ()
     tokens: tuple[int, ...] = ()
     devices: tuple[str, ...] = ("cpu",)

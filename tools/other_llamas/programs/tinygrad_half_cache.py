@@ -51,4 +51,5 @@ PROGRAM = Program(
     load,
     deviates="keys and values lie in float16 in the cache of a float32 run",
     at=("attn_scores", "attn_probs"),
+    rounds="keys and values in float16",
 )
