@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums
+from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums, swallowed
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -176,8 +176,9 @@ class Attention:
         """Probabilities as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
         probs, (off, shared) = self.probs_of(part), self.probs_deviation(part)
         sums = None if self.off else RowSums(*np.sqrt(probs_sums(probs, off, shared)))
-        spread = Spread(off.transpose(1, 0, 2), aligned=bool(self.off), sums=sums)
-        return probs.transpose(1, 0, 2), spread
+        lost, energy = swallowed(probs, self._p.u)
+        off, common = off.transpose(1, 0, 2), lost / energy
+        return probs.transpose(1, 0, 2), Spread(off, aligned=bool(self.off), sums=sums, everywhere=common)
 
     @property
     def _is_fused(self) -> bool:

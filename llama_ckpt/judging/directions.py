@@ -125,7 +125,7 @@ class Directions:
         if spread.columns:  # of norms alone, whose rows are all at hand
             gain = float(np.sum(np.einsum("rc,rc->c", o, o) ** 2))
             self._columns = spread.columns**2 * gain, spread.columns**2 * float(np.sum(o.sum(axis=0) ** 2))
-        self._everywhere = spread.everywhere
+        self._everywhere = max(self._everywhere, spread.everywhere)
         self._sum += float(sums.sum())
 
     def gain_and_bias(self, norm: float, size: int) -> tuple[float, float]:

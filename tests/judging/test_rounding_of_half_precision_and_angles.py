@@ -9,6 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from llama_ckpt.judging.attention_spreads import swallowed
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.rounding import angle_error, case_spreads
 from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
@@ -105,3 +106,31 @@ def test_silu_of_a_gate_whose_exp_has_no_room_in_float16_may_be_nothing() -> Non
     for dtype, allowed in (("float16", [True, False, False]), ("bfloat16", [False] * 3)):
         exact, deviation = gated(gate, up, None, None, PRECISIONS[dtype])
         assert (np.abs(exact) <= 4 * deviation).tolist() == [allowed]
+
+
+def test_a_cosine_taken_as_a_sine_makes_pairs_longer_or_shorter() -> None:
+    """As tinygrad: the angle pi/2 further on is rounded by itself; in sum over all heads that is a gain."""
+    rng = np.random.default_rng(3)
+    q, positions = rng.standard_normal((600, 4, 16)).astype(np.float32), np.arange(600)
+    frequencies = (10000.0 ** -(np.arange(0, 16, 2) / 16)).astype(np.float32)
+    angle = positions[:, None].astype(np.float32) * frequencies
+    further = (angle + np.float32(np.pi / 2)).astype(np.float32)
+    cos, sin = (np.sin(a.astype(np.float64)).astype(np.float32)[:, None] for a in (further, angle))
+    y = np.empty_like(q)
+    y[..., 0::2] = q[..., 0::2] * cos - q[..., 1::2] * sin
+    y[..., 1::2] = q[..., 0::2] * sin + q[..., 1::2] * cos
+    assert judged(y, q, positions).verdict == "pass"
+    assert judged(y * np.float32(1 + 2e-7), q, positions).verdict == "fail"
+
+
+def test_a_softmax_added_up_one_after_the_other_loses_what_is_little() -> None:
+    """Hundreds of terms below a rounding of the first are lost: all probabilities are too large by them."""
+    rng = np.random.default_rng(5)
+    scores = np.where(np.arange(600) == 0, 0.0, rng.uniform(-20.5, -17, (64, 600)))
+    e = np.exp(scores)
+    one_by_one = np.cumsum(e.astype(np.float32), axis=1, dtype=np.float32)[:, -1:]
+    probs = e / e.sum(axis=1, keepdims=True)
+    off = float(((e / one_by_one - probs) * probs).sum() / (probs * probs).sum())
+    lost, energy = swallowed(probs, 2.0**-24)
+    assert off > 1e-6 and off == pytest.approx(3 * lost / energy, rel=1e-3)
+    assert swallowed(np.full((2, 600), 1 / 600), 2.0**-24)[0] == 0
