@@ -124,7 +124,8 @@ def gate_and_up_exchanged(program: Any) -> None:
 def test_a_bug_in_it_is_named(change: Callable[[Any], None], point: str, name: str) -> None:
     found = said(mixture(), 20, change=change)
     assert found.first_wrong is not None and found.first_wrong.name == f"blk.0.{point}"
-    assert found.diagnoses[0].named[0].name == name, found.reason
+    first = found.diagnoses[0]  # SiLU of up times gate is gate and up exchanged, and is said so
+    assert name in {first.named[0].name, *first.indistinguishable}, found.reason
 
 
 def test_its_weights_are_those_of_the_file(tmp_path: Path) -> None:
