@@ -32,8 +32,8 @@ random ones after it: {lengths} tokens.
 `llama-ckpt` as of commit {state}.
 """
 
-SINCE = """Since that commit these five pass: in float16 a SiLU whose exp has no room is nothing (MLX), and a softmax's
-sum that is made one after the other loses its little terms (tinygrad), both in right programs."""
+SINCE = """Since that commit these five pass: in float16 a SiLU whose exp has no room is nothing (MLX), and a
+softmax's sum that is made one after the other loses its little terms (tinygrad), both in right programs."""
 """What came of the condemned ones that the last whole run found; to be emptied when the next is made."""
 
 
