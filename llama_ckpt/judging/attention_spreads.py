@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.judging.rounding_modes import column_means
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
-from llama_ckpt.judging.rounding_steps import Precision
+from llama_ckpt.judging.rounding_steps import SWALLOWED, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
 
 __all__ = ["AttentionSpreads", "ContextSums", "probs_sums", "swallowed"]
@@ -32,10 +32,6 @@ def probs_sums(probs: Array, off: Array, shared: Array) -> Array:
     along = np.sum((off * probs) ** 2, axis=-1) + common * np.sum(probs**2, axis=-1) ** 2
     plain = np.sum(off**2, axis=-1) + common * probs.sum(axis=-1) ** 2
     return np.stack([along.sum(axis=0), plain.sum(axis=0)])
-
-
-SWALLOWED = 1 / 3
-"""Of the most that a sum may lose in one direction, what counts as a deviation."""
 
 
 def swallowed(probs: Array, u: float) -> tuple[float, float]:

@@ -241,6 +241,10 @@ HALF_SUM = 0.95
 """Of a sum that is rounded to half precision once: STRUCTURE times that is more than any rounding."""
 
 
+SWALLOWED = 0.5
+"""Of the terms that are less than a rounding of the largest, which a sum made one after the other loses."""
+
+
 def softmax_shared(keys: Any, p: Precision) -> Any:
     """What the sum over so many keys has a row of probabilities off by, as a share."""
     return p.u * (1 + SUM_OF_SQUARES * np.sqrt(keys)) + HALF_SUM * p.half
@@ -259,7 +263,9 @@ def probabilities(
     inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
     inner = np.where(visible, inner, 0.0)
     mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
-    shared = softmax_shared(visible.sum(axis=1, keepdims=True), p)
+    little = np.where(probs < p.u * probs.max(axis=1, keepdims=True), probs, 0.0)
+    lost = SWALLOWED * little.sum(axis=1, keepdims=True)
+    shared = np.hypot(softmax_shared(visible.sum(axis=1, keepdims=True), p), lost)
     relative = np.sqrt(inner + mean + shared**2 + (EXP_ROUNDINGS * p.u + 2 * p.half) ** 2)
     # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
     s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP

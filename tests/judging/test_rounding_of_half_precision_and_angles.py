@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llama_ckpt.judging.attention_spreads import swallowed
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.rounding import angle_error, case_spreads
-from llama_ckpt.judging.rounding_steps import PRECISIONS, gated
+from llama_ckpt.judging.rounding_steps import PRECISIONS, SWALLOWED, gated
 from llama_ckpt.judging.verdict import PointVerdict, judge
 from llama_ckpt.oracle import llama as oracle
 
@@ -132,5 +132,28 @@ def test_a_softmax_added_up_one_after_the_other_loses_what_is_little() -> None:
     probs = e / e.sum(axis=1, keepdims=True)
     off = float(((e / one_by_one - probs) * probs).sum() / (probs * probs).sum())
     lost, energy = swallowed(probs, 2.0**-24)
-    assert off > 1e-6 and off == pytest.approx(3 * lost / energy, rel=1e-3)
+    assert off > 1e-6 and off == pytest.approx(lost / SWALLOWED / energy, rel=1e-3)
     assert swallowed(np.full((2, 600), 1 / 600), 2.0**-24)[0] == 0
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_such_probabilities_are_right_and_others_as_much_off_are_not(
+    lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is allowed is what is lost: without it the same tensor would be condemned by its gain."""
+    if not lost:
+        for module in ("attention_spreads", "rounding_steps"):
+            monkeypatch.setattr(f"llama_ckpt.judging.{module}.SWALLOWED", 0.0)
+    rng = np.random.default_rng(7)
+    q, k, v = (np.zeros((600, 2, 16)) for _ in range(3))
+    q[..., 0], k[1:, :, 0], v[:] = 10.0, -rng.uniform(6.8, 8.2, (599, 2)), rng.standard_normal(v.shape)
+    arguments = {"q": q, "k": k, "v": v, "wo": np.eye(32), "positions": np.arange(600)}
+    exact = dict[str, NDArray[np.float64]]()
+    exact["attn_out"] = oracle.attention(**arguments, tap=exact.__setitem__)
+    spread = case_spreads("attention", arguments, exact, "float32")["attn_probs"]
+    limit = within(limit_for("attn_probs", "float32", "own"), spread, exact["attn_probs"])
+    e = np.exp(np.where(exact["attn_probs"] > 0, exact["attn_scores"] * 0.25, -np.inf)).astype(np.float32)
+    probs = e / np.cumsum(e, axis=-1, dtype=np.float32)[..., -1:]
+    verdict = judge("attn_probs", probs, exact["attn_probs"], limit=limit, dtype="float32")
+    assert verdict.verdict == ("pass" if lost else "fail"), verdict.reason
+    assert lost or "gain" in verdict.reason
