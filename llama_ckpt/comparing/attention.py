@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums, swallowed
+from llama_ckpt.judging.equal_numbers import scores_together
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -138,7 +139,12 @@ class Attention:
         """Scores as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
         scores = self.scores_of(part)
         off = self.scores_deviation(part, scores).transpose(1, 0, 2)
-        return scores.transpose(1, 0, 2), scores_spread(off, self._p, aligned=bool(self.off))
+        made = scores_spread(off, self._p, aligned=bool(self.off), equal=self._equal)
+        return scores.transpose(1, 0, 2), made
+
+    @cached_property
+    def _equal(self) -> tuple[float, float]:
+        return scores_together(self.q, self.k, self.positions, self._p)
 
     def known_scores(self, part: Part) -> Array:
         """Theirs, or what is computed."""

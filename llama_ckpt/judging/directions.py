@@ -6,6 +6,7 @@ are not always apart:
     a row's          a norm's root or a softmax's sum is rounded once, and all that it divides is off alike
     a column's       a norm's weight is rounded once, in half precision, for all tokens
     all elements     a constant, such as the scores' scale, is rounded once
+    equal numbers    a query's or a key's that come again are rounded alike (`equal_numbers`)
     along a row      an error made before a product goes through weights that may share a direction
     columns alike    a vocabulary's untrained tokens have nearly the same weights, so their logits err alike
     rows alike       equal tokens are wrong alike; in half precision similar ones too, since a rounded weight
@@ -85,6 +86,7 @@ class Directions:
         self._short: list[Array] = []
         self._columns: tuple[float, float] = (0.0, 0.0)
         self._everywhere, self._sum = 0.0, 0.0
+        self._equal = np.zeros(2)
 
     def add(
         self,
@@ -127,12 +129,13 @@ class Directions:
             self._columns = spread.columns**2 * gain, spread.columns**2 * float(np.sum(o.sum(axis=0) ** 2))
         self._everywhere = max(self._everywhere, spread.everywhere)
         self._sum += float(sums.sum())
+        self._equal = np.maximum(self._equal, np.array(spread.equal) / (scale**4, scale**2))
 
     def gain_and_bias(self, norm: float, size: int) -> tuple[float, float]:
         """What it comes to, of a tensor whose norm is `norm` and which has `size` elements."""
         alike = rows_alike(np.concatenate(self._short), half=self.half)
-        gain = float(np.sum(alike * np.concatenate(self._gains))) + self._columns[0]
-        bias = float(np.sum(alike * np.concatenate(self._biases))) + self._columns[1]
+        gain = float(np.sum(alike * np.concatenate(self._gains))) + self._columns[0] + self._equal[0]
+        bias = float(np.sum(alike * np.concatenate(self._biases))) + self._columns[1] + self._equal[1]
         gain = gain / norm**4 + self._everywhere**2
         bias = (bias + (self._everywhere * self._sum) ** 2) / norm**2
         return gain**0.5, (bias / max(size, 1)) ** 0.5

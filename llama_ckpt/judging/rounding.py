@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.attention_spreads import AttentionSpreads, ContextSums
+from llama_ckpt.judging.equal_numbers import scores_together
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision, angle_error, gated
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.step_spreads import (
@@ -171,7 +172,12 @@ def _attention(c: _Call) -> dict[str, Spread]:
     sums = ContextSums(out, wo, (len(q), q.shape[1], v.shape[2]))
     heads = AttentionSpreads(q, k, v, _visible(c.arguments), c.p, c.carried, sums)
     return {
-        "attn_scores": scores_spread(heads.scores, c.p, aligned=bool(c.carried)),
+        "attn_scores": scores_spread(
+            heads.scores,
+            c.p,
+            aligned=bool(c.carried),
+            equal=scores_together(q, k, np.asarray(c.arguments["positions"]), c.p),
+        ),
         "attn_probs": heads.probs_spread,
         "attn_context": heads.context_spread,
         "attn_out": biased_spread(

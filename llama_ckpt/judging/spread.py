@@ -43,6 +43,8 @@ class Spread:
         shared: a relative deviation that all of a row have in common, `[rows, 1]` or one for all.
         columns: one that all of a column have in common.
         everywhere: one that all elements have in common: a constant that is rounded.
+        equal: what equal numbers of a step's input, rounded alike, come to along the whole tensor and in its
+            sum, squares, beside what they come to apart.
         mode: part of the deviation, signed: what all elements of a row are off by together, by chance more or
             less, but all of them at once; None where they are not.
         apart: the rest of it, where that is known by itself.
@@ -58,6 +60,7 @@ class Spread:
     shared: Any = None
     columns: float = 0.0
     everywhere: float = 0.0
+    equal: tuple[float, float] = (0.0, 0.0)
     mode: Array | None = None
     apart: Array | None = None
     aligned: bool = False
@@ -100,6 +103,7 @@ class Spread:
             apart=scaled(self.apart),
             sums=scaled_sums(self.sums, 2),
             onward=scaled_sums(self.onward, 1),
+            equal=(factor**4 * self.equal[0], factor**2 * self.equal[1]),
         )
 
     def last_row(self) -> Spread:

@@ -161,13 +161,16 @@ def longer(x: Array, positions: Any, frequencies: Any) -> float:
     return LONGER * float(np.linalg.norm(moved) / max(energy.sum(), np.finfo(np.float64).tiny))
 
 
-def scores_spread(deviation: Any, p: Precision, *, aligned: bool) -> Spread:
+def scores_spread(
+    deviation: Any, p: Precision, *, aligned: bool, equal: tuple[float, float] = (0.0, 0.0)
+) -> Spread:
     """Of attention's scores, whose scale may have been in queries or keys, and been taken out again.
 
     Args:
         deviation: theirs. aligned: q or k came with deviations of their own.
+        equal: what q's and k's equal numbers come to, as `scores_together` has it.
     """
-    return Spread(deviation, aligned=aligned, everywhere=p.u + 0.5 * p.half)
+    return Spread(deviation, aligned=aligned, everywhere=p.u + 0.5 * p.half, equal=equal)
 
 
 def gated_spread(
