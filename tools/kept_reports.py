@@ -13,7 +13,7 @@ from typing import Any
 __all__ = ["kept_report", "pack_reports"]
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKED = ("mutants", "arithmetic_bugs", "real_bugs", "full_size*")
+PACKED = ("mutants", "arithmetic", "arithmetic_bugs", "real_bugs", "full_size*")
 
 
 def pack_reports(folder: Path = DOCS) -> None:

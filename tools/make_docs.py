@@ -12,7 +12,6 @@ tests/meta/test_docs.py runs the check, so a page cannot fall behind the code.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -44,7 +43,7 @@ def documents() -> dict[str, str]:
     )
     found["torch_functions.md"] = "# The torch function of each layer, and why\n\n" + pages.torch_functions()
     found["cli.md"] = "# The command line\n\n" + "\n".join(command_help())
-    measured = json.loads((DOCS / "arithmetic.json").read_text(encoding="utf-8"))
+    measured = kept_report("arithmetic")
     planted = kept_report("arithmetic_bugs")
     found["arithmetic.md"] = "\n".join(
         [arithmetic_page(), arithmetic_tables(measured), planted_page(planted)]

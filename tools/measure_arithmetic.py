@@ -7,7 +7,7 @@
 `record` makes a model of each type and records llama.cpp on a few prompts, of few tokens and of many: a
 program takes other kernels for these. `explain` prints for each type and point what llama.cpp is off by, how
 much of that (of its square) the profile explains, and what is left; with --section it writes the table to
-docs/arithmetic.json, from which `make docs` writes it into docs/arithmetic.md.
+docs/arithmetic.json, which `make docs` packs and writes into docs/arithmetic.md.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from llama_ckpt.making.seeded_model import Sizes, make_seeded
 from llama_ckpt.oracle.weights import OracleWeights
 from llama_ckpt.points import split_name
 from llama_ckpt.weights.config import LlamaConfig
+from tools.kept_reports import kept_report
 
 FIGURES = Path(__file__).parents[1] / "docs" / "arithmetic.json"
 
@@ -128,6 +129,14 @@ def figures(found: list[Row]) -> dict[str, dict[str, dict[str, list[float]]]]:
     return made
 
 
+def _kept() -> dict[str, Any]:
+    """What the sections were, the one not yet packed first."""
+    if FIGURES.is_file():
+        found: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8"))
+        return found
+    return kept_report(FIGURES.stem)
+
+
 def main() -> None:
     """Record, or explain what was recorded."""
     parser = argparse.ArgumentParser(
@@ -150,7 +159,7 @@ def main() -> None:
             f"  explained {100 * row.share:8.4f} %  left {row.left:8.1e}"
         )
     if asked.section:
-        sections = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.is_file() else {}
+        sections = _kept()
         sections[asked.section] = {"profile": asked.profile, "types": figures(found)}
         lines = (f"{json.dumps(name)}: {json.dumps(section)}" for name, section in sorted(sections.items()))
         FIGURES.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
