@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.rounding_steps import Precision, norm_shared
+from llama_ckpt.judging.norm_rounding import norm_shared
+from llama_ckpt.judging.rounding_steps import Precision
 from llama_ckpt.judging.spread import RowSums
 
 __all__ = [
@@ -54,7 +55,7 @@ def norm_mode(
     x: Array, weight: Array, y: Array, eps: float, p: Precision, mode: Array | None = None
 ) -> Array | None:
     """What the elements of an RMS norm's row are off by together: its root, and x's own mode."""
-    root = norm_shared(x.shape[1], p) * y
+    root = norm_shared(x, eps, p) * y
     if mode is None:
         return np.asarray(root)
     scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)

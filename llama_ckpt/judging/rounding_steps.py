@@ -7,7 +7,6 @@ Products of squares are taken in float32, since of a deviation two digits count.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -17,17 +16,16 @@ from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
     "PRECISIONS",
+    "SWALLOWED",
     "Precision",
     "angle_error",
     "gated",
-    "norm_apart",
-    "norm_deviation",
-    "norm_shared",
     "probabilities",
     "product_deviation",
     "product_terms_of",
     "softmax_shared",
     "sum_deviation",
+    "sum_one_by_one",
     "turned_deviation",
     "turned_most",
 ]
@@ -153,37 +151,14 @@ def product_deviation(
     return own, None if through is None else through.reshape(y.shape)
 
 
-NORM_ROUNDINGS = 2.0
-"""The division and the product with the weight, also in half precision; and as many of the root."""
-
-SUM_OF_SQUARES = 0.3
-"""Of u sqrt(width): a sum of positive terms, halved by the root."""
+SUM_OF_SQUARES, DWARFED = 0.3, 0.4
+"""Of u sqrt(n): a sum of n positive terms, made one after the other, whose partial sums grow; and what comes
+on top where the first term is all of it already."""
 
 
-def norm_shared(width: int, p: Precision) -> float:
-    """What an RMS norm's root has a row off by, as a share: its sum of squares, and its own rounding."""
-    return p.u * (1 + 0.5 * SUM_OF_SQUARES * math.sqrt(width)) + p.root
-
-
-def norm_apart(weight: Array, y: Array, p: Precision) -> Array:
-    """Of an RMS norm what each element errs by itself, beside `norm_shared`."""
-    share = NORM_ROUNDINGS * (p.u + p.half)
-    return np.asarray(share * np.abs(y) + p.least * (1 + np.abs(weight)))
-
-
-def norm_deviation(
-    x: Array, weight: Array, y: Array, eps: float, p: Precision, carried: Array | None = None
-) -> Array:
-    """Of an RMS norm `[n, width]`."""
-    root = p.u * (NORM_ROUNDINGS + SUM_OF_SQUARES * x.shape[1] ** 0.5) + p.root
-    own = norm_apart(weight, y, p) + root * np.abs(y)
-    if carried is None:
-        return np.asarray(own)
-    scale = 1 / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
-    through = carried * scale * np.abs(weight)
-    # The root reads them all: a row's scale moves by the part of the deviation that lies along x.
-    along = np.sqrt(np.sum((x * carried) ** 2, axis=1, keepdims=True)) * scale**2 / x.shape[1]
-    return np.asarray(np.sqrt(own**2 + through**2 + (along * y) ** 2))
+def sum_one_by_one(n: Any, largest: Any) -> Any:
+    """What a sum of n positive terms is off by, in roundings; largest: the largest term's share of it."""
+    return (SUM_OF_SQUARES + DWARFED * largest) * np.sqrt(n)
 
 
 TURN_ROUNDINGS = 1.25
@@ -237,6 +212,11 @@ STEEP = 3.0
 """How many deviations of a score exp is followed for."""
 
 
+TRADED = 0.5**0.5
+"""The most of a probability's deviation. One key's may go to another, whose value points the other way: twice
+this, by the least that a tensor's error may come to of chance, is all that there is to trade."""
+
+
 HALF_SUM = 0.95
 """Of a sum that is rounded to half precision once: STRUCTURE times that is more than any rounding."""
 
@@ -245,9 +225,9 @@ SWALLOWED = 0.5
 """Of the terms that are less than a rounding of the largest, which a sum made one after the other loses."""
 
 
-def softmax_shared(keys: Any, p: Precision) -> Any:
-    """What the sum over so many keys has a row of probabilities off by, as a share."""
-    return p.u * (1 + SUM_OF_SQUARES * np.sqrt(keys)) + HALF_SUM * p.half
+def softmax_shared(keys: Any, p: Precision, largest: Any = 0.0) -> Any:
+    """What the sum over so many keys has a row of probabilities off by, as a share; largest: probability."""
+    return p.u * (1 + sum_one_by_one(keys, largest)) + HALF_SUM * p.half
 
 
 def probabilities(
@@ -257,19 +237,24 @@ def probabilities(
     scaled = np.where(visible, scores * scale, -np.inf)
     below = scaled - scaled.max(axis=1, keepdims=True)
     e = np.exp(below)
-    probs = e / e.sum(axis=1, keepdims=True)
+    total = e.sum(axis=1, keepdims=True)
+    probs = e / total
     # exp makes of an absolute error a relative one: of the score, of its scaling, of what is subtracted.
     u = p.u + p.half
     inner = (s_scores * scale) ** 2 + u**2 * (2 * (scores * scale) ** 2 + below**2)
     inner = np.where(visible, inner, 0.0)
     mean = np.sum(probs * inner, axis=1, keepdims=True)  # the sum is off by what it is made of
-    little = np.where(probs < p.u * probs.max(axis=1, keepdims=True), probs, 0.0)
+    largest = probs.max(axis=1, keepdims=True)
+    little = np.where(probs < p.u * largest, probs, 0.0)
     lost = SWALLOWED * little.sum(axis=1, keepdims=True)
-    shared = np.hypot(softmax_shared(visible.sum(axis=1, keepdims=True), p), lost)
+    shared = np.hypot(softmax_shared(visible.sum(axis=1, keepdims=True), p, largest), lost)
     relative = np.sqrt(inner + mean + shared**2 + (EXP_ROUNDINGS * p.u + 2 * p.half) ** 2)
     # Where scores are so large that they are off by more than 1, exp is no straight line; all are within 1.
     s_probs = probs * np.expm1(np.minimum(STEEP * relative, 60.0)) / STEEP
-    return probs, np.where(visible, np.minimum(s_probs, 0.5) + p.least, 0.0), shared
+    if np.any(steep := STEEP * relative > 1):  # of what is next to nothing exp alone knows how far it reaches
+        reached = (below - np.log(total) + STEEP * relative)[steep]
+        s_probs[steep] = np.maximum(s_probs[steep], np.exp(np.minimum(reached, 0.0)) / STEEP)
+    return probs, np.where(visible, np.minimum(s_probs, TRADED) + p.least, 0.0), shared
 
 
 GLU_ROUNDINGS = 4.0

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.directions import most_equal
+from llama_ckpt.judging.norm_rounding import norm_apart, norm_deviation, norm_lost, norm_shared, roots_alike
 from llama_ckpt.judging.rounding_modes import (
     aligned_sums,
     gated_mode,
@@ -28,9 +29,6 @@ from llama_ckpt.judging.rounding_steps import (
     Precision,
     angle_error,
     gated,
-    norm_apart,
-    norm_deviation,
-    norm_shared,
     product_deviation,
     turned_deviation,
     turned_most,
@@ -81,9 +79,10 @@ def norm_spread(
     factor = np.asarray(weight, np.float64)
     own = norm_deviation(x, factor, y, eps, p)
     common: dict[str, Any] = {
-        "shared": norm_shared(y.shape[1], p),
+        "shared": norm_shared(x, eps, p),
         "columns": p.half,
-        "everywhere": ROOT * p.u,
+        "everywhere": float(np.hypot(ROOT * p.u, _lost_in_all(x, y, p))),
+        "equal": roots_alike(x, y, eps, p),
     }
     if came is None:
         mode = norm_mode(x, factor, y, eps, p)
@@ -91,6 +90,13 @@ def norm_spread(
     whole = norm_deviation(x, factor, y, eps, p, came.whole)
     mode = norm_mode(x, factor, y, eps, p, came.mode)
     return Spread(whole, mode=mode, sums=aligned_sums(y, own, whole), **common)
+
+
+def _lost_in_all(x: Array, y: Array, p: Precision) -> float:
+    """What the roots lose in all rows together, since each loses: a share of y."""
+    energy = np.einsum("rc,rc->r", y, y)
+    total = float(energy.sum())
+    return float(norm_lost(x, p)[:, 0] @ energy) / total if total else 0.0
 
 
 def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None = None) -> Spread:

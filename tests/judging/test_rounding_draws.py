@@ -28,6 +28,22 @@ def test_a_right_program_is_never_condemned(step: str, dtype: str) -> None:
     assert points >= DRAWS
 
 
+CONDEMNED = {
+    "q and k times a root, whose equal numbers round alike": (700172, "attention", "bfloat16"),
+    "a root next to a power of two": (1000198, "output_logits", "float16"),
+    "an epsilon of about the distance of two numbers": (1000253, "rms_norm", "bfloat16"),
+    "a sum of squares after a feature that dwarfs the rest": (1000436, "output_logits", "float32"),
+    "a key that was nothing and has all": (1000374, "attention", "bfloat16"),
+    "two keys that trade": (1000945, "attention", "bfloat16"),
+}
+"""Draws of which a right program was condemned once; why it errs more than chance."""
+
+
+@pytest.mark.parametrize("number, step, dtype", CONDEMNED.values(), ids=CONDEMNED)
+def test_what_was_condemned_once(number: int, step: str, dtype: str) -> None:
+    assert max(max(use.used) for use in judged(number, step, dtype)) < 0.9
+
+
 def test_pieces_are_put_together_on_a_page(tmp_path: Path) -> None:
     pieces = [tmp_path / "a.json", tmp_path / "b.json"]
     for start, piece in enumerate(pieces):
