@@ -139,8 +139,9 @@ class Attention:
         """Scores as they are judged, `[queries, heads, keys]`, and what rounding may leave there."""
         scores = self.scores_of(part)
         off = self.scores_deviation(part, scores).transpose(1, 0, 2)
-        made = scores_spread(off, self._p, aligned=bool(self.off), equal=self._equal)
-        return scores.transpose(1, 0, 2), made
+        share = (len(off) / len(self.q)) ** 2  # what all queries come to, they come to evenly
+        equal = share * self._equal[0], share * self._equal[1]
+        return scores.transpose(1, 0, 2), scores_spread(off, self._p, aligned=bool(self.off), equal=equal)
 
     @cached_property
     def _equal(self) -> tuple[float, float]:

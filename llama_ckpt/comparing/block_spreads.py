@@ -143,13 +143,16 @@ class BlockSpreads(Mapping[str, Spread]):
         made: Any = np.empty(
             y.shape, np.float32
         )  # two digits count, and these are the largest arrays there are
-        sums, spread = np.zeros((2, len(y))), Spread(made)
+        sums, spread, equal = np.zeros((2, len(y))), Spread(made), np.zeros(2)
         for part in attention.whole_parts():
             spread = make(part)[1]
             made[part.queries] = spread.deviation
+            equal += np.sqrt(spread.equal)
             if spread.sums is not None:
                 sums[:, part.queries] = spread.sums.along, spread.sums.plain
-        return replace(spread, deviation=made, sums=None if spread.sums is None else RowSums(*sums))
+        together = float(equal[0]) ** 2, float(equal[1]) ** 2
+        known = None if spread.sums is None else RowSums(*sums)
+        return replace(spread, deviation=made, sums=known, equal=together)
 
     @property
     def _p(self) -> Precision:

@@ -129,13 +129,13 @@ class Directions:
             self._columns = spread.columns**2 * gain, spread.columns**2 * float(np.sum(o.sum(axis=0) ** 2))
         self._everywhere = max(self._everywhere, spread.everywhere)
         self._sum += float(sums.sum())
-        self._equal = np.maximum(self._equal, np.array(spread.equal) / (scale**4, scale**2))
+        self._equal += np.sqrt(spread.equal) / (scale**2, scale)
 
     def gain_and_bias(self, norm: float, size: int) -> tuple[float, float]:
         """What it comes to, of a tensor whose norm is `norm` and which has `size` elements."""
         alike = rows_alike(np.concatenate(self._short), half=self.half)
-        gain = float(np.sum(alike * np.concatenate(self._gains))) + self._columns[0] + self._equal[0]
-        bias = float(np.sum(alike * np.concatenate(self._biases))) + self._columns[1] + self._equal[1]
+        gain = float(np.sum(alike * np.concatenate(self._gains))) + self._columns[0] + self._equal[0] ** 2
+        bias = float(np.sum(alike * np.concatenate(self._biases))) + self._columns[1] + self._equal[1] ** 2
         gain = gain / norm**4 + self._everywhere**2
         bias = (bias + (self._everywhere * self._sum) ** 2) / norm**2
         return gain**0.5, (bias / max(size, 1)) ** 0.5

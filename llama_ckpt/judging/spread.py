@@ -43,8 +43,8 @@ class Spread:
         shared: a relative deviation that all of a row have in common, `[rows, 1]` or one for all.
         columns: one that all of a column have in common.
         everywhere: one that all elements have in common: a constant that is rounded.
-        equal: what equal numbers of a step's input, rounded alike, come to along the whole tensor and in its
-            sum, squares, beside what they come to apart.
+        equal: what equal numbers of a step's input, rounded alike, come to along all rows and in their sum,
+            squares, beside what they come to apart.
         mode: part of the deviation, signed: what all elements of a row are off by together, by chance more or
             less, but all of them at once; None where they are not.
         apart: the rest of it, where that is known by itself.
@@ -119,6 +119,8 @@ class Spread:
         def cut_sums(sums: RowSums | None) -> RowSums | None:
             return None if sums is None else RowSums(sums.along[part], sums.plain[part])
 
+        n = len(self.deviation) if np.ndim(self.deviation) > 1 else 1
+        share = len(np.arange(n)[part]) / n if n > 1 else 1.0
         return replace(
             self,
             deviation=cut(self.deviation),
@@ -127,6 +129,7 @@ class Spread:
             mode=cut(self.mode),
             apart=cut(self.apart),
             sums=cut_sums(self.sums),
+            equal=(share**2 * self.equal[0], share**2 * self.equal[1]),
             onward=cut_sums(self.onward),
             angles=None if self.angles is None else self.angles.rows(part),
         )

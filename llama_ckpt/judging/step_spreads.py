@@ -29,6 +29,7 @@ from llama_ckpt.judging.rounding_steps import (
     Precision,
     angle_error,
     gated,
+    gated_by_tanh,
     product_deviation,
     turned_deviation,
     turned_most,
@@ -186,11 +187,16 @@ def gated_spread(
     off_gate, off_up = (None if one is None else one.whole for one in (came_gate, came_up))
     mode_gate, mode_up = (None if one is None else one.mode for one in (came_gate, came_up))
     product, whole = gated(gate, up, off_gate, off_up, p)
-    mode = gated_mode(gate, up, mode_gate, mode_up)
+    mode, equal = gated_mode(gate, up, mode_gate, mode_up), (0.0, 0.0)
+    if (lost := gated_by_tanh(gate, up, p)) is not None:
+        mode = together(mode, lost)
+        equal = float(np.vdot(np.abs(lost), np.abs(product))) ** 2, float(lost.sum()) ** 2
     if all(one is None or (one.sums is None and not one.aligned) for one in (came_gate, came_up)):
-        return Spread(whole, mode=mode)  # a gate's own rounding and an up's are each element's apart
+        return Spread(
+            whole, mode=mode, equal=equal
+        )  # a gate's own rounding and an up's are each element's apart
     own = gated(gate, up, None, None, p)[1]
-    return Spread(whole, mode=mode, sums=aligned_sums(product, own, whole))
+    return Spread(whole, mode=mode, sums=aligned_sums(product, own, whole), equal=equal)
 
 
 def softmax_spread(weights: Array, off: Array, p: Precision) -> Spread:
