@@ -79,7 +79,7 @@ def _together(x: Array, towards: Array, p: Precision) -> Array:
 
 def _codes(x: Array, p: Precision) -> NDArray[np.uint16]:
     """A number for each value that half precision tells apart, which sort fast."""
-    if p.largest < 1e5:
+    if p.largest < np.inf:
         with np.errstate(over="ignore"):
             return x.astype(np.float16).view(np.uint16)
     bits = x.astype(np.float32).view(np.uint32)

@@ -35,6 +35,7 @@ from llama_ckpt.judging.rounding_steps import (
     turned_most,
 )
 from llama_ckpt.judging.spread import RowSums, Spread
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.judging.turns import angles_of
 from llama_ckpt.oracle import llama as oracle
 
@@ -146,7 +147,7 @@ def turned_spread(
     """Of heads `[n, heads, head_dim]` turned by RoPE, x before and y after."""
     own, equal = turned_deviation(x, p), np.inf if came is not None else most_equal(x, half=p.half > 0)
     angles = angles_of(positions, frequencies, p, exact=exact_angles, equal=equal)
-    most, lean, common = None, 0.0, TURNED * p.u
+    most, lean, common = None, 0.0, float(np.hypot(TURNED * p.u, rounded_turns(x, positions, frequencies, p)))
     if not exact_angles:
         most, lean = turned_most(x, positions, frequencies)
         common = float(np.hypot(common, longer(x, positions, frequencies)))
@@ -166,6 +167,21 @@ def longer(x: Array, positions: Any, frequencies: Any) -> float:
     energy = pairs.sum(axis=1)
     moved = energy * angle_error(positions, frequencies)
     return LONGER * float(np.linalg.norm(moved) / max(energy.sum(), np.finfo(np.float64).tiny))
+
+
+def rounded_turns(x: Array, positions: Any, frequencies: Any, p: Precision) -> float:
+    """By what share heads `[n, heads, head_dim]` come out longer where cosine and sine are in half precision.
+
+    What turns slowly has the same cosine for many tokens, and all heads have it.
+    """
+    if not p.half:
+        return 0.0
+    angles = np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64)
+    rounded = to_float16 if p.largest < np.inf else to_bfloat16
+    cos, sin = np.cos(angles), np.sin(angles)
+    longer = cos * rounded(cos) + sin * rounded(sin) - 1.0
+    energy = np.sum(np.square(x[..., 0::2]) + np.square(x[..., 1::2]), axis=1)
+    return float(abs(np.vdot(energy, longer)) / max(energy.sum(), np.finfo(np.float64).tiny))
 
 
 def scores_spread(

@@ -35,6 +35,7 @@ CONDEMNED = {
     "a sum of squares after a feature that dwarfs the rest": (1000436, "output_logits", "float32"),
     "a key that was nothing and has all": (1000374, "attention", "bfloat16"),
     "two keys that trade": (1000945, "attention", "bfloat16"),
+    "slow cosines in half precision, the same for many tokens": (2000216, "rope", "bfloat16"),
     "sigmoids of tanh that are a few steps, all alike": (2000060, "block", "float32"),
 }
 """Draws of which a right program was condemned once; why it errs more than chance."""
