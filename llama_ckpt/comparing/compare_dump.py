@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from llama_ckpt.arithmetic.record import arithmetic_lines
+from llama_ckpt.arithmetic.record import Arithmetic, arithmetic_lines
 from llama_ckpt.comparing.arithmetic_costs import ArithmeticCosts
+from llama_ckpt.comparing.as_far import as_far, is_told, note_stretches
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, NextStep
 from llama_ckpt.comparing.completeness import is_complete_of_its_kind, lint_missing, wanted_of
 from llama_ckpt.comparing.half_numbers import half_numbers, in_half, is_told_better
@@ -36,6 +37,9 @@ from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.points import ALL_POINTS, split_name
 
 __all__ = ["compare_dump"]
+
+MOST_TRIED = 3
+"""So many arithmetics that put a dump as far off are held against it, each a comparison of its own."""
 
 
 def compare_dump(
@@ -92,14 +96,13 @@ def _compared(
 ) -> Comparison:
     """Judge the dump of one sequence; where it is wrong, once more with the roundings that explain it."""
     result, undeclared = _judged(sides, partial, options, progress)
-    found = None if undeclared is None or result.verdict == "pass" else undeclared.found()
-    if undeclared is not None and found is not None:
-        again, _ = _judged(replace(sides, arithmetic=found), partial, options, progress)
-        if _made(again) < _made(result) and again.arithmetic is not None:
-            again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
-            result = again
-        elif undeclared.waited:
-            result, _ = _judged(sides, partial, options, progress, first=False)
+    if undeclared is not None and result.verdict != "pass":
+
+        def judged(arithmetic: Arithmetic | None) -> Comparison:
+            again = sides if arithmetic is None else replace(sides, arithmetic=arithmetic)
+            return _judged(again, partial, options, progress, first=arithmetic is not None)[0]
+
+        result = _with_roundings(result, undeclared, judged)
     kind = half_numbers(sides, options["dtype"]) if result.verdict == "fail" else None
     if kind is not None and not is_told_better(result, kind):
         again, _ = _judged(replace(sides, dtype=kind), partial, options, progress)
@@ -109,6 +112,32 @@ def _compared(
         again_so = f"{command} --partial" if partial else command
         result.next.append(NextStep("declare what is rounded", again_so))
     return result
+
+
+def _with_roundings(
+    result: Comparison, undeclared: Undeclared, judged: Callable[[Arithmetic | None], Comparison]
+) -> Comparison:
+    """A comparison with the roundings that explain what is wrong, or that put a right program as far off.
+
+    Args:
+        judged: the same beside some roundings; of None once more without, everything explained.
+    """
+    over, shown = undeclared.over_blocks, undeclared.is_shown
+    for found in undeclared.found()[:MOST_TRIED]:
+        again, fits = judged(found), over.of(found)
+        proved = over.proves(fits) or (shown and not fits)
+        if not proved and not _made(again):
+            if not is_told(result):
+                held = again if shown else result
+                held.arithmetic = as_far(over, fits, undeclared.said, shown=shown)
+                return held
+            return result
+        known = proved or shown or over.is_likely
+        if _made(again) < _made(result) and again.arithmetic is not None and known:
+            again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
+            note_stretches(again.arithmetic, over, fits)
+            return again
+    return judged(None) if undeclared.waited else result
 
 
 def _made(result: Comparison) -> int:
@@ -140,6 +169,7 @@ def _judged(
         result.diagnoses += walk.explainer.diagnoses
         result.notes += walk.explainer.notes
         walk.say_ties()
+        walk.say_what_hides()
         names_there = [name for name in wanted if _is_there(name, sides, set(walk.shifts))]
     else:
         names_there = list(sides.theirs.names)

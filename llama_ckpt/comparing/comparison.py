@@ -298,7 +298,9 @@ class Comparison(Result):
         wrong_token = any(token.blame == "yours" for token in self.tokens)
         if self.findings or self.first_wrong or wrong_token or not self.compared:
             return "fail"
-        return "arithmetic" if self.arithmetic is not None and not self.arithmetic.declared else "pass"
+        if self.arithmetic is None or self.arithmetic.declared:
+            return "pass"
+        return "arithmetic" if self.arithmetic.proved else "fail"
 
     @property
     def exit_code(self) -> int:
@@ -312,9 +314,8 @@ class Comparison(Result):
         if first is not None:
             looks = self.run_fault or (self.diagnoses[0].sentence() if self.diagnoses else "")
             why = looks or first.leading.reason.partition(";")[0]
-            found = self.arithmetic
-            behind = "" if found is None or found.declared else f"; behind arithmetic: {found.found_out()}"
-            return f"{first.name} is the first wrong point, {first.where}{self.where}: {why}{behind}"
+            why = why if self.arithmetic is None else self.arithmetic.beside(why)
+            return f"{first.name} is the first wrong point, {first.where}{self.where}: {why}"
         if self.findings:
             more = f" and {len(self.findings) - 1} more" if len(self.findings) > 1 else ""
             return self.findings[0].message + more
@@ -328,6 +329,8 @@ class Comparison(Result):
             return "every point within its limits"
         if found.declared:
             return f"every point within its limits; {found.sentence()}"
+        if not found.proved:
+            return f"{found.costs_at} is {found.found_out()}"
         return f"differs by arithmetic, no bug seen: {found.found_out()}"
 
     def to_json(self) -> dict[str, Any]:

@@ -8,8 +8,9 @@ allows more explains nothing. A part keeps the candidates that hold at all its p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -37,6 +38,7 @@ from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
 from llama_ckpt.comparing.declared_head import DeclaredHead
 from llama_ckpt.comparing.head_run import HeadRun
+from llama_ckpt.comparing.over_blocks import OverBlocks, Stretch
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import limit_for, within
@@ -86,6 +88,7 @@ class Undeclared:
         mask: where scores are judged.
         first: whether wrong points are explained only once it is known what is rounded.
         waited: whether explanations were left out for that.
+        stretch: gives what lies before a point that whole blocks lie before.
     """
 
     rows: int
@@ -94,21 +97,29 @@ class Undeclared:
     mask: NDArray[np.bool_]
     first: bool = True
     waited: bool = False
+    stretch: Callable[[str, Array, OwnRun], Stretch | None] | None = None
     _alive: dict[str, list[Lines]] = field(default_factory=dict)
     _whole: list[Whole] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
     _hidden: set[str] = field(default_factory=set)  # parts whose points a bug keeps out of sight
     _head: Lines | None = None
 
+    @cached_property
+    def over_blocks(self) -> OverBlocks:
+        """What tensors tell that whole blocks lie before."""
+        return OverBlocks(self.rows, self.types, self.weight_type)
+
     def look(self, run: OwnRun, theirs: Mapping[str, Array], judged: Mapping[str, ComparedPoint]) -> None:
         """Try candidates on a block, or on what follows the blocks; of each kind of point once."""
         if not isinstance(run, BlockRun | HeadRun):
             self._look_at_embeddings(run, theirs)
             return
+        self._look_over_blocks(run, theirs, judged)
         wrong = {
             point: {part_of(split_name(name)[1]) for name in one.since.unseen}
             for point, one in judged.items()
             if one.made in ("here", "between") and point not in self._seen and is_small(one)
+            if not run.is_far(point)
         }
         found = set()
         for point, parts in wrong.items():
@@ -128,9 +139,22 @@ class Undeclared:
         if "logits" in judged and "logits" not in wrong and self._head is None:
             self._hold_head(run, theirs, judged["logits"])
 
+    def _look_over_blocks(
+        self, run: OwnRun, theirs: Mapping[str, Array], judged: Mapping[str, ComparedPoint]
+    ) -> None:
+        for point, one in judged.items():
+            if one.made and run.is_far(point):  # what seems inherited may be no more than allowed here
+                stretch = None
+                if self.first and self.stretch is not None and is_small(one):
+                    stretch = self.stretch(one.name, theirs[point], run)
+                if stretch is not None:
+                    self.over_blocks.look(stretch, search=not self.is_shown)
+                else:
+                    self.over_blocks.unseen = True
+
     def waits(self) -> bool:
         """Whether what is wrong is to be explained later: beside roundings that explain some of it by now."""
-        self.waited |= self.first and bool(self._alive or self._whole)
+        self.waited |= self.first and (self.is_shown or self.over_blocks.is_likely)
         return self.waited
 
     def _look_at_embeddings(self, run: OwnRun, theirs: Mapping[str, Array]) -> None:
@@ -206,10 +230,14 @@ class Undeclared:
                 kept.append(one)
         return kept
 
-    def found(self) -> Arithmetic | None:
-        """What explains the points that were wrong; None where nothing does."""
-        if not self._alive and not self._whole:
-            return None
+    def found(self) -> list[Arithmetic]:
+        """What explains the points that were wrong, the best first; nothing where nothing does."""
+        if not self.is_shown:
+            return [fits[0].arithmetic for fits in self.over_blocks.may_be]
+        return [self._found()]
+
+    def _found(self) -> Arithmetic:
+        """Of what single steps show."""
         wholes = [one for one in self._whole if self._agrees(one)]
         parts = {part: self._alive.get(part) or [plain(part, self.types)] for part in PARTS}
         hidden = {} if wholes else alike_steps({p: parts[p][0] for p in parts if p not in self._unseen})
@@ -224,6 +252,11 @@ class Undeclared:
                 return profile
         first = wholes[0] if wholes else {part: among[0] for part, among in parts.items()}
         return composed(first, self.rows, self.types, self._head)
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether steps of which the inputs are known have shown what is rounded."""
+        return bool(self._alive or self._whole)
 
     @property
     def _unseen(self) -> set[str]:

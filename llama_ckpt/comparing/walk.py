@@ -28,7 +28,10 @@ from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.comparing.block_run import Given
 from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import LayerErrors
+from llama_ckpt.comparing.half_numbers import half_numbers
 from llama_ckpt.comparing.head_run import FixedRun, HeadRun
+from llama_ckpt.comparing.over_blocks import MOST_PRODUCTS, Stretch
+from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.settling import Settling
 from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.comparing.walk_points import ENDS, WORTH_ASKING, Array
@@ -40,8 +43,9 @@ from llama_ckpt.judging.metrics import relative_error
 from llama_ckpt.judging.rounding_steps import PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.tally import row_errors
+from llama_ckpt.oracle.patched_oracle import RIGHT
 from llama_ckpt.oracle.weights import KEPT_BYTES
-from llama_ckpt.points import Case, block_point, split_name
+from llama_ckpt.points import ALL_POINTS, Case, block_point, split_name
 
 __all__ = ["Walk"]
 
@@ -63,6 +67,8 @@ class Walk(Settling):
             self.rounded_since = self.rounded
             if self.declared is not None:
                 self.unrounded = Unrounded(self.flow, sides.weights)
+        if self.undeclared is not None and half_numbers(sides, None) is None:
+            self.undeclared.stretch = self._stretch
         given = self._embedding(exact)
         self._find_shifts(exact)
         for number in range(sides.n_layers):
@@ -72,6 +78,32 @@ class Walk(Settling):
         self._head(exact, given)
         if self.explainer.diagnoses:
             self.explainer.explain_whole(self._whole_model())
+
+    def _stretch(self, name: str, x: Array, run: OwnRun) -> Stretch | None:
+        """What lies between a point and the last recorded end, or the tokens; None where that is too much."""
+        since, sides = self.rounded_since, self.sides
+        point = split_name(name)[1]
+        if sides.file is None or since is None or ALL_POINTS[point].causal or x.shape != run[point].shape:
+            return None
+        elements = sum(math.prod(info.shape) for info in sides.file.tensors.values())
+        if 8 * elements > KEPT_BYTES or elements * len(sides.token_ids) > MOST_PRODUCTS:
+            return None
+        table = replace(self._limit(name, "total"), error_kind="own")
+        stretch = Stretch(
+            name,
+            x,
+            since.embedding,
+            since.first,
+            embedded=since is self.rounded and "embd" not in sides.theirs.names,
+            weights=sides.weights,
+            config=sides.config,
+            positions=self.flow.positions,
+            limit=table,
+            last=self.last_row and point == "logits",
+        )
+        # Of the same start as what rounds at random: what was recorded on the way is off by more.
+        exact = {point: stretch.run(RIGHT)}
+        return replace(stretch, limit=self._widened(name, table, exact, since))
 
     def _whole_model(self) -> list[Evidence]:
         """The ends of the blocks as answers of one call of the whole model; of a small model only."""
@@ -97,6 +129,20 @@ class Walk(Settling):
             for name, x, o in ends
             if x.shape == o.shape
         ]
+
+    def say_what_hides(self) -> None:
+        """Say of declared roundings behind which points a bug may stand, as whole blocks lie before them."""
+        for point in self.result.points if self.declared is not None else ():
+            between = [split_name(name)[1] for name in point.since.unseen[:-1]]
+            if point.own is None or point.made or "out" not in between:
+                continue
+            left = point.own.err
+            self.result.note_arithmetic(point.name, 0.0, left, passes=True)
+            if left > limit_for(point.name, "float32", "total").err:
+                self.result.cannot_tell.append(
+                    f"{point.name}: ties fell otherwise in the blocks before it, and a bug that puts it off "
+                    f"by less than {left:.1e} can't be seen"
+                )
 
     def say_ties(self) -> None:
         """Say which near ties of a mixture's router were followed, and what was left out because of them."""

@@ -26,7 +26,7 @@ from llama_ckpt.oracle import llama as oracle
 from llama_ckpt.oracle.c06b_experts import weights_of
 from llama_ckpt.oracle.patched_oracle import PatchedOracle
 
-__all__ = ["RoundedRun", "at_least", "parted"]
+__all__ = ["PARTED", "RoundedRun", "at_least", "parted"]
 
 Array: TypeAlias = NDArray[np.float64]
 

@@ -257,8 +257,7 @@ def _tokens(report: Comparison, most: int) -> Iterator[Line]:
 
 def _plain(report: Comparison) -> Iterator[Line]:
     if report.arithmetic is not None:
-        how = "declared" if report.arithmetic.declared else "found out, not declared"
-        yield _fact("arithmetic", f"{how}: {report.arithmetic.sentence()}")
+        yield _fact("arithmetic", f"{report.arithmetic.known}: {report.arithmetic.sentence()}")
     for line in report.cannot_tell:
         yield _fact("cannot tell", line)
     for note in report.notes:
