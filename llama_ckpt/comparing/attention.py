@@ -16,8 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums, swallowed
+from llama_ckpt.judging.attention_spreads import ContextSums, probs_sums, sums_mode, swallowed
 from llama_ckpt.judging.equal_numbers import scores_together
+from llama_ckpt.judging.rounding_modes import together
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import PRECISIONS, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
@@ -239,12 +240,13 @@ class Attention:
                 errors of the context come to in the output's rows is told in passing.
         """
         n, heads, head_dim = self.q.shape[0], self.q.shape[1], self.v.shape[-1]
-        made, modes = np.empty((n, heads, head_dim)), np.zeros((n, heads, head_dim))
+        made, modes, of_sums = (np.zeros((n, heads, head_dim)) for _ in range(3))
         by_head, sums = context.reshape(made.shape), ContextSums(out, wo, made.shape)
         for queries in self.parts():
             part = self._as_they_have_it(queries)
             one = self._context_part(part, by_head[part.queries])
             made[part.queries] = _by_head(self._stacked(one.deviation))
+            of_sums[part.queries] = _by_head(self._stacked(one.of_the_sum))
             if one.mode is not None:
                 modes[part.queries] = _by_head(self._stacked(one.mode))
             towards = through = None
@@ -253,11 +255,15 @@ class Attention:
                 through = self._by_key_head(sums.through)
             sums.see(one, part.queries, towards, through)
         came = self.off.get("v")
-        mode = modes.reshape(n, -1) if came is not None and came.mode is not None else None
-        fused = FUSED * self._p.u if self._is_fused else 0.0
+        off, mode = made.reshape(n, -1), sums_mode(of_sums)
+        has_mode = came is not None and came.mode is not None
+        if has_mode:
+            mode = np.asarray(together(mode, modes.reshape(n, -1)))
+        kept: dict[str, Any] = {"mode": mode, "apart": None if has_mode else off}
+        kept["everywhere"] = FUSED * self._p.u if self._is_fused else 0.0
         if self.off:
-            return Spread(made.reshape(n, -1), mode=mode, aligned=True, everywhere=fused)
-        return Spread(made.reshape(n, -1), mode=mode, sums=sums.own, onward=sums.onward, everywhere=fused)
+            return Spread(off, aligned=True, **kept)
+        return Spread(off, sums=sums.own, onward=sums.onward, **kept)
 
     def _context_part(self, part: Part, context: Array) -> ContextPart:
         s_probs, shared = self.probs_deviation(part)

@@ -13,12 +13,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.rounding_modes import column_means
+from llama_ckpt.judging.rounding_modes import column_means, together
 from llama_ckpt.judging.rounding_parts import ContextPart, probability_deviation, score_deviation
 from llama_ckpt.judging.rounding_steps import SWALLOWED, Precision
 from llama_ckpt.judging.spread import RowSums, Spread
 
-__all__ = ["AttentionSpreads", "ContextSums", "probs_sums", "swallowed"]
+__all__ = ["AttentionSpreads", "ContextSums", "probs_sums", "sums_mode", "swallowed"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -44,6 +44,16 @@ def swallowed(probs: Array, u: float) -> tuple[float, float]:
     little = probs < u * probs.max(axis=-1, keepdims=True)
     energy = np.einsum("...k,...k->...", probs, probs)
     return SWALLOWED * float(np.vdot(np.einsum("...k,...k->...", probs, little), energy)), float(energy.sum())
+
+
+def sums_mode(of_sums: Array) -> Array:
+    """What a row of contexts is off by together, `[n, heads * head_dim]`, from each head's part of it.
+
+    A head's sum of probabilities has all of that head off, and another's has its own: of many heads this
+    comes to the root of their number, where weights send them all the same way.
+    """
+    n, heads, head_dim = of_sums.shape
+    return np.asarray(of_sums / heads**0.5).reshape(n, heads * head_dim)
 
 
 class ContextSums:
@@ -114,7 +124,8 @@ class AttentionSpreads:
         self.scores: Any = np.empty((n, heads, len(k)), np.float32)
         self.probs: Any = np.empty_like(self.scores)
         self._sums, self._carried, self._p, self._visible = sums, carried, p, visible
-        self._context, self._off, self._mode = np.empty_like(q), np.empty_like(q), np.zeros_like(q)
+        self._context, self._off, self._of_sums = np.empty_like(q), np.empty_like(q), np.empty_like(q)
+        self._mode = np.zeros_like(q)
         self._probs_sums, self._swallowed = np.zeros((2, n)), np.zeros(2)
         for head in range(heads):
             key = head // (heads // k.shape[1])
@@ -134,6 +145,7 @@ class AttentionSpreads:
         keys = self._visible.sum(axis=1, keepdims=True)
         part = ContextPart(probs, v, s_probs, shared, probs @ v, keys, self._p, self._came("v", key))
         self._context[:, head], self._off[:, head] = part.context[0], part.deviation[0]
+        self._of_sums[:, head] = part.of_the_sum[0]
         if part.mode is not None:
             self._mode[:, head] = part.mode[0]
         towards, through = self._sums.towards, None
@@ -168,7 +180,7 @@ class AttentionSpreads:
         off = self._off.reshape(len(self._off), -1)
         carried = self._carried.get("v")
         has_mode = carried is not None and carried.mode is not None
-        mode = self._mode.reshape(off.shape) if has_mode else None
+        mode = together(sums_mode(self._of_sums), self._mode.reshape(off.shape) if has_mode else None)
         if self._carried:
-            return Spread(off, mode=mode, aligned=True)
-        return Spread(off, mode=mode, sums=self._sums.own, onward=self._sums.onward)
+            return Spread(off, mode=mode, apart=None if has_mode else off, aligned=True)
+        return Spread(off, mode=mode, apart=off, sums=self._sums.own, onward=self._sums.onward)

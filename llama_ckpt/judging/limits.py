@@ -41,7 +41,7 @@ from llama_ckpt.judging.metrics import (
     measure,
     row_scale,
 )
-from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.rounding_steps import MODE, PRECISIONS
 from llama_ckpt.judging.spread import Spread
 from llama_ckpt.judging.turns import TurnLimit, sideways
 from llama_ckpt.points import ALL_POINTS, split_name
@@ -90,9 +90,6 @@ much, some three roundings, the same in every element (300 tokens, heads of 128,
 
 ERR, ROW, ELEMENT = 2.0, 2.5, 6.0
 """What a tensor's, a row's and an element's error may be of what `rounding` expects there, as norms."""
-
-MODE = 5.0
-"""The same of what all elements of a row are off by together: a single number, that no other evens out."""
 
 WITHIN_FLOOR = 1 / 32
 """The same where limits follow from the data, which tell most of what lends errors a direction."""

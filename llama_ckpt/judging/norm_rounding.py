@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llama_ckpt.judging.rounding_steps import SWALLOWED, Precision, sum_one_by_one
 from llama_ckpt.judging.to_precision import to_bfloat16
 
-__all__ = ["norm_apart", "norm_deviation", "norm_lost", "norm_shared", "roots_alike"]
+__all__ = ["CHANCE", "norm_apart", "norm_deviation", "norm_lost", "norm_shared", "roots_alike"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -96,7 +96,9 @@ def roots_alike(x: Array, y: Array, eps: float, p: Precision) -> tuple[float, fl
     squares = np.mean(x * x, axis=1)
     means, added = squares + eps, to_bfloat16(to_bfloat16(squares) + eps)
     _, group = np.unique(added, return_inverse=True)
-    one_way = [to_bfloat16(1 / np.sqrt(m)) * np.sqrt(means) - 1 for m in (means, to_bfloat16(means), added)]
+    roots = [np.sqrt(each) for each in (means, to_bfloat16(means), added)]
+    roots += [to_bfloat16(each) for each in roots]  # as torch has it, but where its vectors are full
+    one_way = [to_bfloat16(1 / root) * np.sqrt(means) - 1 for root in roots]
     found = []
     for rows in (np.sum(y * y, axis=1), y.sum(axis=1)):
         errors = p.root * rows

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.norm_rounding import norm_shared
-from llama_ckpt.judging.rounding_steps import Precision
+from llama_ckpt.judging.rounding_steps import MODE, STEEP, Precision, reached, silu
 from llama_ckpt.judging.spread import RowSums
 
 __all__ = [
@@ -33,11 +33,15 @@ Array: TypeAlias = NDArray[np.float64]
 
 
 def together(first: Array | None, second: Array | None) -> Array | None:
-    """Two modes in one: their sizes add up as those of chance do, the signs are the larger one's."""
+    """Two modes in one: their sizes add up as those of chance do.
+
+    The signs are those of which a row has more in sum: weights with a mean make most of these.
+    """
     if first is None or second is None:
         return second if first is None else first
-    larger = first if np.linalg.norm(first) >= np.linalg.norm(second) else second
-    return np.asarray(np.copysign(np.hypot(first, second), larger))
+    sums = (np.abs(mode.reshape(len(mode), -1).sum(axis=1)) for mode in (first, second))
+    larger = np.greater_equal(*sums).reshape(-1, *[1] * (first.ndim - 1))
+    return np.asarray(np.copysign(np.hypot(first, second), np.where(larger, first, second)))
 
 
 def product_mode(w: Any, carried: Array, rows: int) -> Array:
@@ -63,13 +67,20 @@ def norm_mode(
 
 
 def gated_mode(gate: Array, up: Array, gate_mode: Array | None, up_mode: Array | None) -> Array | None:
-    """What the elements of a row of silu(gate) * up are off by together."""
+    """What the elements of a row of silu(gate) * up are off by together.
+
+    Gates and ups come of one norm: where both are off, they are so together.
+    """
     if gate_mode is None and up_mode is None:
         return None
-    sigmoid = 1 / (1 + np.exp(-gate))
-    silu, slope = gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
-    first = None if gate_mode is None else slope * up * gate_mode
-    return together(first, None if up_mode is None else silu * up_mode)
+    moved = None if gate_mode is None else reached(gate, gate_mode, MODE)
+    second = None if up_mode is None else silu(gate) * up_mode
+    if moved is None or second is None:
+        return second if moved is None else moved * up
+    assert up_mode is not None
+    both = STEEP * moved * up_mode  # of what is next to nothing, and off by far more
+    ways = moved * up + second + both, moved * up - second - both
+    return ways[int(np.linalg.norm(ways[1]) > np.linalg.norm(ways[0]))]
 
 
 def column_means(w: Any) -> Array:

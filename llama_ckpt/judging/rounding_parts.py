@@ -23,6 +23,10 @@ __all__ = ["ContextPart", "probability_deviation", "score_deviation"]
 Array: TypeAlias = NDArray[Any]
 
 
+OF_ONE_NORM = 1.25
+"""Of what modes of q and of k come to: one norm's root has both off together, and no chance evens that out."""
+
+
 def score_deviation(
     q: Array, k: Array, scores: Array, p: Precision, s_q: Spread | None = None, s_k: Spread | None = None
 ) -> Array:
@@ -34,17 +38,19 @@ def score_deviation(
         s_q, s_k: what q and k deviate by already, of their shapes.
     """
     squares = sum_deviation(_terms(q, _turned(k)), q.shape[-1], scores, p) ** 2
+    mode = np.zeros(())
     if s_q is not None:
-        squares = squares + _scored(s_q, k)
+        squares = squares + _carried(s_q.deviation, _turned(k)) ** 2
+        mode = mode + _mode_scored(s_q, k)
     if s_k is not None:
-        squares = squares + _turned(_scored(s_k, q))
-    return np.asarray(np.sqrt(squares))
+        squares = squares + _turned(_carried(s_k.deviation, _turned(q)) ** 2)
+        mode = mode + _turned(_mode_scored(s_k, q))
+    return np.asarray(np.sqrt(squares + np.square(OF_ONE_NORM * mode)))
 
 
-def _scored(spread: Spread, other: Array) -> Array:
-    """What a spread of one side of the scores comes to in their squares, `[its rows, the other's]`."""
-    squares = _carried(spread.deviation, _turned(other)) ** 2
-    return squares if spread.mode is None else squares + np.square(spread.mode @ _turned(other))
+def _mode_scored(spread: Spread, other: Array) -> Array:
+    """What a spread's mode comes to in the scores, `[its rows, the other's]`."""
+    return np.zeros((1, 1)) if spread.mode is None else np.abs(spread.mode @ _turned(other))
 
 
 def probability_deviation(
@@ -92,6 +98,11 @@ class ContextPart:
         return sum_deviation(_terms(self.probs, self.v), self.keys, self.context, self.p)
 
     @cached_property
+    def of_the_sum(self) -> Array:
+        """What a row is off by together since its probabilities' sum is."""
+        return np.asarray(self.shared * self.context)
+
+    @cached_property
     def mode(self) -> Array | None:
         """What a row is off by together, where values came with such."""
         if self.s_v is None or self.s_v.mode is None:
@@ -102,7 +113,7 @@ class ContextPart:
     @cached_property
     def deviation(self) -> Array:
         """Of each element."""
-        squares = self.own**2 + _carried(self.s_probs, self.v) ** 2 + (self.shared * self.context) ** 2
+        squares = self.own**2 + _carried(self.s_probs, self.v) ** 2 + self.of_the_sum**2
         if self.s_v is not None:
             squares = squares + _carried(self.probs, self.s_v.deviation) ** 2
         return np.asarray(np.sqrt(squares if self.mode is None else squares + self.mode**2))
@@ -113,7 +124,7 @@ class ContextPart:
         Summed over all but the queries: an error of a probability moves all of its head's context at once.
         """
         apart = np.sum((self.own * direction) ** 2, axis=-1)
-        together = (self.shared[..., 0] * np.sum(self.context * direction, axis=-1)) ** 2
+        together = np.sum(self.of_the_sum * direction, axis=-1) ** 2
         moved = np.sum((self.s_probs * (direction @ _turned(self.v))) ** 2, axis=-1)
         squares: Array = apart + together + moved
         summed: Array = squares.reshape(-1, squares.shape[-1]).sum(axis=0)

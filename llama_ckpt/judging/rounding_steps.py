@@ -15,12 +15,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 __all__ = [
+    "MODE",
     "PRECISIONS",
+    "STEEP",
     "SWALLOWED",
     "Precision",
     "angle_error",
     "gated",
     "gated_by_tanh",
+    "reached",
+    "silu",
     "probabilities",
     "product_deviation",
     "product_terms_of",
@@ -210,7 +214,10 @@ EXP_ROUNDINGS = 4.0
 """Of exp itself, of the division, and what fast versions of both lose."""
 
 STEEP = 3.0
-"""How many deviations of a score exp is followed for."""
+"""How many deviations of a score, or of a gate, exp is followed for."""
+
+MODE = 5.0
+"""What is allowed of what all of a row is off by together: a single number, that no other evens out."""
 
 
 TRADED = 0.5**0.5
@@ -261,6 +268,9 @@ def probabilities(
 GLU_ROUNDINGS = 4.0
 """exp, the division, two products."""
 
+BOTH = 1.5
+"""Of what is off by more than it is: a gate's deviation times an up's, each of which may be 3 of its own."""
+
 BY_TANH = 8.0
 """Roundings of 1: a sigmoid of less, as half of 1 + tanh, is a few steps of these, for like gates alike."""
 
@@ -273,19 +283,38 @@ def gated_by_tanh(gate: Array, up: Array, p: Precision) -> Array | None:
     return np.asarray(np.where(sigmoid < BY_TANH * p.u, np.minimum(sigmoid, p.u), 0.0) * gate * up)
 
 
+def silu(gate: Array) -> Array:
+    """gate * sigmoid(gate)"""
+    return np.asarray(gate / (1 + np.exp(-gate)))
+
+
+def reached(gate: Array, off: Array, times: float) -> Array:
+    """What silu comes to be off by where a gate is off by so much, signed as `off`.
+
+    Below some -10 it is all exp, and no straight line for a gate that is off by 1: followed for `times` of
+    the deviation, either way, and divided by that.
+    """
+    if times * float(np.abs(off).max(initial=0.0)) < 0.1:
+        sigmoid = 1 / (1 + np.exp(-gate))
+        return np.asarray(sigmoid * (1 + gate * (1 - sigmoid)) * off)
+    right = silu(gate)
+    ways = np.stack([silu(gate + times * off) - right, right - silu(gate - times * off)]) / times
+    return np.asarray(np.where(np.abs(ways[0]) >= np.abs(ways[1]), ways[0], ways[1]))
+
+
 def gated(
     gate: Array, up: Array, s_gate: Array | None, s_up: Array | None, p: Precision
 ) -> tuple[Array, Array]:
     """silu(gate) * up and its deviation."""
     sigmoid = 1 / (1 + np.exp(-gate))
-    silu, slope = gate * sigmoid, sigmoid * (1 + gate * (1 - sigmoid))
-    product = silu * up
+    value = gate * sigmoid
+    product = value * up
     # exp(-a) takes the rounding of a with it, the more the larger a is, until the 1 beside it counts more.
     rounded = (
         GLU_ROUNDINGS * (p.u + 0.5 * p.half) * np.abs(product) * (1 + 0.5 * np.abs(gate) * (1 - sigmoid))
     )
     # The sigmoid and silu may be rounded on the way: where they are next to nothing float16 has no digits.
-    tiny = np.minimum(p.least, np.abs(silu)) + np.abs(gate) * np.minimum(p.least, sigmoid)
+    tiny = np.minimum(p.least, np.abs(value)) + np.abs(gate) * np.minimum(p.least, sigmoid)
     least = p.least + np.abs(up) * tiny
     # In float16 exp(-gate) has no room from a gate of -11 down: the sigmoid is 0 then, as MLX's is.
     if p.largest < np.inf:
@@ -293,7 +322,8 @@ def gated(
     # One that makes it of tanh is off by a rounding of 1 there.
     squares = (rounded + least) ** 2 + (p.u * gate * up) ** 2
     if s_gate is not None:
-        squares += (slope * up * s_gate) ** 2
+        moved = reached(gate, s_gate, STEEP)
+        squares += (moved * (np.abs(up) if s_up is None else np.abs(up) + BOTH * s_up)) ** 2
     if s_up is not None:
-        squares += (silu * s_up) ** 2
+        squares += (value * s_up) ** 2
     return product, np.sqrt(squares)

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.directions import most_equal
-from llama_ckpt.judging.norm_rounding import norm_apart, norm_deviation, norm_lost, norm_shared, roots_alike
+from llama_ckpt.judging.norm_rounding import (
+    CHANCE,
+    norm_apart,
+    norm_deviation,
+    norm_lost,
+    norm_shared,
+    roots_alike,
+)
 from llama_ckpt.judging.rounding_modes import (
     aligned_sums,
     gated_mode,
@@ -233,6 +240,20 @@ def mixed_spread(out: Array, weights: Array, off: Array, came: Spread, p: Precis
     return Spread(np.sqrt(each.sum(axis=1)) + p.least, shared=shared)
 
 
+def _one_way(exact: Array, p: Precision) -> tuple[float, float]:
+    """What rounding a sum comes to along it and in sum, squares: where one term is less than the other's last
+    digit it is lost, and what is lost may have a mean. No more than chance is nothing.
+    """
+    if not p.half:
+        return 0.0, 0.0
+    off = np.nan_to_num(
+        (to_float16 if p.largest < np.inf else to_bfloat16)(exact) - exact, posinf=0, neginf=0
+    )
+    found = [(float(each.sum()) ** 2, float(np.vdot(each, each))) for each in (off * exact, off)]
+    along, plain = (square if square > CHANCE**2 * chance else 0.0 for square, chance in found)
+    return along, plain
+
+
 def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: Spread | None) -> Spread:
     """Of a + b, as at a residual; carried: what the two deviate by already.
 
@@ -242,7 +263,7 @@ def sum_spread(a: ArrayLike, b: ArrayLike, dtype: str, *carried: Spread | None) 
     own = (p.u + p.half) ** 2 * (first**2 + second**2 + (first + second) ** 2) + p.least**2
     came = [one for one in carried if one is not None]
     if not came:
-        return Spread(np.sqrt(own))
+        return Spread(np.sqrt(own), equal=_one_way(first + second, p))
     whole = np.sqrt(own + sum(one.whole**2 for one in came))
     mode = reduce(together, (one.mode for one in came))
     return Spread(whole, mode=mode, sums=aligned_sums(first + second, np.sqrt(own), whole))

@@ -36,6 +36,12 @@ CONDEMNED = {
     "a key that was nothing and has all": (1000374, "attention", "bfloat16"),
     "two keys that trade": (1000945, "attention", "bfloat16"),
     "slow cosines in half precision, the same for many tokens": (2000216, "rope", "bfloat16"),
+    "a term less than the other's last digit, always lost": (3900346, "add", "bfloat16"),
+    "gates and ups that are nothing beside what they are off by": (3200278, "block", "bfloat16"),
+    "a softmax's sum, off for a whole head": (4100306, "attention", "float32"),
+    "queries and keys of one root": (3700226, "block", "bfloat16"),
+    "gates and ups that a norm's mean has off together": (2000965, "block", "bfloat16"),
+    "roots of roots that were rounded": (2001576, "rms_norm", "bfloat16"),
     "sigmoids of tanh that are a few steps, all alike": (2000060, "block", "float32"),
 }
 """Draws of which a right program was condemned once; why it errs more than chance."""
