@@ -24,7 +24,7 @@ Array: TypeAlias = NDArray[Any]
 
 
 OF_ONE_NORM = 1.25
-"""Of what modes of q and of k come to: one norm's root has both off together, and no chance evens that out."""
+"""Of what modes of q and of k come to: a norm's root has both off together, and no chance evens it out."""
 
 
 def score_deviation(
