@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.limits import Limit
+from llama_ckpt.judging.sums import inner, norm_of
 from llama_ckpt.judging.verdict import problems
 
 __all__ = ["ROUNDED", "distance", "leaves_at_most", "passes"]
@@ -51,7 +52,7 @@ def distance(x: ArrayLike, p: ArrayLike, mask: Mask | None = None, *, spared: fl
             total, norm = _norms_in_parts(trial, predicted, judged, spared)
         else:
             residual, wanted = _residual(trial, predicted, judged)
-            total, norm = _norm(_without_largest(residual, spared)), _norm(wanted)
+            total, norm = norm_of(_without_largest(residual, spared)), norm_of(wanted)
     if math.isfinite(total) and math.isfinite(norm):
         return total / norm if norm else total
     odd = ~(np.isfinite(trial) & np.isfinite(predicted))
@@ -81,8 +82,8 @@ def _norms_in_parts(x: Array, p: Array, judged: Mask | None, spared: float) -> t
         residual, wanted = _residual(x[rows], p[rows], None if judged is None else judged[rows])
         if most is not None:
             np.copyto(residual, 0.0, where=~(np.abs(residual) <= most))
-        total += float(np.vdot(residual, residual))
-        norm += float(np.vdot(wanted, wanted))
+        total += inner(residual, residual)
+        norm += inner(wanted, wanted)
     return math.sqrt(total), math.sqrt(norm)
 
 
@@ -96,11 +97,6 @@ def _largest_kept(x: Array, p: Array, judged: Mask | None, share: float) -> floa
 @lru_cache(maxsize=4)
 def _some(size: int) -> NDArray[np.int64]:
     return np.random.default_rng(0).integers(0, size, SAMPLE)
-
-
-def _norm(array: Array) -> float:
-    flat = array.ravel()
-    return math.sqrt(float(np.dot(flat, flat)))
 
 
 def _without_largest(residual: Array, share: float) -> Array:

@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.judging.sums import inner, norm_of
 from llama_ckpt.judging.turns import Turn
 
 __all__ = [
@@ -113,14 +114,14 @@ def measure(
     element_errs = _element_errors(residual, oracle, scale, judged)
     worst = _worst(row_errs, rows)
     element = _worst(element_errs, elements)
-    norm, n = _norm(oracle) or 1.0, int(judged.sum())
+    norm, n = norm_of(oracle) or 1.0, int(judged.sum())
     scaled = oracle / norm  # divided first, lest the squares overflow
     return Errors(
-        err=_norm(residual) / norm,
+        err=norm_of(residual) / norm,
         row_err=float(row_errs[worst]),
         row=worst,
         element_err=float(element_errs.flat[element]),
-        gain=float(np.vdot(residual, scaled)) / norm,
+        gain=inner(residual, scaled) / norm,
         bias=float(residual.sum()) / (math.sqrt(max(n, 1)) * norm),
         n=n,
         n_gain=_gain_elements(scaled),
@@ -147,13 +148,13 @@ def _measured_in_parts(
     for part, residual, oracle, judged in each():
         norms[part], errors[part] = _row_norms(oracle), _row_norms(residual)
         total, n = total + float(residual.sum()), n + int(np.count_nonzero(judged))
-    scale, norm = floored_norms(norms), _norm(norms) or 1.0
+    scale, norm = floored_norms(norms), norm_of(norms) or 1.0
     along = fourth = 0.0
     worst = (-math.inf, 0.0, math.nan)  # how far off for what it is allowed, its error, what it is allowed
     for part, residual, oracle, judged in each():
         scaled = oracle / norm
         squares = scaled * scaled
-        along, fourth = along + float(np.vdot(residual, scaled)), fourth + float(np.vdot(squares, squares))
+        along, fourth = along + inner(residual, scaled), fourth + inner(squares, squares)
         element_errs = _element_errors(residual, oracle, scale[part], judged)
         allowed = None if elements is None else elements[part]
         at = _worst(element_errs, allowed)
@@ -164,7 +165,7 @@ def _measured_in_parts(
     row_errs = errors / scale
     row = _worst(row_errs, rows)
     return Errors(
-        err=_norm(errors) / norm,
+        err=norm_of(errors) / norm,
         row_err=float(row_errs[row]),
         row=row,
         element_err=worst[1],
@@ -179,12 +180,12 @@ def _measured_in_parts(
 
 def gain_elements(o: Array) -> float:
     """Over how many elements of o a gain is in effect averaged; see `Errors.n_gain`."""
-    return _gain_elements(o / (_norm(o) or 1.0))
+    return _gain_elements(o / (norm_of(o) or 1.0))
 
 
 def _gain_elements(scaled: Array) -> float:
     squares = scaled * scaled
-    return 1.0 / (float(np.vdot(squares, squares)) or 1.0)
+    return 1.0 / (inner(squares, squares) or 1.0)
 
 
 def _worst(errors: Array, allowed: Array | None) -> int:
@@ -200,7 +201,7 @@ def relative_error(x: ArrayLike, o: ArrayLike) -> float:
     trial, exact = np.asarray(x, np.float64), np.asarray(o, np.float64)
     if trial.shape != exact.shape:
         return math.inf
-    return _norm(trial - exact) / (_norm(exact) or 1.0)
+    return norm_of(trial - exact) / (norm_of(exact) or 1.0)
 
 
 def element_errors(x: ArrayLike, o: ArrayLike, mask: Mask | None = None) -> Array:
@@ -261,8 +262,3 @@ def _median(values: Array) -> float:
     if not len(ordered) or math.isnan(ordered[-1]):  # NaN is sorted to the end
         return math.nan
     return float(ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2)
-
-
-def _norm(array: Array) -> float:
-    flat = array.ravel(order="K")
-    return math.sqrt(flat.dot(flat))

@@ -18,6 +18,7 @@ from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import Errors, floored_norms
 from llama_ckpt.judging.rows_allowed import Allowed, elements_allowed
 from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.sums import inner
 from llama_ckpt.judging.tally import sampled
 from llama_ckpt.judging.turns import sideways
 
@@ -109,7 +110,7 @@ class Seen:
             scale = np.where(norms > 0, norms, 1.0)
             if self.floored is not None:
                 scale = self.floored[self.n_rows : self.n_rows + len(o)]
-            self._more(residual=off, o2=norms @ norms, o4=np.vdot(square, square), cross=np.vdot(residual, o))
+            self._more(residual=off, o2=norms @ norms, o4=inner(square, square), cross=inner(residual, o))
             errors = np.sqrt(np.vecdot(residual, residual))
             self._more(residual2=errors @ errors)
             np.abs(residual, out=residual)
@@ -184,7 +185,7 @@ class Seen:
             if rows.judged is not None:
                 for array in (apart, theirs):
                     np.copyto(array, 0.0, where=~rows.judged)
-            self._more(apart2=np.vdot(apart, apart), theirs2=np.vdot(theirs, theirs))
+            self._more(apart2=inner(apart, apart), theirs2=inner(theirs, theirs))
             np.abs(apart, out=apart)
         at = divmod(int(np.argmax(apart)), o.shape[1])
         if apart[at] > self.largest[0]:

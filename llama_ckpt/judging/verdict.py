@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from llama_ckpt.json_values import finite
 from llama_ckpt.judging.limits import MAY_BE_WIDER, Limit
 from llama_ckpt.judging.metrics import Errors, causal_mask, element_errors, relative_error
+from llama_ckpt.judging.sums import norm_of
 
 __all__ = ["PointVerdict", "against_reference", "causal_mask", "judge", "problems"]
 
@@ -236,7 +237,7 @@ def _facts(
     if mask is not None:
         x, o, r = (np.where(mask, array, 0.0) for array in (x, o, r))
     theirs = relative_error(r, o)
-    apart, norm = float(np.linalg.norm(x - r)), float(np.linalg.norm(o)) or 1.0
+    apart, norm = norm_of(x - r), norm_of(o) or 1.0
     closer: Literal["equal", "yours", "reference"] = "yours" if found.err < theirs else "reference"
     if found.err == theirs:
         closer = "equal"

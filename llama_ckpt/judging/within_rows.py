@@ -15,6 +15,7 @@ from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.metrics import floored_norms
 from llama_ckpt.judging.rows_allowed import Allowed
 from llama_ckpt.judging.rows_seen import Rows
+from llama_ckpt.judging.sums import inner
 
 __all__ = ["within_rows"]
 
@@ -39,7 +40,7 @@ def within_rows(table: Limit, made: Iterable[Rows], o: Array) -> Limit:
         if rows.judged is not None:
             exact, counts[here] = np.where(rows.judged, exact, 0.0), np.count_nonzero(rows.judged, axis=1)
         square = np.square(exact)
-        norms[here], fourth = np.sqrt(square.sum(axis=1)), fourth + float(np.vdot(square, square))
+        norms[here], fourth = np.sqrt(square.sum(axis=1)), fourth + inner(square, square)
         assert rows.spread is not None
         most = allowed.add(exact, rows.spread, rows.judged, norms[here], rows.some)
         keys = exact.shape[1] // o.shape[1]
