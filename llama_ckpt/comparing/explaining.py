@@ -86,7 +86,8 @@ class Explainer:
             limits: gives what holds at a full name.
         """
         for point in {"q_rope", "k_rope"} & judged.keys():
-            self._note_angles(point, judged[point], theirs[point], run)
+            if limits(judged[point].name, "own").dtype == "float32":  # half precision hides what angles cost
+                self._note_angles(point, judged[point], theirs[point], run)
         for point, compared in judged.items():
             if compared.made not in MADE or len(self.diagnoses) >= MOST_EXPLAINED or point in self._seen:
                 continue

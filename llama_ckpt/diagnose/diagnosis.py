@@ -138,6 +138,7 @@ def smallest_limit(
         "element_err": found.element_err,
         "gain": abs(found.gain) / averaging(found.n_gain),
         "bias": abs(found.bias) / averaging(found.n),
+        "turn": 0.0 if found.turn is None else found.turn.got,
     }
     factors = {metric: _share(got, most) for metric, (got, most) in limit.measured(found).items()}
     metric = max(factors, key=factors.__getitem__)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.record import Identified
+from llama_ckpt.identify.record import Identified, within_but_not_so
 from llama_ckpt.json_values import finite
 
 __all__ = ["Change", "Diagnosis", "Finding", "NamedBug", "SmallestLimit"]
@@ -91,6 +91,8 @@ class NamedBug:
 
     def said(self, alike: str = "") -> str:
         """The bug with what it leaves, a sentence for a report; `alike` stands behind its name."""
+        if not self.explained and self.beyond == 0:
+            return f"{self.sentence}{alike}: {within_but_not_so(self.remaining_error, self.allowed)}"
         if not self.explained and math.isfinite(self.beyond):
             few = f"{100 * self.beyond:.2g}% of the elements, where {self.remaining_error:.1e} remains"
             return f"{self.sentence}{alike}: all but {few}: rounded another way, or something else as well"
@@ -131,6 +133,7 @@ class SmallestLimit:
 
     Attributes:
         err, row_err, element_err, gain, bias: as in `limits.Limit`, gain and bias as of 4,096 elements.
+        turn: radians, of a rotation; 0 of all else.
         factor: the largest of them over the limit that holds: all limits times this would pass.
         metric: which of them that is.
     """
@@ -142,6 +145,7 @@ class SmallestLimit:
     bias: float
     factor: float
     metric: str
+    turn: float = 0.0
 
 
 @dataclass(frozen=True)

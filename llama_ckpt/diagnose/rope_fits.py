@@ -18,6 +18,7 @@ from llama_ckpt.diagnose.patched_oracle import PatchedOracle
 from llama_ckpt.identify.rope_numbers import (
     MOST_NTK,
     frequencies_of,
+    in_digits,
     is_plain,
     llama3_scaled,
     scale_of,
@@ -139,7 +140,7 @@ def _one_number(phases: Phases, base: Array, positions: Array, scale: float) -> 
         return frequencies_of(np.exp(log), n, scale)
 
     theta = float(np.exp(_fitted(phases, of_theta, np.log(10), np.log(1e9))))
-    said = f"RoPE's theta is {theta:.6g}{_as_ntk(theta, theta_of(base), n)}"
+    said = f"RoPE's theta is {in_digits(theta)}{_as_ntk(theta, theta_of(base), n)}"
     if is_plain(base):  # where the file divides slow pairs, a theta says nothing of what became of that
         yield Angles("theta", said, positions, of_theta(np.log(theta)))
     factor = float(np.exp(_fitted(phases, lambda log: base * np.exp(log), -np.log(64), np.log(64))))

@@ -20,7 +20,7 @@ from llama_ckpt.diagnose.patched_oracle import DoesNotApply
 from llama_ckpt.diagnose.records import NamedBug
 from llama_ckpt.diagnose.showing import show_answers
 from llama_ckpt.judging.evidence import FINEST, Evidence
-from llama_ckpt.judging.matching import distance, leaves_at_most, passes
+from llama_ckpt.judging.matching import distance, leaves_at_most, passes, would_explain
 from llama_ckpt.judging.metrics import element_errors
 from llama_ckpt.points import Case
 
@@ -217,7 +217,7 @@ class Trial:
         Where limits are wide, of roundings that nobody recorded, many a bug moves what fails to within them.
         """
         return self.whole <= min(self.slack, self.unpatched.whole) and all(
-            passes(one.x, p, one.limit, one.mask) for one, p in self.parts
+            would_explain(p, one.x, one.o, one.limit, one.mask) for one, p in self.parts
         )
 
 

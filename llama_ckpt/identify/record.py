@@ -25,7 +25,7 @@ from llama_ckpt.json_values import finite
 from llama_ckpt.judging.evidence import Evidence
 from llama_ckpt.points import split_name
 
-__all__ = ["NOTHING_AROUND", "Around", "Asked", "Guess", "Identified", "Identifier"]
+__all__ = ["NOTHING_AROUND", "Around", "Asked", "Guess", "Identified", "Identifier", "within_but_not_so"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -144,6 +144,14 @@ Identifier: TypeAlias = Callable[[Asked], Iterator[Guess]]
 """Yields guesses; it must not raise for what it cannot read: then it yields nothing."""
 
 
+def within_but_not_so(left: float, allowed: float) -> str:
+    """What is said of an explanation that leaves no more than rounding, but otherwise than rounding does."""
+    return (
+        f"{left:.1e} remains, of {allowed:.1e} that rounding leaves, but not as it leaves it:"
+        " rounded another way, or something else as well"
+    )
+
+
 @dataclass(frozen=True)
 class Identified:
     """A guess that was tried.
@@ -179,6 +187,8 @@ class Identified:
         also = f" (or, alike here: {'; or '.join(self.alike)})" if self.alike else ""
         if self.explained:
             return f"{self.sentence}{also}: remaining error {self.left:.1e}"
+        if self.left <= self.allowed:
+            return f"{self.sentence}{also}: {within_but_not_so(self.left, self.allowed)}"
         share = min(int(1000 * self.explains) / 10, 99.9)  # never all of it
         return (
             f"a part of it: {self.sentence}{also}; explains {share:.3g}% of the error's square;"

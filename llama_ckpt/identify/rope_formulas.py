@@ -1,12 +1,13 @@
 """Rotations whose formula is another: signs, a feature that is overwritten too early, half of it left out.
 
-They keep no lengths, so that no angles explain them; each is made of the right angles and compared.
-numpy only.
+They keep no lengths, so that no angles explain them; each is made of the right angles and compared. So is a
+table that is turned on in float32, each position's from the one before: it drifts. numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +22,11 @@ __all__ = ["FORMULAS", "formula_guesses"]
 
 Array: TypeAlias = NDArray[Any]
 Formula: TypeAlias = Callable[[Array, Array, Array, Array], tuple[Array, Array]]
+
+FURTHEST = 1 << 16
+"""Up to this position a table that is turned on is made: it has a row for each."""
+
+DRIFTS = "RoPE's cosines and sines are turned on from position to position in float32, and drift"
 
 
 def _overwritten(a: Array, b: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
@@ -78,6 +84,28 @@ def formula_guesses(asked: Asked) -> Iterator[Guess]:
                 yield Guess(
                     "rope.formula", said, made, 1 + bool(layout.words), code="the rotation's own lines"
                 )
+    yield from _turned_on(wrong, asked, only)
+
+
+def _turned_on(wrong: Sequence[Evidence], asked: Asked, only: str) -> Iterator[Guess]:
+    """Each position's cosines and sines as the one before's, turned by one step."""
+    at = np.asarray(asked.given["positions"], np.int64)
+    frequencies = np.asarray(asked.given["frequencies"], np.float64)
+    if not at.size or at.min() < 0 or at.max() > FURTHEST:
+        return
+    turns, step = np.ones((int(at.max()) + 1, len(frequencies)), np.complex64), np.exp(1j * frequencies)
+    for before, after in itertools.pairwise(turns):
+        np.multiply(before, step.astype(np.complex64), out=after)
+    table = turns[at][:, None].astype(np.complex128)
+    pairs = next(layouts(2 * len(frequencies)))
+    made = {one.name: _made(one, asked, pairs, _turn, table.real, table.imag) for one in wrong}
+    if all(_near(one, made[one.name], 0.5) for one in wrong):
+        code = "a table by repeated multiplication; take the cosine and sine of each angle"
+        yield Guess("rope.drift", only + DRIFTS, made, 1, code=code)
+
+
+def _turn(a: Array, b: Array, cos: Array, sin: Array) -> tuple[Array, Array]:
+    return a * cos - b * sin, a * sin + b * cos
 
 
 def _made(one: Evidence, asked: Asked, layout: Layout, formula: Formula, cos: Array, sin: Array) -> Array:
@@ -89,6 +117,6 @@ def _made(one: Evidence, asked: Asked, layout: Layout, formula: Formula, cos: Ar
     return made
 
 
-def _near(one: Evidence, made: Array) -> bool:
+def _near(one: Evidence, made: Array, share: float = 0.1) -> bool:
     x, o = np.asarray(one.x, np.float64), np.asarray(one.o, np.float64)
-    return bool(np.linalg.norm(x - made) < 0.1 * np.linalg.norm(x - o))
+    return bool(np.linalg.norm(x - made) < share * np.linalg.norm(x - o))

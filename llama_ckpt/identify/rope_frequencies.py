@@ -13,7 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.identify.rope_numbers import MOST_NTK, frequencies_of, is_plain, same_number, theta_of
+from llama_ckpt.identify.rope_numbers import (
+    MOST_NTK,
+    frequencies_of,
+    in_digits,
+    is_plain,
+    same_number,
+    theta_of,
+)
 from llama_ckpt.identify.rope_scalings import Frequencies, Measured, of_this_file, scalings_of
 from llama_ckpt.identify.turns import Turns
 from llama_ckpt.listing import some
@@ -181,7 +188,7 @@ def _round_number(theta: float) -> float:
 def _theta_said(theta: float, own: Array, d: int) -> str:
     """With the exponent or the scaling that makes the same of the right theta."""
     right, pairs = theta_of(own), len(own)
-    said = f"RoPE's theta is {theta:,.6g} instead of {right:,.6g}"
+    said = f"RoPE's theta is {in_digits(theta)} instead of {in_digits(right)}"
     if not (right > 1 and theta > 1):
         return said
     wide = d * np.log(right) / np.log(theta)

@@ -11,7 +11,16 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MOST_NTK", "frequencies_of", "is_plain", "llama3_scaled", "same_number", "scale_of", "theta_of"]
+__all__ = [
+    "MOST_NTK",
+    "frequencies_of",
+    "in_digits",
+    "is_plain",
+    "llama3_scaled",
+    "same_number",
+    "scale_of",
+    "theta_of",
+]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -25,6 +34,11 @@ SAME = 1e-6
 def same_number(a: float, b: float) -> bool:
     """Whether two parameters are one number: a model file holds them in float32."""
     return abs(a - b) <= SAME * max(abs(a), abs(b))
+
+
+def in_digits(theta: float) -> str:
+    """Its first six digits, as they are read: 1,000,000, not 1e+06."""
+    return f"{float(f'{theta:.6g}'):,.0f}" if 1e5 <= abs(theta) < 1e12 else f"{theta:,.6g}"
 
 
 def scale_of(frequencies: Array) -> float:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llama_ckpt.identify.places import NOWHERE, elements_off, place_of
 from llama_ckpt.identify.record import Asked, Guess, Identified
 from llama_ckpt.judging.evidence import FINEST, Evidence
-from llama_ckpt.judging.matching import distance, leaves_at_most, passes
+from llama_ckpt.judging.matching import distance, leaves_at_most, passes, would_explain
 
 __all__ = ["weigh"]
 
@@ -86,7 +86,7 @@ def _tried(
     if not guess.exact and not any(_moves(one, guess) for one in wrong):
         return None
     made = [(one, guess.predicted.get(one.name, one.o)) for one in evidence]
-    explained = all(passes(one.x, p, one.limit, one.mask) for one, p in made)
+    explained = all(would_explain(p, one.x, one.o, one.limit, one.mask) for one, p in made)
     shares = [_share(one, guess.predicted[one.name]) for one in wrong if one.name in guess.predicted]
     explains = 1.0 if explained else min(shares, default=0.0)
     if not explained and not (guess.part and explains >= PART):

@@ -7,6 +7,7 @@ against a bug that makes just that. numpy only.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -15,9 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.sums import inner, norm_of
+from llama_ckpt.judging.turns import turns_alike
 from llama_ckpt.judging.verdict import problems
 
-__all__ = ["ROUNDED", "distance", "leaves_at_most", "passes"]
+__all__ = ["ROUNDED", "distance", "leaves_at_most", "passes", "would_explain"]
 
 Array: TypeAlias = NDArray[Any]
 Mask: TypeAlias = NDArray[np.bool_]
@@ -116,6 +118,18 @@ def leaves_at_most(limit: Limit) -> float:
     if limit.exact:
         return 0.0 if limit.dtype == "integer" else ROUNDED
     return limit.err
+
+
+def would_explain(p: ArrayLike, x: ArrayLike, o: ArrayLike, limit: Limit, mask: Mask | None = None) -> bool:
+    """Whether x would pass with p, what a wrong program makes in the place of o.
+
+    The angles by which pairs may be off are those of o's pairs: a program that turns other ones has the same,
+    in other places, so that they are held against no pair of it.
+    """
+    turn, ours, exact = limit.turn, np.asarray(p), np.asarray(o)
+    if turn is not None and (ours.shape != exact.shape or not turns_alike(ours, exact, turn.angles.pairs)):
+        limit = replace(limit, turn=None)
+    return passes(x, p, limit, mask)
 
 
 def passes(x: ArrayLike, p: ArrayLike, limit: Limit, mask: Mask | None = None) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from llama_ckpt.judging.rounding_steps import Precision, angle_error
 
-__all__ = ["Angles", "Turn", "TurnLimit", "angles_of", "sideways", "sideways_deviation"]
+__all__ = ["Angles", "Turn", "TurnLimit", "angles_of", "sideways", "sideways_deviation", "turns_alike"]
 
 Array: TypeAlias = NDArray[np.float64]
 
@@ -29,6 +29,9 @@ ANGLE, SLOPE = 3.0, 3.0
 
 SHARED = 0.4
 """Of the square of what a pair may be moved sideways: its cosine and sine, rounded once for all heads."""
+
+AS_LONG = 1e-9
+"""Of the longest pair: so much shorter or longer is one that was only turned, in float64."""
 
 STEADY, IN_STEP = 4.0, 256.0
 """In half precision: so many roundings a pair has to be turned by before it errs another way; and the same
@@ -175,6 +178,15 @@ def sideways(x: ArrayLike, o: ArrayLike, pairs: int) -> Array:
     moved = np.sum(exact[..., 0] * yours[..., 1] - exact[..., 1] * yours[..., 0], axis=1)
     size = np.sum(exact**2, axis=(1, 3))
     return np.asarray(moved / np.where(size > 0, size, 1.0))
+
+
+def turns_alike(p: ArrayLike, o: ArrayLike, pairs: int) -> bool:
+    """Whether p may be o with its pairs turned by other angles: all pairs are as long.
+
+    Of other pairs, or of pairs that were made longer, what lies beside o's is no angle.
+    """
+    ours, exact = (np.linalg.norm(_in_pairs(one, pairs), axis=3) for one in (p, o))
+    return bool(np.all(np.abs(ours - exact) <= AS_LONG * exact.max(initial=0.0)))
 
 
 def sideways_deviation(o: Array, deviation: Array, pairs: int, *, shared: float = 1.0) -> Array:

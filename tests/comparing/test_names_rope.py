@@ -15,6 +15,7 @@ import pytest
 
 from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
+from llama_ckpt.report.comparison import comparison_lines
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
 
 LEFT = re.compile(r"(.*): remaining error (\d\.\de-\d\d)")
@@ -97,7 +98,7 @@ def test_halves_of_another_theta_are_two_bugs(tmp_path: Path) -> None:
             return halves.turn(x, positions)
 
     said = sentence(compared(Both(seeded()), tmp_path, 12))
-    assert said == "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1), and RoPE's theta is 10000"
+    assert said == "RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1), and RoPE's theta is 10,000"
 
 
 def in_float32(self: Port, positions: Array) -> Array:
@@ -173,6 +174,40 @@ def test_a_partial_rotary_is_named_with_its_features(rotary: int, tmp_path: Path
     assert said == (half if rotary == 8 else f"{few}, with the whole head's frequencies")
 
 
+@pytest.mark.parametrize("only", ["qk", "k"])
+def test_other_pairs_of_float32_angles_are_the_whole_of_it(only: str, tmp_path: Path) -> None:
+    class Halves(Port):
+        def angles(self, positions: Array) -> Array:
+            return np.asarray(positions.astype(F)[:, None] * self.frequencies().astype(F))
+
+        def turn(self, x: Array, positions: Array) -> Array:
+            self.halves = only == "qk" or x.shape[1] == self.config.n_kv_heads
+            try:
+                return super().turn(x, positions)
+            finally:
+                self.halves = False
+
+    report = compared(Halves(seeded()), tmp_path, 100)
+    where = "in k only: " if only == "k" else ""
+    assert sentence(report) == f"{where}RoPE turns pairs (i, i+d/2) instead of (2i, 2i+1)"
+    told = [line[0][0] for line in comparison_lines(report, verbose=True) if line]
+    assert any(one.startswith("would pass") for one in told)
+
+
+def test_a_table_that_is_turned_on_step_by_step_is_named(tmp_path: Path) -> None:
+    class Drifting(Port):
+        def table(self, positions: Array) -> tuple[Array, Array]:
+            step, now = np.exp(1j * self.frequencies()).astype(np.complex64), np.ones(8, np.complex64)
+            rows = []
+            for _ in positions:
+                rows.append(now)
+                now = now * step
+            return np.real(rows).astype(F), np.imag(rows).astype(F)
+
+    said = "RoPE's cosines and sines are turned on from position to position in float32, and drift"
+    assert sentence(compared(Drifting(seeded()), tmp_path, 300)) == said
+
+
 @pytest.mark.parametrize("n", [2, 8])
 def test_a_layout_takes_the_headline(n: int, tmp_path: Path) -> None:
     class NeighboursOfHalves(Port):
@@ -223,7 +258,7 @@ def test_a_theta_is_named_and_never_the_models_own(right: float, wrong: float, t
     if wrong == 499_712.0 and right == 500_000.0:
         assert said == "RoPE's theta is rounded to bfloat16"
     else:
-        assert said.startswith(f"RoPE's theta is {THETAS.get(wrong, f'{wrong:.6g}')}")
+        assert said.startswith(f"RoPE's theta is {THETAS.get(wrong, f'{wrong:,.0f}')}")
     for bug in report.diagnoses[0].named:
         assert not re.search(rf"theta is ({right:.6g}|{right:,.0f})\b", bug.sentence)
 
@@ -236,7 +271,7 @@ SCALED: dict[str, tuple[float, Any, str]] = {
     "NTK": (
         1.0,
         lambda f: (5e5 * 8 ** (16 / 14)) ** (-np.arange(8) / 8),
-        "RoPE's theta is 5.3836e+06, as NTK scaling by 8 makes it",
+        "RoPE's theta is 5,383,600, as NTK scaling by 8 makes it",
     ),
     "whole numbers": (
         1.0,

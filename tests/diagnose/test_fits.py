@@ -42,8 +42,8 @@ ROPE: list[tuple[str, str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = [
         "RoPE's positions are off by -2",
         lambda given: {"positions": given["positions"] - 2},
     ),
-    ("rope-theta-fitted", "RoPE's theta is 8000", theta(8000.0)),
-    ("rope-theta-fitted", "RoPE's theta is 2.5e+06", theta(2.5e6)),
+    ("rope-theta-fitted", "RoPE's theta is 8,000", theta(8000.0)),
+    ("rope-theta-fitted", "RoPE's theta is 2,500,000", theta(2.5e6)),
     (
         "rope-factor-fitted",
         "RoPE's frequencies are multiplied by 0.25",
@@ -64,8 +64,8 @@ def test_rope(
     left = f"{found.named[0].remaining_error:.1e}"
     assert found.named[0].explained
     if "theta" in name:  # as many digits as the rounding of float32 leaves
-        shown = float(found.named[0].sentence.split()[-1])
-        assert shown == pytest.approx(float(sentence.split()[-1]), rel=1e-4)
+        shown = float(found.named[0].sentence.split()[-1].replace(",", ""))
+        assert shown == pytest.approx(float(sentence.split()[-1].replace(",", "")), rel=1e-4)
     else:
         assert found.sentence() == f"{sentence}: remaining error {left}"
 
