@@ -128,6 +128,8 @@ def _mended(
 ) -> tuple[int, ...]:
     """The reading with another row where another row's key gives a column, and its own does not.
 
+    Where that row's key has its own column, this one is what it should be, and wrong.
+
     Rows with equal keys, as of sequences that begin alike, are told apart by nothing: of the columns that
     they give, the one that most goes to is the sequence's own.
     """
@@ -148,6 +150,8 @@ def _mended(
             near[column],
             key=lambda row: (row in taken, row not in live, row != claimed, float(errors[column, row])),
         )
+        if made[column] in taken and claimed not in taken and claimed != NOTHING:
+            made[column] = claimed  # no order has a row's key twice: another key was written over this one
         taken.add(made[column])
     return tuple(made)
 

@@ -73,7 +73,8 @@ def keys_moved(one: Attending, scores: Array) -> Iterator[tuple[str, NDArray[np.
         parts = []
         if moved:
             shift = {int(chosen[j]) - j for j in moved}
-            if len(shift) == 1:
+            copied = len(moved) == 1 and chosen[chosen[moved[0]]] == chosen[moved[0]]
+            if len(shift) == 1 and not copied:
                 by = shift.pop()
                 way = f"{abs(by)} place{'s' * (abs(by) > 1)} {'later' if by < 0 else 'earlier'}"
                 names = which("key", [chosen[j] for j in moved], n)

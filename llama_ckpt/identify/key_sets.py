@@ -62,6 +62,7 @@ def _rules(seen: Mask, visible: Mask) -> Iterator[KeySet]:
     # Late rows see all there is: how far a row looks ahead is told by those that could look further.
     free = last + row[:, 0] < n - 1
     yield from _shifted(int(np.median(last[free]) if free.any() else last.max()), row, key, visible)
+    yield from _shifted_later(seen, row, key, visible)
     yield from _windows(seen, row, key, visible)
     yield from _aligned(seen, row, key, visible)
     yield from _begun_anew(seen, visible)
@@ -82,6 +83,26 @@ def _shifted(by: int, row: Any, key: Any, visible: Mask) -> Iterator[KeySet]:
             one = seen | (kept & ~seen.any(axis=1, keepdims=True))
             said = f"{words}; where nothing is left, it sees {which_one}"
             yield KeySet("attention.mask", said, one, 1, "a diagonal of the mask off by one")
+
+
+def _shifted_later(seen: Mask, row: Any, key: Any, visible: Mask) -> Iterator[KeySet]:
+    """Rows that see the next ones from a call on, but for the last of a call, which has none after it."""
+    n = len(seen)
+    more = seen & ~visible
+    wrong = np.flatnonzero((seen != visible).any(axis=1))
+    if not len(wrong) or not wrong[0] or not more.any():
+        return
+    by, first = int(np.max(np.where(more, key - row, 0))), int(wrong[0])
+    made = visible | ((row >= first) & (key <= row + by))
+    # A call's last rows can't see so far.
+    ends = [end for end in range(first, n) if not more[end].any()]
+    for end in ends:
+        made[max(first, end - by + 1) : end + 1, end + 1 :] = False
+    words = f"the mask is off by {by} from token {first} on: a token sees the next {'one' if by == 1 else by}"
+    inner = [end for end in ends if end < n - 1]
+    words += " as well, but no later call's" if inner else " as well"
+    code = "the mask of a call that begins behind a cache"
+    yield KeySet("attention.mask", words, made, 2 + len(inner), code, {"offset": by, "first_row": first})
 
 
 def _before(by: int) -> str:
@@ -172,13 +193,14 @@ def _of_keys(seen: Mask, visible: Mask) -> Iterator[KeySet]:
     own = np.eye(n, dtype=np.bool_)
     lost = visible & ~seen
     gone = [bool(lost[key + 1 :, key].all() and lost[key + 1 :, key].any()) for key in range(n)]
-    hidden = np.flatnonzero(gone)
-    if 0 < len(hidden) < n:
-        for itself in (True, False):
+    never = np.flatnonzero([bool(lost[key:, key].all()) for key in range(n)])
+    for itself, hidden in ((True, np.flatnonzero(gone)), (False, never)):
+        if 0 < len(hidden) < n:
             made = visible.copy()
             made[:, hidden] = own[:, hidden] & visible[:, hidden] if itself else False
             words = f"no {'later ' if itself else ''}token sees {which('key', hidden, n)}"
             code = "taken for padding, evicted, or not written into the cache"
+            code = "the last tile of keys is left out" if hidden[0] and hidden[-1] == n - 1 else code
             yield KeySet("attention.hidden", words, made, len(ranges(hidden)), code, _as(hidden))
     more = seen & ~visible
     shown = np.flatnonzero([key > 0 and bool(more[:key, key].all()) for key in range(n)])

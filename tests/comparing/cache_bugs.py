@@ -74,6 +74,21 @@ class FirstKeyLost(CachedPort):
         return cells[1:] if len(cells) > new else cells
 
 
+class NextOfCall(CachedPort):
+    """Behind a cache the mask is off by one."""
+
+    def visible(self, sequences: Array, positions: Array, cells: list[Cell]) -> Array:
+        return super().visible(sequences, positions + (positions.min() > 0), cells)
+
+
+class WrittenOver(CachedPort):
+    """The second key and its value lie in the first one's cell as well."""
+
+    def attended(self, cells: list[Cell], new: int) -> list[Cell]:
+        copied = Cell(cells[0].sequences, cells[0].position, cells[1].keys, cells[1].values)
+        return [copied, *cells[1:]]
+
+
 class TopLeft(CachedPort):
     def visible(self, sequences: Array, positions: Array, cells: list[Cell]) -> Array:
         return np.tri(len(positions), len(cells), dtype=bool)
@@ -231,6 +246,8 @@ CATALOGUE: Sequence[Fault] = (
     Fault("first key lost", FirstKeyLost, "decode", 1, "attn_scores", "first key"),
     Fault("top left, chunks", TopLeft, "chunks", 1, "attn_probs", "top left"),
     Fault("top left, steps", TopLeft, "decode", 1, "attn_probs", "top left"),
+    Fault("sees the next in a later call", NextOfCall, "chunks", 1, "attn_probs", "off by 1 from token 5 on"),
+    Fault("a key written over", WrittenOver, "chunks", 0, "attn_scores", "key 0 is that of token 1"),
     Fault("last prompt left", NothingRemoved, "two prompts", 1, "attn_probs", "last prompt is left"),
     Fault("draft left", NothingRemoved, "rollback", 2, "attn_probs", "still in the cache"),
     Fault("reset", Reset, "rollback", 2, "attn_scores", "the cache is reset"),
