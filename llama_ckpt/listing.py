@@ -32,7 +32,7 @@ def which(noun: str, numbers: Iterable[int], n: int) -> str:
     if len(chosen) == 1:
         return f"{noun} {chosen[0]}"
     if len(chosen) == n:
-        return f"all {n} {noun}s"
+        return f"all {n} {_plural(noun)}"
     steps = {b - a for a, b in zip(chosen, chosen[1:], strict=False)}
     step = min(steps)
     if len(steps) == 1 and step > 1 and len(chosen) >= SHORTEST_STRIDE:
@@ -40,8 +40,12 @@ def which(noun: str, numbers: Iterable[int], n: int) -> str:
     parts = list(_parts(chosen))
     if len(parts) > MOST_PARTS:
         few = ", ".join(map(str, chosen[:3]))
-        return f"{len(chosen)} of {n} {noun}s (first {few}, last {chosen[-1]})"
-    return f"{noun}s {listed(parts)}"
+        return f"{len(chosen)} of {n} {_plural(noun)} (first {few}, last {chosen[-1]})"
+    return f"{_plural(noun)} {listed(parts)}"
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("ry") else f"{noun}s"
 
 
 def some(names: Sequence[object], most: int) -> str:

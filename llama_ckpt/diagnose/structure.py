@@ -131,7 +131,8 @@ def _of_all_elements(x: Array, o: Array) -> Iterator[Change]:
     bias = float(np.mean(x - o))
     yield Change("bias", f"there is a bias of {bias:.6g}", o + bias)
     slope, offset = _line(x, o) if np.ptp(o) > 0 else (1.0, bias)
-    yield Change("gain", f"there is a gain of {slope:.6g} and a bias of {offset:.6g}", slope * o + offset)
+    both = f"there is a gain of {_number(slope, ())} and a bias of {offset:.6g}"
+    yield Change("gain", both, slope * o + offset)
     for name, rounded in (("float16", to_float16), ("bfloat16", to_bfloat16)):
         if np.array_equal(rounded(x), x):
             yield Change("rounding", f"it is rounded to {name}", rounded(o))
@@ -146,4 +147,6 @@ def _number(value: float, shape: tuple[int, ...]) -> str:
         if size >= 8 and abs(value / size**power - 1) < 1e-4:
             name = f"sqrt({size})" if abs(power) == 0.5 else str(size)
             return f"{value:.6g} = {'1/' if power < 0 else ''}{name}"
+    if 0 < abs(value - 1) < 1e-5:  # six digits say a factor of 1, which changes nothing
+        return f"1 {'+' if value > 1 else '-'} {abs(value - 1):.2g}"
     return f"{value:.6g}"

@@ -16,7 +16,7 @@ from llama_ckpt.identify.operands import Product
 from llama_ckpt.identify.places import ranges
 from llama_ckpt.listing import which
 
-__all__ = ["another_factor", "factor_said", "other_factors"]
+__all__ = ["another_factor", "factor_said", "factors_said", "other_factors"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -54,14 +54,14 @@ def other_factors(product: Product) -> Iterator[Offer]:
         x, o = product.x, product.o
         squares = np.sum(o * o, axis=1 - axis, keepdims=True)
         gains = np.sum(x * o, axis=1 - axis, keepdims=True) / np.where(squares > 0, squares, 1.0)
-        yield from offered(product, gains * o, _factors(gains.ravel(), noun), part=False)
+        yield from offered(product, gains * o, factors_said(gains.ravel(), noun), part=False)
     biases = np.mean(product.error, axis=0, keepdims=True)
     said = f"a bias is added, a number for each output, {biases.min():.4g} to {biases.max():.4g}"
     change = Change("product.bias", said, biases.size, {"bias": biases.ravel().tolist()})
     yield from offered(product, product.o + biases, change, part=False)
 
 
-def _factors(gains: Array, noun: str) -> Change:
+def factors_said(gains: Array, noun: str) -> Change:
     """A factor for each; said by the few that have one and the same, where that is so."""
     moved = np.flatnonzero(np.abs(gains - 1) > NEAR)
     parameters = {"factors": gains.tolist(), "of": noun}
@@ -79,6 +79,8 @@ def factor_said(factor: float) -> str:
     if not np.isfinite(factor) or factor == 0:
         return f"{factor:.6g}"
     size, sign = abs(factor), "-" if factor < 0 else ""
+    if 0 < abs(factor - 1) < NEAR:
+        return f"1 {'+' if factor > 1 else '-'} {abs(factor - 1):.2g}"
     if abs(size - round(size)) <= NEAR * size and size >= 1:
         return f"{sign}{round(size)}"
     if abs(1 / size - round(1 / size)) <= NEAR / size:

@@ -138,7 +138,9 @@ def _in_a_region(asked: Asked, one: Evidence, region: Mask) -> Iterator[Guess]:
     numbers = 2 * sum(len(part) for part in place.parts.values())
     if np.ptp(there) == 0:
         value = "zero" if there[0] == 0 else f"{there[0]:.6g}"
-        said = f"{where} stay {value}{of_a_tile} is not computed" if tile else f"{where} stay {value}"
+        several = tile or any(last > first for runs in place.parts.values() for first, last in runs)
+        said = f"{where} {'stay' if several else 'stays'} {value}"
+        said += f"{of_a_tile} is not computed" if tile else ""
         yield _guess(asked, np.where(region, there[0], o), "constant", said, numbers, place, EDGE)
         return
     yield from _stale(asked, region, place, where)

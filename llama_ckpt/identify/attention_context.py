@@ -7,14 +7,17 @@ keys that a row saw are those of the interval whose mixture its context is.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.identify.affine import factors_said
 from llama_ckpt.identify.attending import Attending, Mask, softmax
 from llama_ckpt.identify.attention_heads import heads_said, matched_heads, place_of_heads
 from llama_ckpt.identify.attention_sums import in_the_sum, of_the_scores, rounded_steps
+from llama_ckpt.identify.attention_tiles import tile_guesses
 from llama_ckpt.identify.key_sets import rules_of, verb
 from llama_ckpt.identify.places import Place, ranges
 from llama_ckpt.identify.record import Guess
@@ -46,12 +49,14 @@ def context_guesses(one: Attending) -> Iterator[Guess]:
         return
     theirs = context.reshape(one.n, one.heads, -1).transpose(1, 0, 2)  # [heads, n, d]
     yield from _other_values(one, theirs)
+    yield from _head_factors(one, theirs)
     yield from _heads_in_another_order(one, context)
     if one.asked.theirs("attn_probs") is None:
         yield from _intervals(one, theirs)
         yield from _masses(one, theirs)
         yield from _other_reads(one, theirs)
         yield from _scales(one, theirs)
+        yield from tile_guesses(one, theirs)
         for mixture in rounded_steps(one, theirs, lambda probs: probs @ one.v[one.reads]):
             made = one.context_of(mixture.probs)
             if _near(one, context, made):
@@ -114,6 +119,23 @@ def _other_values(one: Attending, theirs: Array) -> Iterator[Guess]:
                 "attention.input", "keys are mixed instead of values", one.following(context=mixed), 1
             )
     yield from _before_rope(one)
+
+
+def _head_factors(one: Attending, theirs: Array) -> Iterator[Guess]:
+    """Some heads times a number, the others right."""
+    right = one.probs @ one.v[one.reads]
+    square = np.sum(right * right, axis=(1, 2))
+    gains = np.sum(right * theirs, axis=(1, 2)) / np.where(square > 0, square, 1.0)
+    moved = np.abs(gains - 1) > one.tolerance
+    if not 0 < moved.sum() < one.heads:
+        return
+    gains = np.where(moved, gains, 1.0)
+    made = (right * gains[:, None, None]).transpose(1, 0, 2).reshape(one.n, -1)
+    if _near(one, one.asked.x, made):
+        change, place = factors_said(gains, "head"), Place(heads=ranges(np.flatnonzero(moved)))
+        place = replace(place, sizes={"heads": one.heads})
+        free, given = change.numbers, change.parameters
+        yield Guess("attention.factors", change.sentence, one.following(context=made), free, place, given)
 
 
 def _before_rope(one: Attending) -> Iterator[Guess]:

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from llama_ckpt.identify.affine import factor_said
 from llama_ckpt.identify.attending import Attending, softmax
 from llama_ckpt.identify.attention_heads import (
     features_summed,
@@ -38,6 +39,7 @@ def scores_guesses(one: Attending) -> Iterator[Guess]:
             words = "scores are recorded after they were scaled by 1/sqrt(head_dim)"
             factor = one.scale
         yield Guess("attention.recorded", words, one.following(scores=factor * one.scores), 1)
+        yield _scaled_before(one, factor)
     for words, chosen in keys_moved(one, scores):
         made = np.where(chosen >= 0, one.scores[..., chosen], 0.0)
         if _near(one, scores, made):
@@ -59,6 +61,16 @@ def scores_guesses(one: Attending) -> Iterator[Guess]:
                 "attention.features", words, predicted, free, parameters=parameters, code="a tile's tail"
             )
     yield from _scores_of_other_tensors(one, scores)
+
+
+def _scaled_before(one: Attending, factor: float) -> Guess:
+    """Queries or keys times a number, after which scores are scaled as always."""
+    said = f"{factor:.6g} = 1/sqrt(head_dim)" if factor == one.scale else factor_said(factor)
+    words = f"queries or keys are multiplied by {said}, and the scores are scaled as well"
+    made = factor * one.scores
+    predicted = one.following(scores=made, probs=softmax(made * one.scale, one.visible))
+    given = {"factor": factor}
+    return Guess("attention.scale", words, predicted, 1, parameters=given, code="q * scale twice")
 
 
 def _scores_of_other_heads(one: Attending, scores: Array) -> Iterator[Guess]:

@@ -46,12 +46,12 @@ def other_columns(product: Product) -> Iterator[Offer]:
     off = features_off(product)
     if not len(off):
         return
-    found = False
+    found, in_all = False, 2 * len(off) > product.o.shape[1]
     for weights, numbers in _weights(product, off):
         if (weights == 1.0).all():
             continue
         p = (product.a * weights) @ np.asarray(product.w).T
-        for offer in offered(product, p, _change(product, weights, numbers), part=numbers <= 3):
+        for offer in offered(product, p, _change(weights, numbers, in_all), part=numbers <= 3):
             found |= product.fits(offer.p)
             yield offer
         if found:
@@ -155,15 +155,16 @@ def _numbers(cells: Array, groups: Array) -> int:
     return 2 * max(1, len(ranges(changed))) + odd
 
 
-def _change(product: Product, weights: Array, numbers: int) -> Change:
+def _change(weights: Array, numbers: int, in_all: bool) -> Change:
+    """What is said of weights; in_all: whether most outputs are off, as all are without an all-reduce."""
     changed = np.flatnonzero(weights != 1.0)
     place = columns_place(changed, len(weights))
     parameters = {"columns": weights.tolist()}
     kept = np.flatnonzero(weights == 1.0)
     run = ranges(kept)
     if len(run) == 1 and not weights[changed].any():
-        rank = _rank(int(kept[0]), len(kept), len(weights))
-        if rank or len(kept) <= len(weights) // 2:
+        rank = _rank(int(kept[0]), len(kept), len(weights)) if in_all else ""
+        if rank or len(kept) < len(weights) // 2:
             said = f"{which('column', kept, len(weights))} alone are summed, of {len(weights)}"
             said += rank
             code = RANKS if rank else LEFT_OUT

@@ -106,9 +106,11 @@ def _of_a_part(measured: Array, x: Array, eps: float) -> Iterator[Factor]:
     if ratio > 0:
         divisor = width / ratio
         whole = round(divisor)
-        words = f"the sum of squares is divided by {whole if abs(whole - divisor) < 1e-2 else divisor:.6g}"
-        made = 1 / np.sqrt(sums[:, -1] / (whole if abs(whole - divisor) < 1e-2 else divisor) + eps)
-        yield Factor("norm.width", f"{words}, not by the width {width}", made, 1, "", {"divisor": divisor})
+        near = whole > 0 and abs(whole - divisor) < 1e-2
+        words = f"the sum of squares is divided by {whole if near else divisor:.6g}, not by the width {width}"
+        made = 1 / np.sqrt(sums[:, -1] / (whole if near else divisor) + eps)
+        # Nobody divides by half a feature: where a factor says the same of the rows, that is meant.
+        yield Factor("norm.width", words, made, 1 if near else 3, "", {"divisor": divisor})
     for ranks in SHARES:
         if width % ranks == 0:
             part = (x * x).reshape(len(x), ranks, -1).mean(axis=2)

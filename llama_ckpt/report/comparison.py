@@ -148,7 +148,10 @@ def _first_wrong(report: Comparison, first: ComparedPoint, verbose: bool) -> Ite
     yield [("first wrong    ", "dim"), (first.name, "bold red"), (f"  {made}", "")]
     yield from _where(report)
     leading = first.leading
-    yield _fact("error", f"{leading.error_kind} {_ratio(leading.err, leading.limit) or leading.reason}")
+    size = _ratio(leading.err, leading.limit) or leading.reason
+    if leading.err <= leading.limit and leading.verdict == "fail" and leading.reason != size:
+        size += f", but {leading.reason.split('; ')[0]}"  # what else is measured, and was too far off
+    yield _fact("error", f"{leading.error_kind} {size}")
     yield _fact("who is off", WHO[first.blame])
     shown = report.diagnoses if verbose else report.diagnoses[:1]
     if report.run_fault:
