@@ -13,6 +13,7 @@ from tools.fuzz.targets import TARGETS
 __all__ = ["CORPUS", "main", "replay"]
 
 CORPUS = Path(__file__).parent / "corpus"
+ROOT = Path(__file__).parents[2]
 
 
 def replay(n_mutants: int) -> list[str]:
@@ -33,9 +34,14 @@ def replay(n_mutants: int) -> list[str]:
 
 
 def _kept(path: Path) -> bytes:
-    """A file of the corpus; most are compressed."""
+    """A file of the corpus; most are compressed, some what a file here was damaged by."""
     data = path.read_bytes()
-    return lzma.decompress(data) if path.suffix == ".xz" else data
+    data = lzma.decompress(data) if path.suffix == ".xz" else data
+    if ".xor" not in path.suffixes:
+        return data
+    whose, _, bits = data.partition(b"\n")
+    whole = (ROOT / whose.decode()).read_bytes()
+    return bytes(mine ^ other for mine, other in zip(bits, whole, strict=True))
 
 
 def main() -> None:
