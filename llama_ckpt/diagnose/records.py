@@ -24,6 +24,10 @@ FITTED = re.compile(r"rope-(theta|factor|llama-3)-fitted")
 """Bugs with a number that was fitted: what became of the file's own scaling of RoPE says more."""
 
 
+FAR_LESS = 0.5
+"""Of what a bug leaves that passes no more than this share is left where the numbers themselves come out."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """A simple change of the right tensor that gives the wrong one.
@@ -106,6 +110,13 @@ def _says_it_simpler(operator: Identified | None, bug: NamedBug) -> bool:
     if operator is None or not operator.explained or operator.free_numbers > 1:
         return False
     return operator.kind == "rope.scaling" or ", and " in bug.sentence
+
+
+def _gives_its_numbers(operator: Identified | None, bug: NamedBug | None) -> bool:
+    """Whether it gives a half-precision norm's very numbers, of which a bug that passes misses many."""
+    if operator is None or bug is None or not operator.explained or operator.free_numbers:
+        return False
+    return operator.kind.startswith("norm.") and operator.left < FAR_LESS * bug.remaining_error
 
 
 def _is_part(one: NamedBug | Identified | Finding) -> bool:
@@ -205,6 +216,7 @@ class Diagnosis:
             change = None  # fits much, and says nothing of what was computed
         if bug is not None and FITTED.fullmatch(bug.name) and _says_it_simpler(operator, bug):
             bug = None  # a theta or a factor that happens to give the same
+        several = several or _gives_its_numbers(operator, bug)
         found = [operator, change, bug] if several else [bug, operator, change]
         return min((one for one in found if one is not None), key=_is_part, default=None)
 

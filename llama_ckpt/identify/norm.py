@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.identify.norm_factors import Factor, factors
+from llama_ckpt.identify.norm_in_half import norms_in_half
 from llama_ckpt.identify.places import Place, elements_off, ranges
 from llama_ckpt.identify.record import Asked, Guess
 from llama_ckpt.identify.rounded import FORMATS
@@ -87,7 +88,8 @@ def norm_guesses(asked: Asked) -> Iterator[Guess]:
     # Each is held against the logits, too, which cost more than all else: the simplest that fit are enough.
     fitting.sort(key=lambda pair: (pair[1][3], pair[0]))
     where = norm.place.said()
-    for _, (kind, words, made, free, code, parameters) in fitting[:MOST_TRIED]:
+    found = [*_in_half(norm), *(one for _, one in fitting[:MOST_TRIED])]
+    for kind, words, made, free, code, parameters in found:
         whole = norm.with_part(made)
         predicted = {asked.name: whole} | _logits(asked, whole)
         said = f"{words}, in {where} only" if where else words
@@ -247,6 +249,18 @@ def _of_other_inputs(norm: _Norm) -> Iterator[_Explained]:
         made = other / np.sqrt(np.mean(other * other, axis=1, keepdims=True) + norm.eps) * norm.weight
         words = f"the norm is given {point} instead of {reads[0] if reads else 'its input'}"
         yield "norm.input", words, made[norm.part], 1, "a residual left out, or the wrong variable", {}
+
+
+def _in_half(norm: _Norm) -> Iterator[_Explained]:
+    """What gives the very numbers of a program in half precision; nothing that was fitted is in it."""
+    found = norms_in_half(norm.x[norm.rows], norm.y, norm.weight, norm.eps, norm.features)
+    for kind, words, made, parameters in found:
+        code = (
+            "x.pow(2).mean() of a half-precision x"
+            if kind == "norm.rounded"
+            else "rms_norm_eps of another model"
+        )
+        yield kind, words, made, 0, code, parameters
 
 
 STEPS = ("input", "mean square", "factor", "result before the weight", "weight")
