@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -34,14 +35,24 @@ def replay(n_mutants: int) -> list[str]:
 
 
 def _kept(path: Path) -> bytes:
-    """A file of the corpus; most are compressed, some what a file here was damaged by."""
+    """A file of the corpus; most are compressed, some told as damage to a file here."""
     data = path.read_bytes()
     data = lzma.decompress(data) if path.suffix == ".xz" else data
-    if ".xor" not in path.suffixes:
-        return data
-    whose, _, bits = data.partition(b"\n")
-    whole = (ROOT / whose.decode()).read_bytes()
-    return bytes(mine ^ other for mine, other in zip(bits, whole, strict=True))
+    return _put_together(data) if ".from" in path.suffixes else data
+
+
+def _put_together(data: bytes) -> bytes:
+    """What was damaged from a file here: its name, a line, then what is new and what is copied in turn.
+
+    Each turn: how many new bytes, from where and how many are copied, three uint32; and the new bytes.
+    """
+    whose, _, turns = data.partition(b"\n")
+    whole, made, at = (ROOT / whose.decode()).read_bytes(), b"", 0
+    while at < len(turns):
+        new, start, copied = struct.unpack_from("<III", turns, at)
+        at += 12 + new
+        made += turns[at - new : at] + whole[start : start + copied]
+    return made
 
 
 def main() -> None:
