@@ -17,6 +17,7 @@ from llama_ckpt.comparing.comparison import Comparison
 from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.report.comparison import comparison_lines
 from tests.comparing.ported_llama import Array, F, Port, compared, seeded
+from tests.comparing.rounding_ports import Float16Port
 
 LEFT = re.compile(r"(.*): remaining error (\d\.\de-\d\d)")
 
@@ -136,6 +137,12 @@ def test_float32_angles_pass_and_the_report_says_what_they_cost(
         here, far = float(found[1]), float(found[2])
         assert 1e-6 * first / 10_000 < here < 1e-4 * first / 10_000
         assert 0.25 < far / here * (first + 5) / 32_000 < 4
+
+
+def test_of_half_precision_nothing_is_said_of_angles(tmp_path: Path) -> None:
+    """What it rounds hides what angles in float32 cost, and was taken for that: 5e-1 at 32,000."""
+    report = compared(Float16Port(seeded()), tmp_path, 20, dtype="float16")
+    assert report.verdict == "pass" and not any("angles" in note for note in report.notes)
 
 
 def test_exact_angles_cost_nothing(tmp_path: Path) -> None:
