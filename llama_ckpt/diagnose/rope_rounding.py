@@ -77,7 +77,7 @@ def cost_of_angles(x: Array, y: Array, positions: Array, frequencies: Array) -> 
     before, after = (np.asarray(a, np.float64)[order] for a in (x, y))
     at, f = np.asarray(positions)[order], np.asarray(frequencies, np.float64)
     here = _error(after, before, _exact(at, f))
-    if len(f) < 2 or not here > ROUNDED:
+    if len(f) < 2 or not here > ROUNDED or not at[-1]:  # nothing is turned at position 0
         return None
     left = {way: _error(after, before, way(at, f)) for way in WAYS}
     way = min(left, key=left.__getitem__)

@@ -111,7 +111,7 @@ def _lost_in_all(x: Array, y: Array, p: Precision) -> float:
 def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None = None) -> Spread:
     """Of y = x w^T, `[n, ...]`."""
     if came is None:
-        return Spread(product_deviation(x, w, y, p)[0])
+        return Spread(product_deviation(x, w, y, p)[0], equal=_of_rounded_inputs(x, w, y, p))
     own, through = product_deviation(x, w, y, p, came.beside_mode)
     assert through is not None
     onward = None if came.mode is None else np.matmul(came.mode, w.T)
@@ -129,6 +129,27 @@ def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None
         flat = y.reshape(len(y), -1)
         sums = sums.and_of(RowSums(np.abs(np.sum(onward * flat, axis=1)), np.abs(onward.sum(axis=1))))
     return Spread(whole, mode=mode, sums=sums)
+
+
+def _of_rounded_inputs(x: Array, w: Any, y: Array, p: Precision) -> tuple[float, float]:
+    """What y = x w^T is off by along it and in sum, squares, where x is rounded to half precision for it.
+
+    Autocast does so to a norm that was recorded in float32: an error of x is one for all outputs. Nothing
+    where x is in half precision already.
+    """
+    if not p.half:
+        return 0.0, 0.0
+    off = _rounded(x, p) - x
+    if not off.any():
+        return 0.0, 0.0
+    moved = np.matmul(off, w.T).reshape(y.shape)
+    return float(np.vdot(moved, y)) ** 2, float(moved.sum()) ** 2
+
+
+def _rounded(x: Array, p: Precision) -> Array:
+    """In the precision's half; what it has no room for stays."""
+    rounded = (to_float16 if p.largest < np.inf else to_bfloat16)(x)
+    return np.where(np.isfinite(rounded), rounded, x)
 
 
 def biased_spread(x: Array, w: Any, y: Array, bias: Any, dtype: str, came: Spread | None = None) -> Spread:
@@ -184,9 +205,7 @@ def rounded_turns(x: Array, positions: Any, frequencies: Any, p: Precision) -> f
     if not p.half:
         return 0.0
     angles = np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64)
-    rounded = to_float16 if p.largest < np.inf else to_bfloat16
-    cos, sin = np.cos(angles), np.sin(angles)
-    longer = cos * rounded(cos) + sin * rounded(sin) - 1.0
+    longer = sum(turn * _rounded(turn, p) for turn in (np.cos(angles), np.sin(angles))) - 1.0
     energy = np.sum(np.square(x[..., 0::2]) + np.square(x[..., 1::2]), axis=1)
     return float(abs(np.vdot(energy, longer)) / max(energy.sum(), np.finfo(np.float64).tiny))
 

@@ -7,7 +7,10 @@ import pytest
 from numpy.typing import NDArray
 
 from llama_ckpt.judging.equal_numbers import scores_together
+from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.rounding_steps import PRECISIONS
+from llama_ckpt.judging.step_spreads import product_spread
+from llama_ckpt.judging.to_precision import to_float16
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -51,3 +54,20 @@ def test_float32_and_other_numbers_lean_by_nothing() -> None:
     _, plain = scores_together(q, k, positions, PRECISIONS["bfloat16"])
     alone = 2 * (PRECISIONS["bfloat16"].half * np.abs(q).mean()) ** 2 * 40 * 40 / 2 * 4 * 16
     assert plain < alone
+
+
+def test_a_product_of_a_norm_in_float32_rounds_it_for_all_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autocast does: an error of the norm's is one for all outputs, and three equal tokens have it."""
+    p = PRECISIONS["float16"]
+
+    def used(seed: int) -> float:
+        rng = np.random.default_rng(seed)
+        x, w = np.tile(rng.normal(size=(1, 64)), (3, 1)), rng.normal(size=(704, 64)) / 8
+        y = x @ w.T
+        made = to_float16(to_float16(x) @ to_float16(w).T)
+        limit = within(limit_for("ffn_gate", "float16", "own"), product_spread(x, w, y, p), y)
+        return max(float(got / most) for got, most in limit.measured(limit.measure(made, y)).values())
+
+    assert max(map(used, range(300))) < 1
+    monkeypatch.setattr("llama_ckpt.judging.step_spreads._of_rounded_inputs", lambda *_: (0.0, 0.0))
+    assert max(map(used, range(300))) > 1
