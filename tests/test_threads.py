@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 import llama_ckpt
 from llama_ckpt import cores
 from llama_ckpt.cores import physical_cores, usable_cpus
-from llama_ckpt.threads import SMALL_MODEL, fitted_threads, model_bytes
+from llama_ckpt.threads import SMALL_MODEL, fitted_threads, model_bytes, numpy_threads
 from reference_dumps import embedded_model
 
 
@@ -43,6 +43,15 @@ def test_as_many_as_the_model_is_worth(n_bytes: int, wanted: int, four_cores: No
         assert torch.get_num_threads() == wanted
         assert processes == (4 if wanted == 1 else 1)
     assert torch.get_num_threads() == 8
+
+
+@pytest.mark.parametrize(("n_bytes", "wanted"), [(0, 2), (1, 1), (SMALL_MODEL, 2)])
+def test_numpy_alone_has_one_thread_for_a_small_model(
+    n_bytes: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with threadpool_limits(2, user_api="blas"), numpy_threads(n_bytes):
+        assert {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"} == {wanted}
 
 
 def test_numpy_has_one_thread_and_then_its_own_again(

@@ -35,6 +35,7 @@ from llama_ckpt.dumps.names_map import DumpMap, read_map
 from llama_ckpt.dumps.sequences import sequences_of
 from llama_ckpt.dumps.theirs import TheirDump, open_their_dump
 from llama_ckpt.points import ALL_POINTS, split_name
+from llama_ckpt.threads import model_bytes, numpy_threads
 
 __all__ = ["compare_dump"]
 
@@ -81,7 +82,8 @@ def compare_dump(
         sides = open_sides(
             part, reference=reference, model=model, dump=dump, dtype=dtype, arithmetic=arithmetic
         )
-        return _compared(sides, partial, options, progress)
+        with numpy_threads(0 if sides.file is None else model_bytes(Path(sides.file.path))):
+            return _compared(sides, partial, options, progress)
 
     result = of_sequences(opened, parts, compared) if parts else compared(opened)
     result.seconds = time.perf_counter() - began
@@ -98,9 +100,10 @@ def _compared(
     result, undeclared = _judged(sides, partial, options, progress)
     if undeclared is not None and result.verdict != "pass":
 
-        def judged(arithmetic: Arithmetic | None) -> Comparison:
+        def judged(arithmetic: Arithmetic | None, explain: bool = True) -> Comparison:
             again = sides if arithmetic is None else replace(sides, arithmetic=arithmetic)
-            return _judged(again, partial, options, progress, first=arithmetic is not None)[0]
+            first = arithmetic is not None
+            return _judged(again, partial, options, progress, first=first, explain=explain)[0]
 
         result = _with_roundings(result, undeclared, judged)
     kind = half_numbers(sides, options["dtype"]) if result.verdict == "fail" else None
@@ -115,16 +118,17 @@ def _compared(
 
 
 def _with_roundings(
-    result: Comparison, undeclared: Undeclared, judged: Callable[[Arithmetic | None], Comparison]
+    result: Comparison, undeclared: Undeclared, judged: Callable[..., Comparison]
 ) -> Comparison:
     """A comparison with the roundings that explain what is wrong, or that put a right program as far off.
 
     Args:
-        judged: the same beside some roundings; of None once more without, everything explained.
+        judged: the same beside some roundings; of None once more without, everything explained. Given False
+            nothing is: where single steps have shown nothing, most of what is tried is not it.
     """
     over, shown = undeclared.over_blocks, undeclared.is_shown
     for found in undeclared.found()[:MOST_TRIED]:
-        again, fits = judged(found), over.of(found)
+        again, fits = judged(found, shown), over.of(found)
         proved = over.proves(fits) or (shown and not fits)
         if not proved and not _made(again):
             if not is_told(result):
@@ -134,6 +138,8 @@ def _with_roundings(
             return result
         known = proved or shown or over.is_likely
         if _made(again) < _made(result) and again.arithmetic is not None and known:
+            again = again if shown else judged(found)
+            assert again.arithmetic is not None
             again.arithmetic.declared, again.arithmetic.words = False, undeclared.said(found)
             note_stretches(again.arithmetic, over, fits)
             return again
@@ -152,15 +158,19 @@ def _judged(
     progress: Callable[[str, int, int], None] | None,
     *,
     first: bool = True,
+    explain: bool = True,
 ) -> tuple[Comparison, Undeclared | None]:
-    """Judge a dump; with it what was tried of roundings that it does not declare; `first` as there."""
+    """Judge a dump; with it what was tried of roundings that it does not declare; `first` as there.
+
+    `explain`: whether what is wrong is explained.
+    """
     result, undeclared = _begun(sides), None
     looked = scan(sides.theirs, progress)
     wanted = wanted_of(sides.theirs, sides.n_layers, experts=sides.n_used > 0)
     result.of = len(wanted) if not partial else len(sides.theirs.names)
     of_the_run = len(result.findings)
     if sides.comparable:
-        walk = Walk(sides, looked, result, progress)
+        walk = Walk(sides, looked, result, progress, explains=explain)
         if walk.undeclared is not None:
             walk.undeclared.first = first
         with np.errstate(all="ignore"):  # a diverging program overflows; its points say so

@@ -52,6 +52,12 @@ KEPT: Final = 16
 ALIKE: Final = 2.0
 """A tensor is as far off as roundings put it within this factor."""
 
+BEGINNING, LONG = 2, 6
+"""What an arithmetic costs over the first blocks of a long stretch tells what it costs over all of them."""
+
+ROOM, FEW_GREW = 4.0, 3
+"""Within this factor, beyond how most others grew between, so many at least, and from a few tokens to all."""
+
 MANY, LIKELY, LIKELY_OF_FEW = 8, 0.8, 0.25
 """Of half of so many rows no more than this share of their error is left where it is these roundings'. Of
 others, which add their own, as much is left as there was or more, but by chance less of a row: all that a
@@ -88,14 +94,30 @@ class Stretch:
         block = split_name(self.name)[0]
         return int(self.config.n_layers) if block is None else block + 1
 
-    def run(self, by: PatchedOracle, embeddings: str = "float32", rows: int | None = None) -> Array:
-        """The tensor as an oracle makes it, of the first rows or of all: `[rows, ...]`."""
-        block, point = split_name(self.name)
+    @property
+    def middle(self) -> int:
+        """Before this block it is looked at what an arithmetic costs so far; the first of a short stretch."""
+        return self.first + (BEGINNING if self.until - self.first >= LONG else 0)
+
+    def begin(self, by: PatchedOracle, embeddings: str = "float32", rows: int | None = None) -> Array:
+        """What goes into the block `middle`, of the first rows or of all: `[rows, width]`."""
         x, at = np.asarray(self.start[:rows], np.float64), self.positions[:rows]
         if self.embedded:
             x = rounded(x, embeddings)
+        for number in range(self.first, self.middle):
+            x = by.block(x, self.weights.blocks[number], config=self.config, positions=at)
+        return x
+
+    def run(self, by: PatchedOracle) -> Array:
+        """The tensor as an oracle makes it: `[n, ...]`."""
+        return self.end(by, self.begin(by))
+
+    def end(self, by: PatchedOracle, x: Array) -> Array:
+        """The tensor as an oracle makes it of what `begin` gives: `[rows, ...]`."""
+        block, point = split_name(self.name)
+        at = self.positions[: len(x)]
         seen: dict[str, Array] = {}
-        for number in range(self.first, self.until):
+        for number in range(self.middle, self.until):
             here = number == block and point != "out"
             tap = {"tap": seen.__setitem__} if here else {}
             x = by.block(x, self.weights.blocks[number], config=self.config, positions=at, **tap)
@@ -152,6 +174,14 @@ class AsFar:
         return int(np.count_nonzero(self.rows <= 0.01))
 
 
+@dataclass(frozen=True)
+class _Exactly:
+    """A stretch without roundings: what goes into its `middle`, and the tensor."""
+
+    begun: Array
+    y: Array
+
+
 @dataclass
 class OverBlocks:
     """The arithmetics that may explain the stretches of a dump.
@@ -168,7 +198,8 @@ class OverBlocks:
     stretches: list[Stretch] = field(default_factory=list)
     fits: list[list[AsFar]] = field(default_factory=list)
     unseen: bool = False
-    _exact: dict[tuple[str, int | None], Array] = field(default_factory=dict)
+    _exact: dict[tuple[str, int | None], _Exactly] = field(default_factory=dict)
+    _grew: dict[str, list[float]] = field(default_factory=dict)  # costs at the end for those of the beginning
 
     def look(self, stretch: Stretch, *, search: bool = True) -> None:
         """Try every arithmetic on a first stretch, and on a later one those that may be it by then.
@@ -177,7 +208,8 @@ class OverBlocks:
             search: whether what is rounded is not known.
         """
         if self.stretches or not search:
-            found = [(before, self._fit(stretch, before[0].arithmetic)) for before in self.fits]
+            alive = [before for before in self.fits if _may_be(before)]
+            found = [(before, self._fit(stretch, before[0].arithmetic)) for before in alive]
             self.fits = [[*before, one] for before, one in found if one is not None]
         else:
             self.fits = [[one] for one in self._first(stretch)]
@@ -191,7 +223,7 @@ class OverBlocks:
     @property
     def may_be(self) -> list[list[AsFar]]:
         """Of all that put every stretch as far what they make of it, the best first."""
-        found = [fits for fits in self.fits if all(one.proved or one.may_be for one in fits)]
+        found = [fits for fits in self.fits if _may_be(fits)]
         return sorted(found, key=lambda fits: (not all(one.proved for one in fits), fits[0].share))
 
     @property
@@ -218,28 +250,77 @@ class OverBlocks:
 
     def _first(self, stretch: Stretch) -> list[AsFar]:
         rows = None if stretch.last or len(stretch.x) <= FIRST_ROWS else FIRST_ROWS
-        tried = [one for a in self._arithmetics() if (one := self._fit(stretch, a, rows)) is not None]
+        tried = self._fits(stretch, self._arithmetics(), rows)
+        caches = max((one.costs for one in tried if _is_a_cache(one.arithmetic)), default=0.0)
+
+        def most(one: AsFar) -> float:
+            """With a cache no more is left than it costs, beside what two runs part by."""
+            return PARTED * float(np.hypot(one.costs, caches))
+
         tried.sort(key=lambda one: (not one.is_within(ALIKE**2), one.share))
         tried = tried[:KEPT]
         if tried and not tried[0].proved:
-            both = [self._fit(stretch, a, rows) for one in tried[:2] for a in self._with_caches(one)]
-            tried += [one for one in both if one is not None and one.share < tried[0].share]
+            near = [one for one in tried[:2] if one.is_within(ALIKE**2) and one.left <= most(one)]
+            added = [a for one in near for a in self._with_caches(one)]
+            tried += [one for one in self._fits(stretch, added, rows) if one.share < tried[0].share]
         if rows is None:
             return tried
-        return [one for few in tried if (one := self._fit(stretch, few.arithmetic)) is not None]
+        err = self._err(stretch)
+        left = [few.arithmetic for few in tried if few.proved or _is_about(err, few.costs, few.costs)]
+        return self._fits(stretch, left, None)
 
-    def _fit(self, stretch: Stretch, arithmetic: Arithmetic, rows: int | None = None) -> AsFar | None:
-        """None where rows of these widths cannot be rounded so."""
-        try:
-            y = stretch.run(
-                rounded_oracle(arithmetic, weight_type=self.weight_type), arithmetic.embeddings, rows
-            )
-        except OptionError:
-            return None
+    def _fits(self, stretch: Stretch, among: Sequence[Arithmetic], rows: int | None) -> list[AsFar]:
+        """What each makes of the first rows, or of all; without those that begin too far off, or too near.
+
+        What is the same after the first blocks, to the last bit, stays so: it is run once.
+        """
+        exact, err = self._exactly(stretch, rows).begun, self._err(stretch)
+        grew = self._grew.setdefault(stretch.name, [])
+        found, seen = [], dict[bytes, AsFar | None]()
+        for arithmetic in among:
+            try:
+                begun = self._begun(stretch, arithmetic, rows)
+            except OptionError:
+                continue
+            key = begun.tobytes()
+            if key not in seen or stretch.middle == stretch.first:
+                costs = float(np.linalg.norm(begun - exact) / np.linalg.norm(exact))
+                known = costs > 0 and len(grew) >= FEW_GREW
+                if known and not _is_about(err, *_usually(costs, grew)):
+                    seen[key] = None
+                    continue
+                seen[key] = one = self._fit(stretch, arithmetic, rows, begun)
+                if one is not None and costs > 0 and np.isfinite(one.costs / costs):
+                    grew.append(one.costs / costs)
+            if (one := seen[key]) is not None:
+                found.append(replace(one, arithmetic=arithmetic))
+        return found
+
+    def _err(self, stretch: Stretch) -> float:
+        exact = self._exactly(stretch, None).y
+        return float(np.linalg.norm(np.asarray(stretch.x, np.float64) - exact) / np.linalg.norm(exact))
+
+    def _begun(self, stretch: Stretch, arithmetic: Arithmetic, rows: int | None) -> Array:
+        by = rounded_oracle(arithmetic, weight_type=self.weight_type)
+        return stretch.begin(by, arithmetic.embeddings, rows)
+
+    def _exactly(self, stretch: Stretch, rows: int | None) -> _Exactly:
         key = stretch.name, rows
         if key not in self._exact:
-            self._exact[key] = stretch.run(RIGHT, rows=rows)
-        x, o = np.asarray(stretch.x[:rows], np.float64), self._exact[key]
+            begun = stretch.begin(RIGHT, rows=rows)
+            self._exact[key] = _Exactly(begun, stretch.end(RIGHT, begun))
+        return self._exact[key]
+
+    def _fit(
+        self, stretch: Stretch, arithmetic: Arithmetic, rows: int | None = None, begun: Array | None = None
+    ) -> AsFar | None:
+        """None where rows of these widths cannot be rounded so; `begun` what goes on where it is made."""
+        try:
+            begun = self._begun(stretch, arithmetic, rows) if begun is None else begun
+            y = stretch.end(rounded_oracle(arithmetic, weight_type=self.weight_type), begun)
+        except OptionError:
+            return None
+        x, o = np.asarray(stretch.x[:rows], np.float64), self._exactly(stretch, rows).y
         norm, off = float(np.linalg.norm(o)), _by_row(x - o)
         left = _by_row(x - y)
         return AsFar(
@@ -286,11 +367,31 @@ class OverBlocks:
         return [composed({**lines, "attention": x}, self.rows, self.types, None) for x in kept]
 
 
+def _may_be(fits: Sequence[AsFar]) -> bool:
+    """Whether an arithmetic explains every stretch, or puts it as far."""
+    return all(one.proved or one.may_be for one in fits)
+
+
+def _usually(costs: float, grew: Sequence[float]) -> tuple[float, float]:
+    """What costs of a beginning grow to, least and most, but for an eighth of those known at either end."""
+    ordered, few = sorted(grew), len(grew) // 8
+    return costs * ordered[few], costs * ordered[-1 - few]
+
+
+def _is_about(err: float, least: float, most: float) -> bool:
+    """Whether an error may be what an arithmetic costs, which is known within a factor."""
+    return least <= ALIKE * ROOM * err and err <= ALIKE * ROOM * most
+
+
 def is_usual(arithmetic: Arithmetic) -> bool:
     """Whether programs are known that round so: something that can be tried costs as much as any bug."""
-    a = arithmetic
+    return arithmetic.name in PROFILES or _is_a_cache(arithmetic)
+
+
+def _is_a_cache(a: Arithmetic) -> bool:
+    """Whether keys and values alone are rounded, to half precision."""
     cache = replace(Arithmetic(), keys=a.keys, values=a.keys, name=a.name, about=a.about)
-    return a.name in PROFILES or (a.keys in ("float16", "bfloat16") and a == cache)
+    return a.keys in ("float16", "bfloat16") and a == cache
 
 
 def _by_row(x: Array) -> Array:

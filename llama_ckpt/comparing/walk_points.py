@@ -84,6 +84,7 @@ class PointJudge:
     rounded_since: RoundedRun | NoisyRun | None = None  # from the last end of a block that they recorded
     unrounded: Unrounded | None = None  # beside a declared run
     undeclared: Undeclared | None = None  # where nothing was declared
+    explains: bool = True  # what is wrong, which may cost more than to find it
     last_row: bool = False  # logits are those of the last token alone
     router_ties: RouterTies = field(default_factory=RouterTies)
     ties: Rows | None = None  # tokens that the exact run may put through other experts, up to where it is
@@ -239,9 +240,8 @@ class PointJudge:
         self.result.compared += len(judged)
         if self.undeclared is not None:
             self.undeclared.look(run, theirs, judged)
-            if self.undeclared.waits():
-                return
-        self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
+        if self.explains and not (self.undeclared is not None and self.undeclared.waits()):
+            self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
 
     def _since(self, name: str) -> Nearest:
         """What was recorded before a point, and can be relied on."""

@@ -58,7 +58,7 @@ ARROWS: dict[str, str] = {
     "diagnose": "errors identify json_values judging listing oracle points precisions",
     "comparing": (
         "arithmetic diagnose dumps errors gguf hugging_face identify json_values judging listing oracle "
-        "points precisions reference_dumps results spare_memory weights"
+        "points precisions reference_dumps results spare_memory threads weights"
     ),
     "ranks": (
         "comparing diagnose dumps errors gguf judging listing oracle outside points reference_dumps weights "
