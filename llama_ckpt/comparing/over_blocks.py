@@ -265,8 +265,8 @@ class OverBlocks:
             tried += [one for one in self._fits(stretch, added, rows) if one.share < tried[0].share]
         if rows is None:
             return tried
-        err = self._err(stretch)
-        left = [few.arithmetic for few in tried if few.proved or _is_about(err, few.costs, few.costs)]
+        errs = self._err(stretch, rows), self._err(stretch)
+        left = [few.arithmetic for few in tried if few.proved or _is_about(errs, few.costs, few.costs)]
         return self._fits(stretch, left, None)
 
     def _fits(self, stretch: Stretch, among: Sequence[Arithmetic], rows: int | None) -> list[AsFar]:
@@ -274,9 +274,8 @@ class OverBlocks:
 
         What is the same after the first blocks, to the last bit, stays so: it is run once.
         """
-        exact, err = self._exactly(stretch, rows).begun, self._err(stretch)
-        grew = self._grew.setdefault(stretch.name, [])
-        found, seen = [], dict[bytes, AsFar | None]()
+        exact, errs = self._exactly(stretch, rows).begun, (self._err(stretch, rows), self._err(stretch))
+        found, seen, grew = [], dict[bytes, AsFar | None](), self._grew.setdefault(stretch.name, [])
         for arithmetic in among:
             try:
                 begun = self._begun(stretch, arithmetic, rows)
@@ -286,7 +285,7 @@ class OverBlocks:
             if key not in seen or stretch.middle == stretch.first:
                 costs = float(np.linalg.norm(begun - exact) / np.linalg.norm(exact))
                 known = costs > 0 and len(grew) >= FEW_GREW
-                if known and not _is_about(err, *_usually(costs, grew)):
+                if known and not _is_about(errs, *_usually(costs, grew)):
                     seen[key] = None
                     continue
                 seen[key] = one = self._fit(stretch, arithmetic, rows, begun)
@@ -296,9 +295,11 @@ class OverBlocks:
                 found.append(replace(one, arithmetic=arithmetic))
         return found
 
-    def _err(self, stretch: Stretch) -> float:
-        exact = self._exactly(stretch, None).y
-        return float(np.linalg.norm(np.asarray(stretch.x, np.float64) - exact) / np.linalg.norm(exact))
+    def _err(self, stretch: Stretch, rows: int | None = None) -> float:
+        """Of the first rows, or of all; at least what float32 may leave."""
+        exact = self._exactly(stretch, rows).y
+        off = np.linalg.norm(np.asarray(stretch.x[:rows], np.float64) - exact)
+        return max(float(off / np.linalg.norm(exact)), stretch.limit.err)
 
     def _begun(self, stretch: Stretch, arithmetic: Arithmetic, rows: int | None) -> Array:
         by = rounded_oracle(arithmetic, weight_type=self.weight_type)
@@ -378,9 +379,9 @@ def _usually(costs: float, grew: Sequence[float]) -> tuple[float, float]:
     return costs * ordered[few], costs * ordered[-1 - few]
 
 
-def _is_about(err: float, least: float, most: float) -> bool:
-    """Whether an error may be what an arithmetic costs, which is known within a factor."""
-    return least <= ALIKE * ROOM * err and err <= ALIKE * ROOM * most
+def _is_about(errs: tuple[float, float], least: float, most: float) -> bool:
+    """Whether errors, of first rows and of all, may be what an arithmetic costs, known within a factor."""
+    return least <= ALIKE * ROOM * min(errs) and errs[1] <= ALIKE * ROOM * most
 
 
 def is_usual(arithmetic: Arithmetic) -> bool:
