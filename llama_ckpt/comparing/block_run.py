@@ -79,6 +79,10 @@ class Given:
     ties: Rows | None = None
 
 
+TO_THE_CONTEXT = ("attn_norm", "q", "k", "v", "q_rope", "k_rope", *MATRICES)
+"""The points of a block before the context, which later ones do not read."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockRun(Mapping[str, Array]):
     """The points of one block by neutral name, on what was recorded of it; those that can be computed.
@@ -300,6 +304,13 @@ class BlockRun(Mapping[str, Array]):
         for point in [point for point in self._computed if point != "out"]:
             del self._computed[point]
         self._floats.clear()
+        self.forget_attention()
+
+    def forget_attention(self) -> None:
+        """Let go of what leads to the context, theirs too; what is asked for again is put together again."""
+        for point in TO_THE_CONTEXT:
+            self._computed.pop(point, None)
+            self._floats.pop(point, None)
         self.__dict__.pop("attention", None)
 
     def let_go_of_parts(self) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llama_ckpt.comparing.attention import Attention
-from llama_ckpt.comparing.block_run import ATTENDED, NORMS, BlockRun
+from llama_ckpt.comparing.block_run import ATTENDED, NORMS, TO_THE_CONTEXT, BlockRun
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.judging.limits import ELEMENT, limit_for
 from llama_ckpt.judging.rounding import case_spreads, experts_spread
@@ -34,6 +34,10 @@ from llama_ckpt.points import ALL_POINTS, BLOCK_INPUT
 __all__ = ["BlockSpreads", "OwnBlock"]
 
 Array: TypeAlias = NDArray[Any]
+
+
+LARGE = 1 << 22
+"""Spreads of more numbers are kept in float32: of a deviation two digits count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class BlockSpreads(Mapping[str, Spread]):
         there = self.run.compute(point) is not None
         with np.errstate(all="ignore"):  # an input that overflows has no spread, and is told of elsewhere
             found = self._spread(point) if there else None
+        if found is not None and np.size(found.deviation) > LARGE:
+            found = found.in_float32()
         if point not in self.run.theirs or ALL_POINTS[point].inner:  # else no step asks for it again
             self._made[point] = found
         return found
@@ -190,6 +196,12 @@ class OwnBlock(BlockRun, OwnRun):
         """The same, and of what rounding may leave."""
         super().forget()
         self._spread_of.clear()
+
+    def forget_attention(self) -> None:
+        """The same, and with what its inputs are off by."""
+        super().forget_attention()
+        for point in TO_THE_CONTEXT:
+            self._spread_of.pop(point, None)
         self._attention.clear()
 
     def let_go_of_parts(self) -> None:

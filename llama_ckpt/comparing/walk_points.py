@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.either import choices
 from llama_ckpt.comparing.block_run import MATRICES
+from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
 from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
@@ -230,6 +231,8 @@ class PointJudge:
             if own is None and total is None:
                 continue  # the reference has no such tensor, and there is no model to compute it
             judged[point] = compared_point(name, own, total, since, self.data_flow, self.recorded)
+            if point == "attn_context":
+                self._let_go_of_attention(theirs, (run, right, whole), judged)
             if judged[point].made in ("here", "between", "unknown") and not self.result.wrong_rows:
                 self._draw_first(name, theirs[point], run if own else right)
             self.result.points.append(judged[point])
@@ -242,6 +245,25 @@ class PointJudge:
             self.undeclared.look(run, theirs, judged)
         if self.explains and not (self.undeclared is not None and self.undeclared.waits()):
             self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
+
+    @staticmethod
+    def _let_go_of_attention(
+        theirs: Mapping[str, Array], runs: Iterable[object], judged: Mapping[str, ComparedPoint]
+    ) -> None:
+        """What leads to the context of a long prompt, once all up to that is right: little reads it again.
+
+        Scores and probabilities are gigabytes, and the feed-forward's share of memory is still to come.
+        """
+        if any(one.verdict == "fail" for one in judged.values()):
+            return
+        blocks = [run for run in runs if isinstance(run, OwnBlock)]
+        large = [point for point in MATRICES if point in theirs and theirs[point].size > HELD]
+        for held in (theirs, *(run.theirs for run in blocks)):
+            if isinstance(held, dict) and "attn_context" in held:
+                for point in large:
+                    held.pop(point, None)
+        for run in blocks if large else ():
+            run.forget_attention()
 
     def _since(self, name: str) -> Nearest:
         """What was recorded before a point, and can be relied on."""

@@ -80,7 +80,9 @@ def gated_mode(gate: Array, up: Array, gate_mode: Array | None, up_mode: Array |
     assert up_mode is not None
     both = STEEP * moved * up_mode  # of what is next to nothing, and off by far more
     ways = moved * up + second + both, moved * up - second - both
-    return ways[int(np.linalg.norm(ways[1]) > np.linalg.norm(ways[0]))]
+    norms = (np.linalg.norm(way.reshape(len(way), -1), axis=1) for way in ways)
+    larger = np.greater_equal(*norms).reshape(-1, *[1] * (up.ndim - 1))
+    return np.asarray(np.where(larger, *ways))
 
 
 def column_means(w: Any) -> Array:

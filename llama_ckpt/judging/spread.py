@@ -106,6 +106,15 @@ class Spread:
             equal=(factor**4 * self.equal[0], factor**2 * self.equal[1]),
         )
 
+    def in_float32(self) -> Spread:
+        """The same, its arrays of a tensor's size in float32."""
+
+        def narrow(array: Any) -> Any:
+            return array.astype(np.float32) if np.ndim(array) > 1 else array
+
+        names = ("deviation", "most", "mode", "apart")
+        return replace(self, **{name: narrow(getattr(self, name)) for name in names})
+
     def last_row(self) -> Spread:
         """Of the last row alone."""
         return self.rows(slice(-1, None))

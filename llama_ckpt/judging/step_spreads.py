@@ -6,6 +6,7 @@ which go from step to step. A step whose inputs are exact has none that came. nu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -81,6 +82,32 @@ FUSED = 4.0
 """Exponentials, sum and its reciprocal inside a fused attention: contexts were off by up to 6.5."""
 
 
+AT_ONCE = 1 << 21
+"""So many elements of what a step reads are looked at together: a dozen arrays of that size are in memory."""
+
+
+def _a_few_rows_at_a_time(make: Callable[[slice], Spread], read: Array) -> Spread:
+    """The spread of a step that goes row by row, put together; read: what it reads, `[n, ...]`."""
+    step = max(1, AT_ONCE * len(read) // max(read.size, 1))
+    if step >= len(read):
+        return make(slice(None))
+    found = [make(slice(start, start + step)) for start in range(0, len(read), step)]
+    modes = [one.mode for one in found if one.mode is not None]
+    sums = [one.sums for one in found if one.sums is not None]
+    joined = (
+        (np.concatenate([one.along for one in sums]), np.concatenate([one.plain for one in sums]))
+        if sums
+        else None
+    )
+    equal = np.sum([np.sqrt(one.equal) for one in found], axis=0) ** 2
+    return Spread(
+        np.concatenate([one.deviation for one in found]),
+        mode=np.concatenate(modes) if modes else None,
+        sums=None if joined is None else RowSums(*joined),
+        equal=(float(equal[0]), float(equal[1])),
+    )
+
+
 def norm_spread(
     x: Array, weight: ArrayLike, y: Array, eps: float, p: Precision, came: Spread | None = None
 ) -> Spread:
@@ -112,6 +139,10 @@ def product_spread(x: Array, w: Any, y: Array, p: Precision, came: Spread | None
     """Of y = x w^T, `[n, ...]`."""
     if came is None:
         return Spread(product_deviation(x, w, y, p)[0], equal=_of_rounded_inputs(x, w, y, p))
+    return _a_few_rows_at_a_time(lambda r: _product_rows(x[r], w, y[r], p, came.rows(r)), x)
+
+
+def _product_rows(x: Array, w: Any, y: Array, p: Precision, came: Spread) -> Spread:
     own, through = product_deviation(x, w, y, p, came.beside_mode)
     assert through is not None
     onward = None if came.mode is None else np.matmul(came.mode, w.T)
@@ -225,7 +256,19 @@ def scores_spread(
 def gated_spread(
     gate: Array, up: Array, p: Precision, came_gate: Spread | None = None, came_up: Spread | None = None
 ) -> Spread:
-    """Of silu(gate) * up."""
+    """Of silu(gate) * up `[n, ...]`."""
+
+    def of(spread: Spread | None, rows: slice) -> Spread | None:
+        return None if spread is None else spread.rows(rows)
+
+    return _a_few_rows_at_a_time(
+        lambda r: _gated_rows(gate[r], up[r], p, of(came_gate, r), of(came_up, r)), gate
+    )
+
+
+def _gated_rows(
+    gate: Array, up: Array, p: Precision, came_gate: Spread | None, came_up: Spread | None
+) -> Spread:
     off_gate, off_up = (None if one is None else one.whole for one in (came_gate, came_up))
     mode_gate, mode_up = (None if one is None else one.mode for one in (came_gate, came_up))
     product, whole = gated(gate, up, off_gate, off_up, p)
@@ -234,9 +277,8 @@ def gated_spread(
         mode = together(mode, lost)
         equal = float(np.vdot(np.abs(lost), np.abs(product))) ** 2, float(lost.sum()) ** 2
     if all(one is None or (one.sums is None and not one.aligned) for one in (came_gate, came_up)):
-        return Spread(
-            whole, mode=mode, equal=equal
-        )  # a gate's own rounding and an up's are each element's apart
+        # A gate's own rounding and an up's are each element's apart.
+        return Spread(whole, mode=mode, equal=equal)
     own = gated(gate, up, None, None, p)[1]
     return Spread(whole, mode=mode, sums=aligned_sums(product, own, whole), equal=equal)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from llama_ckpt.judging.equal_numbers import scores_together
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.rounding_steps import PRECISIONS
-from llama_ckpt.judging.step_spreads import product_spread
+from llama_ckpt.judging.spread import Spread
+from llama_ckpt.judging.step_spreads import gated_spread, product_spread
 from llama_ckpt.judging.to_precision import to_float16
 
 
@@ -71,3 +72,25 @@ def test_a_product_of_a_norm_in_float32_rounds_it_for_all_outputs(monkeypatch: p
     assert max(map(used, range(300))) < 1
     monkeypatch.setattr("llama_ckpt.judging.step_spreads._of_rounded_inputs", lambda *_: (0.0, 0.0))
     assert max(map(used, range(300))) > 1
+
+
+def test_what_is_made_a_few_rows_at_a_time_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    gate, up, out = rng.normal(size=(3, 50, 40)) * 5
+    w, p = rng.normal(size=(40, 40)), PRECISIONS["bfloat16"]
+    came = product_spread(up, w, up @ w.T, p, Spread(np.abs(gate) * 1e-3, mode=out * 1e-3))
+
+    def made() -> tuple[Spread, Spread]:
+        gated = gated_spread(gate * 4, up @ w.T, p, came, came)
+        return gated, product_spread(out, w, out @ w.T, p, gated)
+
+    whole = made()
+    monkeypatch.setattr("llama_ckpt.judging.step_spreads.AT_ONCE", 300)
+    for one, other in zip(whole, made(), strict=True):
+        np.testing.assert_allclose(one.deviation, other.deviation, rtol=1e-5)
+        assert one.mode is not None and other.mode is not None
+        np.testing.assert_allclose(one.mode, other.mode, rtol=1e-6)
+        # Parts may lean apart, and do not know of each other.
+        assert other.equal[0] == pytest.approx(one.equal[0]) and other.equal[1] >= one.equal[1] * 0.999
+        assert one.sums is not None and other.sums is not None
+        np.testing.assert_allclose(one.sums.along, other.sums.along, rtol=1e-5)
