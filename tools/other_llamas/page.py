@@ -32,10 +32,6 @@ random ones after it: {lengths} tokens.
 `llama-ckpt` as of commit {state}.
 """
 
-SINCE = """Since that commit these five pass: in float16 a SiLU whose exp has no room is nothing (MLX), and a
-softmax's sum that is made one after the other loses its little terms (tinygrad), both in right programs."""
-"""What came of the condemned ones that the last whole run found; to be emptied when the next is made."""
-
 
 def page(results: Iterable[Judged], wanted: Iterable[Run], state: str) -> str:
     """The page's text.
@@ -85,7 +81,6 @@ def _condemned(right: Sequence[Judged]) -> Iterator[str]:
         yield "| program | dtype | model | tokens | what compare says |\n| --- | --- | --- | --- | --- |"
         for one in bad:
             yield f"| {_title(one)} | {one.dtype} | {one.model} | {one.length} | {_said(one)} |"
-        yield f"\n{SINCE}\n"
 
 
 def _said(one: Judged) -> str:
