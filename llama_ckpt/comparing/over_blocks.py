@@ -15,7 +15,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.arithmetic.formats import rounded
 from llama_ckpt.arithmetic.parts import (
     OTHERS,
     PARTS,
@@ -29,14 +28,13 @@ from llama_ckpt.arithmetic.parts import (
 from llama_ckpt.arithmetic.profiles import PROFILES
 from llama_ckpt.arithmetic.record import Arithmetic
 from llama_ckpt.arithmetic.rounded_oracle import rounded_oracle
+from llama_ckpt.comparing.stretch import Stretch
 from llama_ckpt.errors import OptionError
-from llama_ckpt.judging.limits import Limit
 from llama_ckpt.judging.rounded_run import PARTED
 from llama_ckpt.judging.verdict import judge
-from llama_ckpt.oracle.patched_oracle import RIGHT, PatchedOracle
-from llama_ckpt.points import split_name
+from llama_ckpt.oracle.patched_oracle import RIGHT
 
-__all__ = ["MOST_PRODUCTS", "AsFar", "OverBlocks", "Stretch"]
+__all__ = ["MOST_PRODUCTS", "AsFar", "OverBlocks"]
 
 Array: TypeAlias = NDArray[Any]
 
@@ -52,9 +50,6 @@ KEPT: Final = 16
 ALIKE: Final = 2.0
 """A tensor is as far off as roundings put it within this factor."""
 
-BEGINNING, LONG = 2, 6
-"""What an arithmetic costs over the first blocks of a long stretch tells what it costs over all of them."""
-
 ROOM, FEW_GREW = 4.0, 3
 """Within this factor, beyond how most others grew between, so many at least, and from a few tokens to all."""
 
@@ -62,70 +57,6 @@ MANY, LIKELY, LIKELY_OF_FEW = 8, 0.8, 0.25
 """Of half of so many rows no more than this share of their error is left where it is these roundings'. Of
 others, which add their own, as much is left as there was or more, but by chance less of a row: all that a
 run adds lies along a few directions."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """From what was recorded, over whole blocks, to a tensor that is off.
-
-    Attributes:
-        name: the tensor's full name; x: theirs.
-        start: what goes into the first block, `[n, width]`; first: which that is.
-        embedded: whether `start` is rows of the table, which are rounded too.
-        weights, config, positions: the model's and the prompt's.
-        limit: what float32 may leave over such a stretch.
-        last: x is the last token's row alone.
-    """
-
-    name: str
-    x: Array
-    start: Array
-    first: int
-    embedded: bool
-    weights: Any
-    config: Any
-    positions: NDArray[np.int64]
-    limit: Limit
-    last: bool = False
-
-    @property
-    def until(self) -> int:
-        """The first block that is not run."""
-        block = split_name(self.name)[0]
-        return int(self.config.n_layers) if block is None else block + 1
-
-    @property
-    def middle(self) -> int:
-        """Before this block it is looked at what an arithmetic costs so far; the first of a short stretch."""
-        return self.first + (BEGINNING if self.until - self.first >= LONG else 0)
-
-    def begin(self, by: PatchedOracle, embeddings: str = "float32", rows: int | None = None) -> Array:
-        """What goes into the block `middle`, of the first rows or of all: `[rows, width]`."""
-        x, at = np.asarray(self.start[:rows], np.float64), self.positions[:rows]
-        if self.embedded:
-            x = rounded(x, embeddings)
-        for number in range(self.first, self.middle):
-            x = by.block(x, self.weights.blocks[number], config=self.config, positions=at)
-        return x
-
-    def run(self, by: PatchedOracle) -> Array:
-        """The tensor as an oracle makes it: `[n, ...]`."""
-        return self.end(by, self.begin(by))
-
-    def end(self, by: PatchedOracle, x: Array) -> Array:
-        """The tensor as an oracle makes it of what `begin` gives: `[rows, ...]`."""
-        block, point = split_name(self.name)
-        at = self.positions[: len(x)]
-        seen: dict[str, Array] = {}
-        for number in range(self.middle, self.until):
-            here = number == block and point != "out"
-            tap = {"tap": seen.__setitem__} if here else {}
-            x = by.block(x, self.weights.blocks[number], config=self.config, positions=at, **tap)
-        if block is not None:
-            return seen[point] if point in seen else x
-        x = x[-1:] if self.last else x
-        made: Array = by.output_logits(x, self.weights, config=self.config, tap=seen.__setitem__)
-        return made if point == "logits" else seen[point]
 
 
 @dataclass(frozen=True)
@@ -298,7 +229,7 @@ class OverBlocks:
     def _err(self, stretch: Stretch, rows: int | None = None) -> float:
         """Of the first rows, or of all; at least what float32 may leave."""
         exact = self._exactly(stretch, rows).y
-        off = np.linalg.norm(np.asarray(stretch.x[:rows], np.float64) - exact)
+        off = np.linalg.norm(stretch.theirs(rows) - exact)
         return max(float(off / np.linalg.norm(exact)), stretch.limit.err)
 
     def _begun(self, stretch: Stretch, arithmetic: Arithmetic, rows: int | None) -> Array:
@@ -321,7 +252,7 @@ class OverBlocks:
             y = stretch.end(rounded_oracle(arithmetic, weight_type=self.weight_type), begun)
         except OptionError:
             return None
-        x, o = np.asarray(stretch.x[:rows], np.float64), self._exactly(stretch, rows).y
+        x, o = stretch.theirs(rows), self._exactly(stretch, rows).y
         norm, off = float(np.linalg.norm(o)), _by_row(x - o)
         left = _by_row(x - y)
         return AsFar(

@@ -38,8 +38,9 @@ from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
 from llama_ckpt.comparing.declared_head import DeclaredHead
 from llama_ckpt.comparing.head_run import HeadRun
-from llama_ckpt.comparing.over_blocks import OverBlocks, Stretch
+from llama_ckpt.comparing.over_blocks import OverBlocks
 from llama_ckpt.comparing.own_run import OwnRun
+from llama_ckpt.comparing.stretch import Stretch
 from llama_ckpt.errors import OptionError
 from llama_ckpt.judging.limits import limit_for, within
 from llama_ckpt.judging.matching import distance

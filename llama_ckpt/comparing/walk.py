@@ -30,9 +30,10 @@ from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import LayerErrors
 from llama_ckpt.comparing.half_numbers import half_numbers
 from llama_ckpt.comparing.head_run import FixedRun, HeadRun
-from llama_ckpt.comparing.over_blocks import MOST_PRODUCTS, Stretch
+from llama_ckpt.comparing.over_blocks import MOST_PRODUCTS
 from llama_ckpt.comparing.own_run import OwnRun
 from llama_ckpt.comparing.settling import Settling
+from llama_ckpt.comparing.stretch import Stretch
 from llama_ckpt.comparing.unrounded import Unrounded
 from llama_ckpt.comparing.walk_points import ENDS, WORTH_ASKING, Array
 from llama_ckpt.identify.record import Around

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from llama_ckpt.arithmetic.either import choices
 from llama_ckpt.comparing.block_run import MATRICES
-from llama_ckpt.comparing.block_spreads import OwnBlock
 from llama_ckpt.comparing.comparison import ComparedPoint, Comparison, LintFinding
 from llama_ckpt.comparing.declared import Declared
 from llama_ckpt.comparing.declared_block import DeclaredBlock
@@ -26,6 +25,7 @@ from llama_ckpt.comparing.explaining import Explainer
 from llama_ckpt.comparing.fitting import fit
 from llama_ckpt.comparing.head_run import FixedRun
 from llama_ckpt.comparing.large import LARGE, rows_of
+from llama_ckpt.comparing.letting_go import let_go_of_attention
 from llama_ckpt.comparing.nearest import DataFlow, Nearest
 from llama_ckpt.comparing.noisy_run import NoisyRun
 from llama_ckpt.comparing.own_run import OwnRun
@@ -214,8 +214,7 @@ class PointJudge:
         """Judge points of one block, or those outside of the blocks where `number` is None.
 
         Args:
-            theirs: their tensors by neutral name; right: what they should be; run: what they should be on
-                the nearest inputs that they recorded.
+            theirs: their tensors by neutral name; right: what they should be; run: on the nearest recorded.
             whole: the oracle's block on what goes into theirs, for whoever tries bugs.
         """
         # Of blocks gone through only the numbers are kept: limits of each element are as large as tensors.
@@ -229,15 +228,14 @@ class PointJudge:
             self.recorded[name] = self._is_finite(point, theirs[point])
             own, total = self._judge_both(name, theirs[point], right, run, since)
             if own is None and total is None:
-                continue  # the reference has no such tensor, and there is no model to compute it
+                continue  # the reference has no such tensor, and no model computes it
             judged[point] = compared_point(name, own, total, since, self.data_flow, self.recorded)
-            if point == "attn_context":
-                self._let_go_of_attention(theirs, (run, right, whole), judged)
+            let_go_of_attention(point, theirs, (run, right, whole), judged)
             if judged[point].made in ("here", "between", "unknown") and not self.result.wrong_rows:
                 self._draw_first(name, theirs[point], run if own else right)
             self.result.points.append(judged[point])
             if point in (*ENDS, "out") and point in right:
-                # Of a block's run nothing but its end is to stay; logits are made once more where asked for.
+                # Of a block's run its end alone is to stay; logits are made again where asked for.
                 end = right if point == "logits" else FixedRun({point: right[point]})
                 self.ends[name] = theirs[point], end
         self.result.compared += len(judged)
@@ -245,25 +243,6 @@ class PointJudge:
             self.undeclared.look(run, theirs, judged)
         if self.explains and not (self.undeclared is not None and self.undeclared.waits()):
             self.explainer.explain(judged, theirs, run, whole, right, self.mask, self._limit)
-
-    @staticmethod
-    def _let_go_of_attention(
-        theirs: Mapping[str, Array], runs: Iterable[object], judged: Mapping[str, ComparedPoint]
-    ) -> None:
-        """What leads to the context of a long prompt, once all up to that is right: little reads it again.
-
-        Scores and probabilities are gigabytes, and the feed-forward's share of memory is still to come.
-        """
-        if any(one.verdict == "fail" for one in judged.values()):
-            return
-        blocks = [run for run in runs if isinstance(run, OwnBlock)]
-        large = [point for point in MATRICES if point in theirs and theirs[point].size > HELD]
-        for held in (theirs, *(run.theirs for run in blocks)):
-            if isinstance(held, dict) and "attn_context" in held:
-                for point in large:
-                    held.pop(point, None)
-        for run in blocks if large else ():
-            run.forget_attention()
 
     def _since(self, name: str) -> Nearest:
         """What was recorded before a point, and can be relied on."""

@@ -42,6 +42,11 @@ def test_logits_alone_are_explained_whole_where_no_tie_fell(port: type[Port], tm
     assert last_logits(program, 12, tmp_path / "last.safetensors").exit_code == 3
 
 
+def test_of_probabilities_alone_the_first_rows_see_the_first_keys(tmp_path: Path) -> None:
+    report = compared(IntegerPort(seeded()), tmp_path, 12, kept=only("blk.1.attn_probs"), partial=True)
+    assert report.exit_code == 3 and "int8 per row" in report.reason, report.reason
+
+
 @pytest.mark.parametrize("type", ["Q8_0", "Q4_0"])
 @pytest.mark.parametrize("kept", [("logits",), ("blk.5.out", "blk.20.out")])
 def test_llama_cpps_own_are_explained_over_32_blocks(

@@ -103,7 +103,7 @@ def test_what_declares_nothing_fails(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("function", "point", "words"),
-    [(swapped, "ffn_gate", "gate and up are swapped"), (a_little_more, "ffn_out", "gain of 1.00001")],
+    [(swapped, "ffn_gate", "gate and up are swapped"), (a_little_more, "ffn_out", "gain of 1 + 1e-05")],
 )
 def test_a_bug_behind_the_rounding_is_named(
     model: Path, function: Callable[..., Any], point: str, words: str
