@@ -82,7 +82,7 @@ def test_where_ties_fell_it_says_how_far_roundings_would_put_it(tmp_path: Path) 
     assert report.reason.endswith(
         "a bug smaller than that can't be seen; record blk.0.q, which tells, or declare it: --arithmetic tf32"
     )
-    assert "rows of 12 whole" in report.reason
+    assert "they cost" in report.reason  # and, where a machine sums so that some rows have no tie, which
     assert any("not declared, not proved" in str(line) for line in comparison_lines(report))
     more = compared(program, tmp_path, 12, kept=only("blk.0.q"), partial=True)
     assert more.exit_code == 3 and "products in TF32" in more.reason
