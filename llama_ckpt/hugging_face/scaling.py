@@ -48,6 +48,9 @@ def scaling_of(config: Mapping[str, Any], head_dim: int) -> Scaling:
         return {_PREFIX + "type": "linear", _PREFIX + "factor": factor}, {}
     if kind == "llama3":
         low, high = float(_needed(said, "low_freq_factor")), float(_needed(said, "high_freq_factor"))
+        if not high > low:
+            what = "config.json: high_freq_factor of rope_scaling"
+            raise ModelFileError(what, got=f"{high:g}", wanted=f"more than low_freq_factor, {low:g}")
         factors = llama3_factors(Llama3Scaling(factor, low, high, original), head_dim, theta_of(config))
         return {}, {ROPE_FACTORS: np.asarray(factors, np.float32)}
     if kind == "yarn":

@@ -180,6 +180,15 @@ def test_a_vocabulary_that_is_not_known_leaves_token_ids(tmp_path: Path) -> None
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: got 0.5, wanted 1"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_scaling: got dynamic, wanted"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: got .*, wanted none"),
+        (
+            {
+                "rope_scaling": {
+                    **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64},
+                    **{"low_freq_factor": 4.0, "high_freq_factor": 4},
+                }
+            },
+            "high_freq_factor of rope_scaling: got 4, wanted more than low_freq_factor, 4",
+        ),
         ({"num_attention_heads": "4"}, "num_attention_heads: got .4., wanted a valid integer"),
     ],
 )
