@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.rounding_steps import Precision
+from llama_ckpt.judging.rounding_steps import Precision, to_half
 
 __all__ = ["scores_together"]
 
@@ -82,5 +82,4 @@ def _codes(x: Array, p: Precision) -> NDArray[np.uint16]:
     if p.largest < np.inf:
         with np.errstate(over="ignore"):
             return x.astype(np.float16).view(np.uint16)
-    bits = x.astype(np.float32).view(np.uint32)
-    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    return (to_half(x, p).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)

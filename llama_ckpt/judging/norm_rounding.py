@@ -15,8 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llama_ckpt.judging.rounding_steps import SWALLOWED, Precision, sum_one_by_one
-from llama_ckpt.judging.to_precision import to_bfloat16
+from llama_ckpt.judging.rounding_steps import SWALLOWED, Precision, sum_one_by_one, to_half
 
 __all__ = ["CHANCE", "norm_apart", "norm_deviation", "norm_lost", "norm_shared", "roots_alike"]
 
@@ -48,14 +47,13 @@ def _root(x: Array, p: Precision) -> Array:
 def norm_shared(x: Array, eps: float, p: Precision) -> Array:
     """What a row of an RMS norm of x `[n, width]` has in common, as a share, `[n, 1]`."""
     shared = p.u + 0.5 * _root(x, p) + p.root
-    return np.hypot(shared, _one_way(x, eps)) if p.half and not p.root else shared
+    return np.hypot(shared, _one_way(x, eps, p)) if p.half and not p.root else shared
 
 
-def _one_way(x: Array, eps: float) -> Array:
+def _one_way(x: Array, eps: float, p: Precision) -> Array:
     """What x times its root, rounded to float16, is off by all along the row; 0 where it is off by chance."""
     exact = x / np.sqrt(np.mean(x * x, axis=1, keepdims=True) + eps)
-    with np.errstate(over="ignore", invalid="ignore"):
-        off = np.nan_to_num(exact.astype(np.float16).astype(np.float64) - exact, posinf=0.0, neginf=0.0)
+    off = to_half(exact, p) - exact
     energy = np.sum(exact * exact, axis=1, keepdims=True)
     along = np.sum(off * exact, axis=1, keepdims=True)
     chance = CHANCE * np.sqrt(np.sum((off * exact) ** 2, axis=1, keepdims=True))
@@ -94,11 +92,11 @@ def roots_alike(x: Array, y: Array, eps: float, p: Precision) -> tuple[float, fl
     if not p.root or len(x) == 1:
         return 0.0, 0.0
     squares = np.mean(x * x, axis=1)
-    means, added = squares + eps, to_bfloat16(to_bfloat16(squares) + eps)
+    means, added = squares + eps, to_half(to_half(squares, p) + eps, p)
     _, group = np.unique(added, return_inverse=True)
-    roots = [np.sqrt(each) for each in (means, to_bfloat16(means), added)]
-    roots += [to_bfloat16(each) for each in roots]  # as torch has it, but where its vectors are full
-    one_way = [to_bfloat16(1 / root) * np.sqrt(means) - 1 for root in roots]
+    roots = [np.sqrt(each) for each in (means, to_half(means, p), added)]
+    roots += [to_half(each, p) for each in roots]  # as torch has it, but where its vectors are full
+    one_way = [to_half(1 / root, p) * np.sqrt(means) - 1 for root in roots]
     found = []
     for rows in (np.sum(y * y, axis=1), y.sum(axis=1)):
         errors = p.root * rows

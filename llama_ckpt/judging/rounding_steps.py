@@ -14,6 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
+
 __all__ = [
     "MODE",
     "PRECISIONS",
@@ -31,6 +33,7 @@ __all__ = [
     "softmax_shared",
     "sum_deviation",
     "sum_one_by_one",
+    "to_half",
     "turned_deviation",
     "turned_most",
 ]
@@ -72,6 +75,12 @@ PRECISIONS: Mapping[str, Precision] = {
     "bfloat16": Precision(2.0**-24, HALF * 2.0**-8, 2.0**-126, 0.7 * 2.0**-8),
 }
 """By the name of the dtype."""
+
+
+def to_half(x: Array, p: Precision) -> Array:
+    """In the precision's half, to nearest; what that has no room for stays as it is."""
+    rounded = (to_float16 if p.largest < np.inf else to_bfloat16)(x)
+    return np.where(np.isfinite(rounded), rounded, x)
 
 
 def sum_deviation(terms: tuple[Array, Array], n: Any, y: Array, p: Precision) -> Array:

@@ -39,11 +39,11 @@ from llama_ckpt.judging.rounding_steps import (
     gated,
     gated_by_tanh,
     product_deviation,
+    to_half,
     turned_deviation,
     turned_most,
 )
 from llama_ckpt.judging.spread import RowSums, Spread
-from llama_ckpt.judging.to_precision import to_bfloat16, to_float16
 from llama_ckpt.judging.turns import angles_of
 from llama_ckpt.oracle import llama as oracle
 
@@ -170,17 +170,11 @@ def _of_rounded_inputs(x: Array, w: Any, y: Array, p: Precision) -> tuple[float,
     """
     if not p.half:
         return 0.0, 0.0
-    off = _rounded(x, p) - x
+    off = to_half(x, p) - x
     if not off.any():
         return 0.0, 0.0
     moved = np.matmul(off, w.T).reshape(y.shape)
     return float(np.vdot(moved, y)) ** 2, float(moved.sum()) ** 2
-
-
-def _rounded(x: Array, p: Precision) -> Array:
-    """In the precision's half; what it has no room for stays."""
-    rounded = (to_float16 if p.largest < np.inf else to_bfloat16)(x)
-    return np.where(np.isfinite(rounded), rounded, x)
 
 
 def biased_spread(x: Array, w: Any, y: Array, bias: Any, dtype: str, came: Spread | None = None) -> Spread:
@@ -236,7 +230,7 @@ def rounded_turns(x: Array, positions: Any, frequencies: Any, p: Precision) -> f
     if not p.half:
         return 0.0
     angles = np.asarray(positions, np.float64)[:, None] * np.asarray(frequencies, np.float64)
-    longer = sum(turn * _rounded(turn, p) for turn in (np.cos(angles), np.sin(angles))) - 1.0
+    longer = sum(turn * to_half(turn, p) for turn in (np.cos(angles), np.sin(angles))) - 1.0
     energy = np.sum(np.square(x[..., 0::2]) + np.square(x[..., 1::2]), axis=1)
     return float(abs(np.vdot(energy, longer)) / max(energy.sum(), np.finfo(np.float64).tiny))
 
@@ -307,9 +301,7 @@ def _one_way(exact: Array, p: Precision) -> tuple[float, float]:
     """
     if not p.half:
         return 0.0, 0.0
-    off = np.nan_to_num(
-        (to_float16 if p.largest < np.inf else to_bfloat16)(exact) - exact, posinf=0, neginf=0
-    )
+    off = to_half(exact, p) - exact
     found = [(float(each.sum()) ** 2, float(np.vdot(each, each))) for each in (off * exact, off)]
     along, plain = (square if square > CHANCE**2 * chance else 0.0 for square, chance in found)
     return along, plain
